@@ -1,0 +1,78 @@
+"""Self-training: a policy searches, scores its own steps and learns from them, until it stops improving."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from pipeline_lib.config import PipelineConfig
+from pipeline_lib.types import IterationRecord, PolicyRef, Ref, RunResult
+from tasks.audit import audit_iteration, load_audit
+from tasks.evaluate import evaluate_policy
+from tasks.policies import base_policy, trained_policy
+from tasks.problems import draw_problems, evaluation_sets
+from tasks.record import decide_gate, finish_run, record_iteration
+from tasks.score import score_steps
+from tasks.search import search_problems
+from tasks.train import train_policy
+
+
+@flow(name="self-training", flow_run_name="{config.preset}-seed-{config.seed}", validate_parameters=True)
+def self_training(config: PipelineConfig) -> RunResult:
+    """Improves a policy with data that it makes itself (arXiv 2501.01478).
+
+    1. Measure the base on the validation and test sets.
+    2. Draw problems and search each with the current policy: a tree of steps per problem.
+    3. Score every step by its relative correctness.
+    4. Audit the scores; without signal search on once, then stop.
+    5. Train on the scored steps, held near the current policy.
+    6. Measure the new policy.
+    7. Ask the gate; go on with 2, or stop and name the best iteration champion.
+    """
+    policy = base_policy(config)
+    evaluations = evaluate_everywhere(config, policy)
+    records = [record_iteration(config=config, index=0, policy=policy, stages={}, evaluations=evaluations, earlier=[])]
+    decision = decide_gate(config=config, records=records)
+    while decision.proceed and len(records) <= config.num_iterations:
+        records.append(run_iteration(config, policy, records))
+        policy = records[-1].policy
+        decision = decide_gate(config=config, records=records)
+    return finish_run(config=config, records=records, decision=decision)
+
+
+def run_iteration(config: PipelineConfig, policy: PolicyRef, earlier: list[IterationRecord]) -> IterationRecord:
+    """Steps 2 to 6, once."""
+    index = len(earlier)
+    problems = draw_problems(config=config, iteration=index)
+    stages = search_and_audit(config, problems, policy, index)
+    evaluations: list[Ref] = []
+    if load_audit(stages["audit"][0]).passed:
+        trees, scores = stages["search"], stages["score"][0]
+        trained = train_policy(config=config, trees=trees, scores=scores, policy=policy, iteration=index)
+        policy = trained_policy(config, trained, iteration=index)
+        stages["train"] = (trained,)
+        evaluations = evaluate_everywhere(config, policy)
+    return record_iteration(
+        config=config, index=index, policy=policy, stages=stages, evaluations=evaluations, earlier=earlier
+    )
+
+
+def search_and_audit(
+    config: PipelineConfig, problems: Ref, policy: PolicyRef, index: int
+) -> dict[str, tuple[Ref, ...]]:
+    """Steps 2 to 4, with the audit's one remedy; references by stage."""
+    trees = search_problems(config=config, problems=problems, policy=policy, iteration=index)
+    scores = score_steps(config=config, trees=trees, iteration=index)
+    audit = audit_iteration(config=config, trees=trees, scores=scores, iteration=index, remedied=False)
+    if config.audit.remedy and not load_audit(audit).passed:
+        trees = search_problems(config=config, problems=problems, policy=policy, iteration=index, earlier=trees)
+        scores = score_steps(config=config, trees=trees, iteration=index)
+        audit = audit_iteration(config=config, trees=trees, scores=scores, iteration=index, remedied=True)
+    return {"problems": (problems,), "search": trees, "score": (scores,), "audit": (audit,)}
+
+
+def evaluate_everywhere(config: PipelineConfig, policy: PolicyRef) -> list[Ref]:
+    """The validation set, which the gate reads, and every test set."""
+    return [
+        evaluate_policy(config=config, problems=problems, policy=policy, split=split, name=name)
+        for name, split, problems in evaluation_sets(config)
+    ]

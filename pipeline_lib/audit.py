@@ -1,0 +1,193 @@
+"""The audit: do an iteration's scores carry signal? Asked before any training.
+
+One idea: if scores have next to no variance, weighted training degenerates quietly; so it must be
+refused loudly, with the reason and what to change. In the tiny world an oracle also tells how well
+low scores find wrong steps, which no real dataset can show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline_lib.config import AuditConfig
+from pipeline_lib.types import AuditReport, Float64Array, Histogram, Outcome, SearchTree
+
+VISIT_BUCKETS = {"1": (1, 1), "2-3": (2, 3), "4-7": (4, 7), "8+": (8, np.iinfo(np.int32).max)}
+Oracle = Callable[[SearchTree], NDArray[np.bool_]]
+
+
+def audit_scores(
+    trees: Sequence[SearchTree],
+    scores: Sequence[Float64Array],
+    config: AuditConfig,
+    *,
+    remedied: bool,
+    step_is_right: Oracle | None = None,
+) -> AuditReport:
+    """Everything that tells whether an iteration's scores are worth training on.
+
+    Args:
+        trees: of the iteration.
+        scores: `[N]` float64 for each tree.
+        config: thresholds.
+        remedied: whether the uninformative problems were searched twice already.
+        step_is_right: the oracle, `[N]` bool for a tree; only the tiny world has one.
+
+    Raises:
+        ValueError: no tree, or scores that do not fit.
+    """
+    if not trees or len(trees) != len(scores):
+        raise ValueError(f"audit: {len(trees)} trees and {len(scores)} score arrays; give one array per tree")
+    for tree, score in zip(trees, scores, strict=True):
+        if len(score) != tree.num_nodes or not np.isfinite(score).all():
+            raise ValueError(f"audit: {tree.problem_id} needs {tree.num_nodes} finite scores; score its tree again")
+    steps = _Steps.gather(trees, scores)
+    counts = _count_problems(trees)
+    rollouts = max(sum(tree.num_rollouts for tree in trees), 1)
+    shares = {
+        "unparsed_share": sum(_ended(tree, Outcome.UNPARSED) for tree in trees) / rollouts,
+        "truncated_share": sum(_ended(tree, Outcome.TRUNCATED) + _failed(tree) for tree in trees) / rollouts,
+    }
+    variance = float(steps.scores.var()) if len(steps.scores) else 0.0
+    reason, advice = _verdict(counts, shares, variance, config, remedied)
+    return AuditReport(
+        **counts,
+        informative_share=counts["num_informative"] / counts["num_problems"],
+        unparsed_share=shares["unparsed_share"],
+        truncated_share=shares["truncated_share"],
+        num_steps=len(steps.scores),
+        num_scored_steps=int(np.count_nonzero(steps.scores)),
+        variance=variance,
+        variance_by_depth={
+            int(depth): float(steps.scores[steps.depths == depth].var()) for depth in np.unique(steps.depths)
+        },
+        variance_by_visits={
+            bucket: float(steps.scores[mask].var()) for bucket, mask in _by_visits(steps.visits) if mask.any()
+        },
+        positive_mass=float(steps.scores[steps.scores > 0].sum()),
+        negative_mass=float(steps.scores[steps.scores < 0].sum()),
+        histogram=_histogram(steps.scores, config.histogram_bins),
+        remedied=remedied,
+        passed=not advice,
+        reason=reason,
+        advice=advice,
+        oracle={} if step_is_right is None else _oracle_auc(steps, trees, step_is_right),
+    )
+
+
+class _Steps:
+    """All steps of all trees, roots left out; S of them."""
+
+    def __init__(self, scores: Float64Array, depths: NDArray[np.int32], visits: NDArray[np.int32]) -> None:
+        self.scores, self.depths, self.visits = scores, depths, visits
+
+    @classmethod
+    def gather(cls, trees: Sequence[SearchTree], scores: Sequence[Float64Array]) -> _Steps:
+        return cls(
+            np.concatenate([score[1:] for score in scores]),
+            np.concatenate([tree.depths[1:] for tree in trees]),
+            np.concatenate([tree.visits[1:] for tree in trees]),
+        )
+
+
+def _count_problems(trees: Sequence[SearchTree]) -> dict[str, int]:
+    informative = sum(tree.is_informative for tree in trees)
+    wrong = sum(float(tree.value_sums[0]) == 0 for tree in trees)
+    return {
+        "num_problems": len(trees),
+        "num_informative": informative,
+        "num_all_correct": len(trees) - informative - wrong,
+        "num_all_wrong": wrong,
+    }
+
+
+def _ended(tree: SearchTree, outcome: Outcome) -> int:
+    """Rollouts of a tree that ended so: an ending node is a leaf, its visits are its rollouts."""
+    return int(tree.visits[tree.outcomes == outcome].sum())
+
+
+def _failed(tree: SearchTree) -> int:
+    """Rollouts that the engine gave up on before the first token: visits of an open node and of no child of it."""
+    below = np.bincount(tree.parents[1:], weights=tree.visits[1:], minlength=tree.num_nodes)
+    return int((tree.visits - below)[tree.outcomes == Outcome.OPEN].sum())
+
+
+def _verdict(
+    counts: dict[str, int], shares: dict[str, float], variance: float, config: AuditConfig, remedied: bool
+) -> tuple[str, str]:
+    """The reason, and advice that is empty when the audit passes."""
+    n, informative = counts["num_problems"], counts["num_informative"]
+    share = informative / n
+    again = " even after twice the simulations" if remedied else ""
+    unusable = shares["unparsed_share"] + shares["truncated_share"]
+    if unusable > config.max_unusable_share:
+        limit = f"at most {config.max_unusable_share:.1%}"
+        reason = f"{unusable:.1%} of the rollouts have no answer that can be graded ({limit})"
+        found = f"{informative} of {n} problems are informative" if informative else "nothing informative"
+        return f"{reason}: {found}{again}", _advice_unusable(shares)
+    if share < config.min_informative_share or not informative:
+        wrong, right = counts["num_all_wrong"], counts["num_all_correct"]
+        reason = (
+            f"nothing informative{again}: {informative} of {n} problems ({share:.1%}, at least "
+            f"{config.min_informative_share:.1%}) have right and wrong rollouts; {wrong} are all wrong, "
+            f"{right} all right"
+        )
+        return reason, _advice_uninformative(counts, shares)
+    if variance < config.min_variance:
+        reason = f"the scores' variance is {variance:.2g} (at least {config.min_variance:.2g}){again}"
+        return reason, "raise search.num_simulations, or search harder problems"
+    return f"{share:.1%} of {n} problems are informative and the scores' variance is {variance:.3g}", ""
+
+
+def _advice_unusable(shares: dict[str, float]) -> str:
+    if shares["truncated_share"] > shares["unparsed_share"]:
+        return "raise search.max_new_tokens, or take a model that ends its answers"
+    return "check policy.instruction against the dataset's answer format, or take a model that follows it"
+
+
+def _advice_uninformative(counts: dict[str, int], shares: dict[str, float]) -> str:
+    if shares["unparsed_share"] + shares["truncated_share"] > 0.5:
+        return _advice_unusable(shares)
+    if counts["num_all_wrong"] >= counts["num_all_correct"]:
+        return "take easier problems or a stronger policy.model, or raise search.num_simulations"
+    return "take harder problems: the policy solves these every time"
+
+
+def _by_visits(visits: NDArray[np.int32]) -> list[tuple[str, NDArray[np.bool_]]]:
+    return [(name, (visits >= low) & (visits <= high)) for name, (low, high) in VISIT_BUCKETS.items()]
+
+
+def _histogram(scores: Float64Array, bins: int) -> Histogram:
+    """Symmetric about 0, so that signs can be read off; an odd number of bins has one for 0."""
+    reach = float(np.abs(scores).max()) if len(scores) and scores.any() else 1.0
+    counts, edges = np.histogram(scores, bins=bins, range=(-reach, reach))
+    return Histogram(edges=tuple(edges.tolist()), counts=tuple(counts.tolist()))
+
+
+def _oracle_auc(steps: _Steps, trees: Sequence[SearchTree], step_is_right: Oracle) -> dict[str, float]:
+    """AUC of low scores finding wrong steps among scored ones: overall, by depth, by visits."""
+    right = np.concatenate([step_is_right(tree)[1:] for tree in trees])
+    scored = steps.scores != 0
+    masks = {"auc": scored}
+    masks |= {f"auc/depth/{depth}": scored & (steps.depths == depth) for depth in np.unique(steps.depths).tolist()}
+    masks |= {f"auc/visits/{bucket}": scored & mask for bucket, mask in _by_visits(steps.visits)}
+    found = {name: auc(-steps.scores[mask], ~right[mask]) for name, mask in masks.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def auc(statistic: Float64Array, positive: NDArray[np.bool_]) -> float | None:
+    """Probability that a positive has the larger statistic, ties counting half; None with one class only.
+
+    ``U / (n₁ n₀)`` of the Mann-Whitney statistic.
+
+    Example: statistics (3, 1, 2), positives (True, False, False) give 1.
+    """
+    from scipy.stats import mannwhitneyu
+
+    if not positive.any() or positive.all():
+        return None
+    statistic_u = mannwhitneyu(statistic[positive], statistic[~positive]).statistic
+    return float(statistic_u / (positive.sum() * (~positive).sum()))

@@ -1,0 +1,259 @@
+"""The whole configuration: one frozen model per stage inside one `PipelineConfig`.
+
+It is the flow's only parameter, the form in the Prefect UI, what ``--set a.b=c`` changes and what
+MLflow records. Every field says its unit and where it comes from: "paper" is arXiv 2501.01478 as
+far as it is known to us; "our choice" is where it is silent. Where things live (``COPPICE_HOME``,
+the tracking URI) is not here but in `Settings`, read from the environment.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message is one line and says what to do."""
+
+
+class Group(BaseModel):
+    """Base of every stage's configuration."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ProblemsConfig(Group):
+    """What is asked, and how much of it."""
+
+    dataset: str = Field(
+        "tiny-word",
+        description="tiny-word | tiny-algebra | gsm8k | math | file; `file` reads columns question and answer.",
+    )
+    path: str | None = Field(None, description="Local file or folder for gsm8k, math and file; None asks the hub.")
+    num_problems: int = Field(
+        2000, ge=1, description="Problems searched per iteration. Paper: about 2,000 per dataset."
+    )
+    num_validation: int = Field(
+        200, ge=1, description="Problems cut from train for the gate; never trained on. Our choice."
+    )
+    fresh_each_iteration: bool = Field(
+        True, description="Draw new problems each iteration, without replacement. Our choice: repeats overfit."
+    )
+    on_bad_row: Literal["skip", "refuse"] = Field(
+        "skip", description="A row with a missing field or an unusable gold is skipped and counted, or stops the run."
+    )
+
+
+class PolicyConfig(Group):
+    """The model that is sampled and trained, and the engine that samples it."""
+
+    backend: Literal["transformers", "scripted"] = Field("transformers", description="What samples the policy.")
+    model: str = Field("tiny", description="Model folder or hub name; `tiny` is the base that comes with Coppice.")
+    revision: str | None = Field(None, description="Hub revision of the model.")
+    device: str = Field("auto", description="auto | cpu | cuda | cuda:1; auto takes CUDA when there is one.")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Weights while sampling and training.")
+    max_batch: int = Field(128, ge=1, description="Rows decoded together by the transformers backend.")
+    max_context_tokens: int = Field(
+        1024, ge=32, description="Prompt and answer together; longer rollouts are truncated."
+    )
+    num_threads: int = Field(
+        1, ge=1, description="Torch threads on the CPU. Measured: 2 on a busy 2-core machine is slower than 1."
+    )
+    instruction: str | None = Field(
+        None, description="Appended to every question; None takes the dataset's own, `` adds nothing."
+    )
+
+
+class SearchConfig(Group):
+    """Monte Carlo tree search over steps."""
+
+    num_simulations: int = Field(16, ge=1, description="Rollouts per problem: the headline dial. Our choice.")
+    num_candidates: int = Field(
+        4, ge=1, description="Rollouts drawn at a node before its children are descended into. Our choice."
+    )
+    c_uct: float = Field(1.0, ge=0, description="Exploration constant of UCB1. Our choice; rewards lie in [0, 1].")
+    parallel_simulations: int = Field(
+        4, ge=1, description="Simulations of one tree in flight under virtual loss. Our choice: fills the engine."
+    )
+    temperature: float = Field(1.0, gt=0, description="Sampling temperature of the rollouts. Our choice.")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="Nucleus mass of the rollouts. Our choice: 1 keeps the policy's own distribution."
+    )
+    max_depth: int = Field(32, ge=1, description="Steps on a path; a rollout with more is TRUNCATED.")
+    max_new_tokens: int = Field(256, ge=1, description="Tokens of one rollout; one that reaches it is TRUNCATED.")
+    max_step_tokens: int = Field(256, ge=1, description="Tokens of one step; a rollout with a longer one is TRUNCATED.")
+    max_tokens_per_problem: int | None = Field(
+        None, ge=1, description="Budget of sampled tokens per tree; None sets no limit."
+    )
+    num_shards: int = Field(4, ge=1, description="Prefect tasks into which one iteration's search is cut.")
+
+
+class ScoreConfig(Group):
+    """Equation 1: from visits and value sums to scores, and from scores to weights."""
+
+    baseline: Literal["others", "group"] = Field(
+        "others", description="Siblings without or with the step itself. Paper: both readings possible."
+    )
+    scaling: Literal["linear", "sqrt", "none"] = Field(
+        "linear", description="f(N) that multiplies the difference. Paper: by visit count."
+    )
+    min_visits: int = Field(
+        1, ge=1, description="Steps visited less often score 0. Our choice: single visits are noise."
+    )
+
+
+class AuditConfig(Group):
+    """Thresholds below which an iteration does not train."""
+
+    min_informative_share: float = Field(
+        0.05, ge=0, le=1, description="Share of problems with right and wrong rollouts. Our choice."
+    )
+    min_variance: float = Field(1e-3, ge=0, description="Variance of the scores over all steps. Our choice.")
+    max_unusable_share: float = Field(
+        0.9, ge=0, le=1, description="Unparsed and truncated rollouts over all. Our choice."
+    )
+    remedy: bool = Field(
+        True, description="Search uninformative problems once more with twice the simulations before stopping."
+    )
+    histogram_bins: int = Field(41, ge=3, description="Bins of the score histogram.")
+
+
+class TrainConfig(Group):
+    """Score-weighted training against the previous iteration."""
+
+    objective: Literal["relative-correctness", "rft", "step-dpo"] = Field(
+        "relative-correctness", description="Paper's own, and its two baselines from the same trees."
+    )
+    full_finetuning: bool = Field(
+        False, description="Train all weights instead of LoRA. Paper leaves the comparison open."
+    )
+    lora_rank: int = Field(16, ge=1, description="Rank of the adapter. Our choice.")
+    lora_alpha: int = Field(32, ge=1, description="Scale of the adapter. Our choice: twice the rank.")
+    learning_rate: float = Field(1e-3, gt=0, description="AdamW peak rate. Our choice for LoRA on a small model.")
+    warmup_updates: int = Field(5, ge=0, description="Updates of linear warm-up. Our choice.")
+    num_epochs: int = Field(2, ge=1, description="Passes over the scored trees. Our choice.")
+    tokens_per_update: int = Field(4096, ge=64, description="Packed tokens behind one optimizer update. Our choice.")
+    tokens_per_microbatch: int = Field(4096, ge=64, description="Packed tokens in one forward pass; bounds memory.")
+    kl_beta: float = Field(0.1, ge=0, description="Weight of KL(current || previous iteration). Our choice.")
+    kl_alarm: float = Field(
+        1.0, gt=0, description="Mean KL in nats per scored token that ends training early. Our choice."
+    )
+    negative_clip: float = Field(
+        0.1,
+        ge=0,
+        description="Weights below -negative_clip are raised to it; 0 keeps positives only. Our choice.",
+    )
+    dpo_beta: float = Field(0.1, gt=0, description="Inverse temperature of step-dpo.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradient clipping.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay.")
+    checkpoint_every: int = Field(
+        20, ge=1, description="Updates between checkpoints; a killed run resumes from the last."
+    )
+
+
+class EvaluationConfig(Group):
+    """What is measured after every iteration."""
+
+    datasets: tuple[str, ...] = Field(
+        ("tiny-word", "tiny-algebra"), description="Test sets, all reported each iteration: `name` or `name=path`."
+    )
+    num_problems: int = Field(500, ge=1, description="Problems of each test set.")
+    num_samples: int = Field(0, ge=0, description="Samples per problem for maj@k and pass@k; 0 leaves them out.")
+    sampled_problems: int = Field(100, ge=1, description="Problems of each test set that are sampled.")
+    max_new_tokens: int = Field(256, ge=1, description="Tokens of one answer.")
+
+
+class GateConfig(Group):
+    """When to stop: validation accuracy, never test."""
+
+    patience: int = Field(1, ge=1, description="Iterations without a gain before stopping. Our choice.")
+    min_gain: float = Field(
+        0.0, ge=0, le=1, description="Validation accuracy that counts as a gain, in [0, 1]. Our choice."
+    )
+    require_interval: bool = Field(
+        False, description="The gain must also lie outside the best iteration's 95 % interval."
+    )
+
+
+class PipelineConfig(Group):
+    """Everything a run depends on."""
+
+    preset: str = Field("tiny", description="Name of the preset this configuration came from.")
+    seed: int = Field(0, ge=0, description="Seed of the whole run.")
+    num_iterations: int = Field(3, ge=1, description="Iterations at most. Paper: 2 to 4.")
+    problems: ProblemsConfig = Field(default_factory=ProblemsConfig)
+    policy: PolicyConfig = Field(default_factory=PolicyConfig)
+    search: SearchConfig = Field(default_factory=SearchConfig)
+    score: ScoreConfig = Field(default_factory=ScoreConfig)
+    audit: AuditConfig = Field(default_factory=AuditConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    gate: GateConfig = Field(default_factory=GateConfig)
+
+
+class Settings(BaseSettings):
+    """Where things live; read from the environment with the prefix ``COPPICE_``."""
+
+    model_config = SettingsConfigDict(env_prefix="COPPICE_", frozen=True)
+
+    home: Path = Field(Path(".coppice"), description="Store, tracking database, artifacts, orchestrator results.")
+    tracking_uri: str | None = Field(None, description="MLflow server; None uses a database below home.")
+
+    @property
+    def store_root(self) -> Path:
+        return self.home.resolve() / "store"
+
+
+def dial_names(model: type[BaseModel] = PipelineConfig, prefix: str = "") -> list[str]:
+    """Every name that ``--set`` knows, dotted, in declaration order."""
+    names: list[str] = []
+    for name, field in model.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, Group):
+            names += dial_names(annotation, f"{prefix}{name}.")
+        else:
+            names.append(prefix + name)
+    return names
+
+
+def apply_overrides(config: PipelineConfig, overrides: list[str]) -> PipelineConfig:
+    """A new configuration with each ``a.b=value`` applied; values are JSON where they parse as it.
+
+    Raises:
+        ConfigError: a missing ``=``, an unknown name (the nearest known one is named) or a value
+            outside its bounds.
+
+    Example: ``apply_overrides(config, ["search.c_uct=0.5"]).search.c_uct == 0.5``
+    """
+    values: dict[str, Any] = config.model_dump()
+    known = dial_names()
+    for override in overrides:
+        name, separator, text = override.partition("=")
+        if not separator:
+            raise ConfigError(f"--set {override}: expected NAME=VALUE, for example search.num_simulations=32")
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            raise ConfigError(f"--set {override}: no setting is called {name!r}; the nearest is {nearest[0]!r}")
+        group = values
+        *parents, leaf = name.split(".")
+        for parent in parents:
+            group = group[parent]
+        group[leaf] = _parse_value(text)
+    try:
+        return PipelineConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"--set {name}={first['input']!r}: {first['msg']}") from None
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return None if text == "None" else text

@@ -1,0 +1,22 @@
+"""How good a policy is, and whether it is better than another."""
+
+from pipeline_lib.evaluation.accuracy import Prediction, evaluate, read_predictions, write_predictions
+from pipeline_lib.evaluation.statistics import (
+    majority,
+    paired_difference_interval,
+    paired_test,
+    pass_at_k,
+    wilson_interval,
+)
+
+__all__ = [
+    "Prediction",
+    "evaluate",
+    "majority",
+    "paired_difference_interval",
+    "paired_test",
+    "pass_at_k",
+    "read_predictions",
+    "wilson_interval",
+    "write_predictions",
+]

@@ -1,0 +1,180 @@
+"""Accuracy of a policy on a problem set: greedy, and sampled where asked.
+
+One idea: everything is submitted at once and graded as it comes; the engine refills itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline_lib.config import EvaluationConfig
+from pipeline_lib.evaluation.statistics import majority, pass_at_k, wilson_interval
+from pipeline_lib.policy.protocol import FinishReason, Policy, SampleRequest, SampleResult, SamplingParams
+from pipeline_lib.seeding import derive_seed
+from pipeline_lib.types import EvalReport, Grade, Grader, Problem
+
+Extract = Callable[[str], str | None]
+SAMPLING_TEMPERATURE = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One graded answer.
+
+    Args:
+        problem_id: what was asked.
+        text: the policy's whole answer.
+        grade: the verdict.
+        answer: the extracted final answer, None when there is none.
+        truncated: the answer ran into a limit.
+    """
+
+    problem_id: str
+    text: str
+    grade: Grade
+    answer: str | None
+    truncated: bool
+
+    @property
+    def is_correct(self) -> bool:
+        return self.grade is Grade.CORRECT
+
+
+def evaluate(
+    problems: Sequence[Problem],
+    policy: Policy,
+    grader: Grader,
+    *,
+    split: str,
+    config: EvaluationConfig,
+    seed: int,
+    extract: Extract,
+) -> tuple[EvalReport, list[Prediction]]:
+    """Greedy pass@1 over all problems; maj@k and pass@k over the first ``sampled_problems``.
+
+    Args:
+        problems: of one dataset, at least one.
+        policy: nothing may be in flight.
+        grader: likewise.
+        split: recorded; ``validation`` feeds the gate.
+        config: tokens, samples.
+        seed: of the samples; the greedy answers have none.
+        extract: from raw text to the final answer, for majority votes.
+
+    Returns:
+        The report, and one greedy prediction per problem in their order.
+
+    Raises:
+        ValueError: no problem.
+    """
+    if not problems:
+        raise ValueError(f"evaluation of {split}: no problem to ask")
+    predictions = _answer(problems, policy, grader, SamplingParams(config.max_new_tokens, 0.0), [0], extract)
+    num_correct = sum(prediction.is_correct for prediction in predictions)
+    report = EvalReport(
+        dataset=problems[0].dataset,
+        split=split,
+        policy_id=policy.policy_id,
+        num_problems=len(problems),
+        num_correct=num_correct,
+        num_unparsed=sum(p.grade is Grade.UNPARSED for p in predictions),
+        num_truncated=sum(p.truncated for p in predictions),
+        num_timeouts=sum(p.grade is Grade.TIMEOUT for p in predictions),
+        accuracy=num_correct / len(problems),
+        interval=wilson_interval(num_correct, len(problems)),
+        sampled=_sampled(problems[: config.sampled_problems], policy, grader, config, seed, extract),
+    )
+    return report, predictions
+
+
+def _sampled(
+    problems: Sequence[Problem],
+    policy: Policy,
+    grader: Grader,
+    config: EvaluationConfig,
+    seed: int,
+    extract: Extract,
+) -> dict[str, float]:
+    k = config.num_samples
+    if not k:
+        return {}
+    params = SamplingParams(config.max_new_tokens, SAMPLING_TEMPERATURE)
+    seeds = [derive_seed(seed, "sample", i) for i in range(k)]
+    predictions = _answer(problems, policy, grader, params, seeds, extract)
+    groups = [predictions[start : start + k] for start in range(0, len(predictions), k)]
+    votes = [majority([p.answer for p in group]) for group in groups]
+    right = [sum(p.is_correct for p in group) for group in groups]
+    return {
+        "mean": float(np.mean(right)) / k,
+        f"maj@{k}": float(
+            np.mean([vote is not None and g[vote].is_correct for vote, g in zip(votes, groups, strict=True)])
+        ),
+        f"pass@{k}": float(np.mean([pass_at_k(k, count, k) for count in right])),
+    }
+
+
+def _answer(
+    problems: Sequence[Problem],
+    policy: Policy,
+    grader: Grader,
+    params: SamplingParams,
+    seeds: Sequence[int],
+    extract: Extract,
+) -> list[Prediction]:
+    """Every problem once per seed, in the problems' order, then the seeds'."""
+    requests, golds = [], {}
+    for place, problem in enumerate(problems):
+        prompt = policy.codec.encode_prompt(problem.question)
+        for number, seed in enumerate(seeds):
+            request_id = f"{place}/{number}"
+            requests.append(SampleRequest(request_id, prompt, params, derive_seed(seed, problem.problem_id)))
+            golds[request_id] = problem
+    results: dict[str, SampleResult] = {}
+    texts: dict[str, str] = {}
+    grades: dict[str, Grade] = {}
+    policy.submit(requests)
+    while policy.num_in_flight or grader.num_in_flight:
+        for result in policy.poll() if policy.num_in_flight else ():
+            results[result.request_id] = result
+            texts[result.request_id] = policy.codec.decode(result.token_ids)
+            grader.submit(result.request_id, texts[result.request_id], golds[result.request_id].answer)
+        grades.update(grader.poll(block=not policy.num_in_flight))
+    return [
+        Prediction(
+            problem_id=golds[r.request_id].problem_id,
+            text=texts[r.request_id],
+            grade=grades[r.request_id],
+            answer=extract(texts[r.request_id]),
+            truncated=results[r.request_id].finish_reason is not FinishReason.STOP,
+        )
+        for r in requests
+    ]
+
+
+SCHEMA = pa.schema(
+    [
+        ("problem_id", pa.string()),
+        ("text", pa.string()),
+        ("grade", pa.string()),
+        ("answer", pa.string()),
+        ("truncated", pa.bool_()),
+    ]
+)
+
+
+def write_predictions(predictions: Sequence[Prediction], path: Path) -> None:
+    """One Parquet row per prediction, in order."""
+    rows = [asdict(prediction) for prediction in predictions]
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path, compression="zstd")
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """What `write_predictions` wrote."""
+    rows = pq.read_table(path, schema=SCHEMA).to_pylist()
+    return [Prediction(**{**row, "grade": Grade(row["grade"])}) for row in rows]

@@ -1,0 +1,102 @@
+"""Whether an answer equals the gold: at once where that is certain, else left to a worker.
+
+One idea: decide as much as possible without algebra. Two numbers are compared as fractions, two
+phrases as phrases, and equal spellings are equal; what is left, a formula against something else,
+goes to Math-Verify in another process, unless it is too heavy to be an answer at all.
+
+Departures from the field's graders:
+1. Decimals are exact: 0.333 is not 1/3.
+2. A phrase is never given to algebra, which would read "east" as a product of letters and find it
+   equal to "seat".
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from pipeline_lib.grading.exact import parse_number, tidy
+from pipeline_lib.grading.extract import extract_answer
+from pipeline_lib.types import Grade
+
+MAX_ALGEBRA_CHARS = 600
+MAX_NESTING = 24
+_HEAVY = re.compile(
+    r"\d{120,}"  # sympy factors and prints what it reads
+    r"|\^\s*\{?\s*-?\d{5,}|\^[^^]{0,12}\^[^^]{0,12}\^"  # huge exponents, towers of powers
+    r"|\d{4,}\s*\}?\)?\s*!|!\s*\)?\s*!"  # huge or repeated factorials
+)
+_ASSIGNMENT = re.compile(r"\s*(?:[A-Za-z](?:_\{?\w+\}?)?(?:\([A-Za-z]\))?|[\d\s.,+\-*/()×÷$]+)\s*=\s*([^=]+)")
+_COMMAND = re.compile(r"\\[A-Za-z]+")
+_PHRASE = re.compile(r"[A-Za-z]{4,}")
+_TEXT_COMMANDS = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)(?![A-Za-z])")
+_FUNCTIONS = frozenset({"sqrt", "sinh", "cosh", "tanh", "begin", "pmatrix", "matrix", "bmatrix", "frac"})
+
+
+class Undecided(NamedTuple):
+    """What only algebra can tell: both sides, ready for a worker."""
+
+    answer: str
+    gold: str
+
+
+def judge_at_once(prediction: str, gold: str) -> Grade | Undecided:
+    """The grade where it takes no algebra, else what a worker needs.
+
+    Args:
+        prediction: the policy's raw text.
+        gold: the final answer alone; one that still carries its announcement is cut down to it.
+
+    Example: ``judge_at_once("... #### 1,234", "1234")`` is CORRECT.
+    """
+    answer = extract_answer(prediction)
+    if answer is None:
+        return Grade.UNPARSED
+    if "####" in gold or "\\boxed" in gold:
+        gold = extract_answer(gold) or gold
+    if answer == gold:
+        return Grade.CORRECT
+    answer, gold = _without_left_side(tidy(answer), tidy(gold))
+    if _canonical(answer) == _canonical(gold):
+        return Grade.CORRECT if gold else Grade.WRONG
+    left, right = parse_number(answer), parse_number(gold)
+    if left is not None and right is not None:
+        return Grade.CORRECT if left.equals(right) else Grade.WRONG
+    if not answer or not gold or _is_phrase(answer) or _is_phrase(gold):
+        return Grade.CORRECT if _same_phrase(answer, gold) else Grade.WRONG
+    if _is_too_heavy(answer) or _is_too_heavy(gold):
+        return Grade.WRONG
+    return Undecided(answer, gold)
+
+
+def _without_left_side(answer: str, gold: str) -> tuple[str, str]:
+    """Drops ``x =`` and ``10*2 =`` where the other side is no equation."""
+    if ("=" in answer) != ("=" in gold):
+        answer, gold = (tidy(match[1]) if (match := _ASSIGNMENT.fullmatch(side)) else side for side in (answer, gold))
+    return answer, gold
+
+
+def _canonical(text: str) -> str:
+    text = _TEXT_COMMANDS.sub("", text)
+    text = re.sub(r"\\frac\s*(\d)\s*(\d)(?!\d)", r"\\frac{\1}{\2}", text)
+    return re.sub(r"\s+|\$", "", re.sub(r"\{(\w)\}", r"\1", text))
+
+
+def _is_phrase(text: str) -> bool:
+    words = _PHRASE.findall(_COMMAND.sub(" ", text))
+    return any(word.lower() not in _FUNCTIONS for word in words)
+
+
+def _same_phrase(answer: str, gold: str) -> bool:
+    left, right = (re.sub(r"[^a-z0-9]+", " ", _COMMAND.sub(" ", side).lower()).strip() for side in (answer, gold))
+    return bool(left) and left == right
+
+
+def _is_too_heavy(text: str) -> bool:
+    if len(text) > MAX_ALGEBRA_CHARS or _HEAVY.search(text):
+        return True
+    depth = deepest = 0
+    for character in text:
+        depth += (character in "{([") - (character in "})]")
+        deepest = max(deepest, depth)
+    return deepest > MAX_NESTING

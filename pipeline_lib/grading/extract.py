@@ -1,0 +1,105 @@
+r"""The final answer in a policy's raw text.
+
+One idea: an answer has to be announced. ``#### n`` and ``\boxed{...}`` announce it for certain, and
+the last of them wins whatever prose follows; then comes "the answer is ...". A number that merely
+stands last in the text is not an answer: guessing it would reward rollouts that broke off.
+
+Everything here is linear in the text's length.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+
+from pipeline_lib.grading.exact import NOT_UNITS, parse_number
+
+_BOX_TOKENS = re.compile(r"\\f?box(?:ed)?\b\s*\{|\\boxed(?![A-Za-z])|\\.|[{}]", re.DOTALL)
+_BRACELESS = re.compile(r"\s*([^\s$]+)")
+_HASHES = re.compile(r"(?<!#)####(?!#)[ \t]*:?\s*([^\n]+)")
+_HEADING = re.compile(r"(?:step|part|case)\b|\d+\s*[.):]\s+[A-Za-z]", re.IGNORECASE)
+_ANNOUNCED = re.compile(r"\banswer(?:\s+is|\s+equals|\s*:|\s*=)\s*:?\s*([^\n]+)", re.IGNORECASE)
+_DELIMITED = re.compile(r"\$\$(.+?)\$\$|\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_NUMBER = r"[-+−]?\s?(?:\\?\$|€|£)?-?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(?:\s?/\s?\d+)?(?:\s?\\?%)?"
+_LEADING_NUMBER = re.compile(rf"({_NUMBER})(?=[\s.,;:!?)*\"']|$)(?!\s*[ap]\.?m\b)[\s.,;:!?()*\"']*([A-Za-z]+|$)")
+_ANY_NUMBER = re.compile(rf"(?<![\w.,]){_NUMBER}(?![\w%])")
+_SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
+_WORD = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{4,}")
+_NO_UNIT_AFTER = NOT_UNITS | {"and", "or", "to", "by", "mod", "times", "plus", "minus", "over", "am", "pm"}
+
+
+def extract_answer(text: str) -> str | None:
+    r"""The final answer that `text` announces, without the prose around it; None when there is none.
+
+    In this order: the last ``#### ...`` or non-empty ``\boxed{...}`` (``\fbox``, nested braces and
+    ``\boxed 2`` included), then a ``####`` line that looks like a heading, then the last "answer
+    is ...", then the whole text when it is nothing but a number or one formula.
+
+    Args:
+        text: as sampled, any length.
+
+    Example: ``extract_answer(r"So $x=\boxed{\frac{1}{2}}$, not 3.")`` is ``\frac{1}{2}``.
+    """
+    lines = [(match.start(), match[1]) for match in _HASHES.finditer(text)]
+    certain = [*_boxes(text), *_trimmed(line for line in lines if not _HEADING.match(line[1]))]
+    if certain:
+        return max(certain)[1]
+    unsure = _trimmed(lines) or _trimmed((match.start(), match[1]) for match in _ANNOUNCED.finditer(text))
+    return max(unsure)[1] if unsure else _bare(text)
+
+
+def _trimmed(spans: Iterable[tuple[int, str]]) -> list[tuple[int, str]]:
+    return [(start, answer) for start, span in spans if (answer := _trim(span))]
+
+
+def _boxes(text: str) -> Iterator[tuple[int, str]]:
+    """Start and content of every closed box; one pass with a stack, since boxes nest and break off."""
+    if "box" not in text:
+        return
+    stack: list[tuple[int, int] | None] = []
+    for token in _BOX_TOKENS.finditer(text):
+        if token[0] == "{":
+            stack.append(None)
+        elif token[0] == "}":
+            opened = stack.pop() if stack else None
+            content = text[opened[1] : token.start()].strip() if opened else ""
+            if opened and content:
+                yield opened[0], content
+        elif token[0].endswith("{") and len(token[0]) > 2:
+            stack.append((token.start(), token.end()))
+        elif token[0] == r"\boxed":
+            bare = _BRACELESS.match(text, token.end())
+            if bare and (content := bare[1].rstrip(".,;:!?")):
+                yield token.start(), content
+
+
+def _trim(span: str) -> str:
+    """Cuts what follows an announcement down to the answer itself."""
+    span = span.strip().strip("*`_ \t").strip()
+    delimited = _DELIMITED.match(span)
+    if delimited:
+        return str(next(group for group in delimited.groups() if group is not None)).strip()
+    number = _LEADING_NUMBER.match(span)
+    if number and number[2].lower() not in _NO_UNIT_AFTER:
+        return number[1].strip()
+    end = _SENTENCE_END.search(span)
+    sentence = span[: end.start()] if end else span
+    if _WORD.search(sentence):
+        inside = _DELIMITED.findall(sentence)
+        if len(inside) == 1:
+            return str(max(inside[0], key=len)).strip()
+        numbers = _ANY_NUMBER.findall(sentence)
+        if len(numbers) == 1 and not _NO_UNIT_AFTER & set(sentence.lower().split()):
+            return str(numbers[0]).strip()
+    return sentence.strip("*`_ \t").rstrip(",;:").strip()
+
+
+def _bare(text: str) -> str | None:
+    text = text.strip()
+    if not text or "\n" in text:
+        return None
+    delimited = _DELIMITED.fullmatch(text.rstrip("."))
+    if delimited:
+        return _trim(text)
+    is_formula = text.startswith("\\") and not any(part in text for part in (" ", "=", "box"))
+    return text if is_formula or parse_number(text) is not None else None

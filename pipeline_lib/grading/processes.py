@@ -1,0 +1,163 @@
+"""The parent's side of the worker processes: start, ask, kill, replace.
+
+One idea: a worker is expendable. It answers in time, or it dies (see `worker`) and the answer is a
+TIMEOUT; the next hard answer starts a new one. Workers are plain subprocesses that read and write
+lines of JSON, so nothing depends on how, or from which thread, the caller was started.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+from pipeline_lib.grading.compare import Undecided
+from pipeline_lib.types import Grade
+
+DEADLINE_S = 5.0
+MEMORY_BYTES = 1 << 30
+START_S = 180.0
+WALL_PER_CPU = 4.0
+"""The parent kills after this many times the deadline: a net below the worker's own timer."""
+_CACHED_VERDICTS = 16_384
+_PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+
+
+class GradingError(RuntimeError):
+    """No worker could be started; the message is one line and says why."""
+
+
+class Worker:
+    """One worker process; used by one thread at a time."""
+
+    def __init__(self, deadline_s: float, memory_bytes: int) -> None:
+        path = os.pathsep.join(filter(None, [str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH", "")]))
+        one_thread = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        self._wall_s = deadline_s * WALL_PER_CPU
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "pipeline_lib.grading.worker", str(deadline_s), str(memory_bytes)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            encoding="utf-8",
+            env={**os.environ, **one_thread, "PYTHONPATH": path},
+            start_new_session=True,
+        )
+        greeting = self._exchange(None, START_S)
+        if greeting is not True:
+            self.kill()
+            raise GradingError(f"the grading worker did not start: {greeting or 'it ended at once'}; reinstall Coppice")
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def ask(self, pair: Undecided) -> Grade:
+        """TIMEOUT, and a dead worker, when it took too long or too much memory."""
+        verdict = self._exchange(json.dumps(pair) + "\n", self._wall_s)
+        if not isinstance(verdict, bool):
+            self.kill()
+            return Grade.TIMEOUT
+        return Grade.CORRECT if verdict else Grade.WRONG
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                try:
+                    stream.close()
+                except OSError:  # what could not be written any more
+                    continue
+
+    def _exchange(self, line: str | None, limit_s: float) -> bool | str | None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        expired = threading.Event()
+
+        def expire() -> None:
+            expired.set()
+            self._process.kill()
+
+        timer = threading.Timer(limit_s, expire)
+        timer.daemon = True
+        timer.start()
+        try:
+            if line is not None:
+                self._process.stdin.write(line)
+                self._process.stdin.flush()
+            reply = self._process.stdout.readline()
+        except (OSError, ValueError):  # the pipe broke, or `close` shut it
+            reply = ""
+        finally:
+            timer.cancel()
+            timer.join()  # from here on the kill has happened or never will
+        verdict: bool | str | None = json.loads(reply) if reply.endswith("\n") and not expired.is_set() else None
+        return verdict
+
+
+class Workers:
+    """A bounded set of workers for any number of threads; started when needed, replaced when dead.
+
+    Args:
+        num_workers: processes at most.
+        deadline_s: CPU seconds per answer.
+        memory_bytes: memory that one answer may take.
+    """
+
+    def __init__(self, num_workers: int, deadline_s: float, memory_bytes: int) -> None:
+        self._limits = (deadline_s, memory_bytes)
+        self._slots = threading.BoundedSemaphore(num_workers)
+        self._lock = threading.Lock()
+        self._idle: list[Worker] = []
+        self._all: set[Worker] = set()
+        self._is_closed = False
+        self._owner = os.getpid()
+        self.judge: Callable[[Undecided], Grade] = lru_cache(_CACHED_VERDICTS)(self._judge)
+
+    @property
+    def num_processes(self) -> int:
+        return sum(worker.is_alive for worker in list(self._all))
+
+    def _judge(self, pair: Undecided) -> Grade:
+        with self._slots:
+            worker = self._take()
+            verdict = worker.ask(pair)
+            self._give_back(worker)
+        return verdict
+
+    def _take(self) -> Worker:
+        with self._lock:
+            while self._idle:
+                worker = self._idle.pop()
+                if worker.is_alive:
+                    return worker
+                self._all.discard(worker)
+        worker = Worker(*self._limits)
+        with self._lock:
+            self._all.add(worker)
+        return worker
+
+    def _give_back(self, worker: Worker) -> None:
+        with self._lock:
+            if worker.is_alive and not self._is_closed:
+                self._idle.append(worker)
+                return
+            self._all.discard(worker)
+        worker.kill()
+
+    def close(self) -> None:
+        """Kills all workers; what they were asked becomes TIMEOUT."""
+        if os.getpid() != self._owner:
+            return  # a forked child, whose parent still needs them
+        with self._lock:
+            self._is_closed = True
+            workers, self._all, self._idle = list(self._all), set(), []
+        for worker in workers:
+            worker.kill()

@@ -1,0 +1,27 @@
+"""What can be sampled: the protocol, the codecs and the engines.
+
+Only the protocol's names are exported, so that importing this package loads no engine; take those
+from their modules, `transformers_policy` and `scripted`.
+"""
+
+from pipeline_lib.policy.protocol import (
+    Codec,
+    EngineStats,
+    FinishReason,
+    Policy,
+    SampleRequest,
+    SampleResult,
+    SamplingParams,
+    sample_all,
+)
+
+__all__ = [
+    "Codec",
+    "EngineStats",
+    "FinishReason",
+    "Policy",
+    "SampleRequest",
+    "SampleResult",
+    "SamplingParams",
+    "sample_all",
+]

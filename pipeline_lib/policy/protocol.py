@@ -1,0 +1,140 @@
+"""The Policy protocol: what the search, the evaluation and the benchmarks ask of an engine.
+
+One idea: requests go in at any time, finished ones come out as they finish, and nobody waits for a
+batch. Each request carries its own seed, so a result is a function of the request alone wherever
+the engine is batch-invariant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol, runtime_checkable
+
+from pipeline_lib.types import Int32Array
+
+
+class FinishReason(StrEnum):
+    """Why a rollout ended."""
+
+    STOP = "stop"  # the policy ended its answer
+    LENGTH = "length"  # max_new_tokens or the context was full
+    ERROR = "error"  # the engine gave up on this request; token_ids hold what there was
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to draw tokens.
+
+    Args:
+        max_new_tokens: at least 1.
+        temperature: 0 is greedy.
+        top_p: nucleus mass in (0, 1].
+    """
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRequest:
+    """One continuation to sample.
+
+    Args:
+        request_id: unique among requests in flight.
+        token_ids: int32, prompt and prefix; sampling goes on right after them.
+        params: see `SamplingParams`.
+        seed: in [0, 2**63); token t is drawn from (seed, t), whatever else is in the batch.
+    """
+
+    request_id: str
+    token_ids: Int32Array
+    params: SamplingParams
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class SampleResult:
+    """One finished request; `token_ids` holds the new tokens only, without the end-of-sequence token."""
+
+    request_id: str
+    token_ids: Int32Array
+    finish_reason: FinishReason
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """Counters since the engine was opened.
+
+    Args:
+        tokens_generated: sampled tokens, end-of-sequence tokens included.
+        tokens_prefilled: prompt and prefix tokens computed.
+        tokens_reused: prompt and prefix tokens taken from the KV cache instead.
+        busy_s: seconds inside the engine.
+        slot_steps: decode steps times rows that held a request.
+        capacity_steps: decode steps times rows there are; 1 - slot_steps / capacity_steps is the idle share.
+    """
+
+    tokens_generated: int = 0
+    tokens_prefilled: int = 0
+    tokens_reused: int = 0
+    busy_s: float = 0.0
+    slot_steps: int = 0
+    capacity_steps: int = 0
+    extra: dict[str, float] = field(default_factory=dict)
+
+
+class Codec(Protocol):
+    """Text to token ids and back, with the chat template of the policy's own tokenizer."""
+
+    def encode_prompt(self, question: str) -> Int32Array:
+        """`[P]` int32: the question as a user's message, up to where the assistant's answer starts."""
+        ...
+
+    def encode(self, text: str) -> Int32Array:
+        """Plain text to ids, no special tokens."""
+        ...
+
+    def decode(self, token_ids: Int32Array) -> str:
+        """Ids to text, special tokens left out."""
+        ...
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """An engine with one policy loaded."""
+
+    policy_id: str
+    codec: Codec
+    capacity: int
+    batch_invariant: bool
+    stats: EngineStats
+
+    def submit(self, requests: Sequence[SampleRequest]) -> None:
+        """Queues requests; never blocks on the engine."""
+        ...
+
+    def poll(self) -> list[SampleResult]:
+        """Runs the engine until at least one request has finished; [] when none is in flight."""
+        ...
+
+    @property
+    def num_in_flight(self) -> int:
+        """Requests submitted and not yet returned by `poll`."""
+        ...
+
+    def close(self) -> None:
+        """Frees the engine's memory; the object is not used afterwards."""
+        ...
+
+
+def sample_all(policy: Policy, requests: Sequence[SampleRequest]) -> dict[str, SampleResult]:
+    """Submits everything at once and returns each result by request id."""
+    policy.submit(requests)
+    results: dict[str, SampleResult] = {}
+    while policy.num_in_flight:
+        for result in policy.poll():
+            results[result.request_id] = result
+    return results

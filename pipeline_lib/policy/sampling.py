@@ -1,0 +1,63 @@
+"""Drawing tokens, one random number per request and token.
+
+One idea: token t of a request is the inverse of the cumulative distribution at u_t, and u_t comes from
+a counter-based generator keyed by the request's seed alone. Rows do not share a random stream, so
+what else is in the batch, and in which order, changes nothing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline_lib.types import Float64Array
+
+
+def draw_uniforms(seed: int, num_tokens: int) -> Float64Array:
+    """`[num_tokens]` float64 in [0, 1): u_t of a request, a Philox stream keyed by its seed.
+
+    A longer draw starts with the shorter one: ``draw_uniforms(s, 9)[:4] == draw_uniforms(s, 4)``.
+    """
+    return np.random.Generator(np.random.Philox(key=seed)).random(num_tokens)
+
+
+def draw_tokens(logits: Tensor, uniforms: Tensor, temperatures: Tensor, top_ps: Tensor) -> Tensor:
+    """`[B]` int64 token ids; -1 where a row's logits are not finite numbers.
+
+    Greedy where the temperature is 0, else the first token whose cumulative probability exceeds u.
+    With ``top_p < 1`` only the smallest set of most probable tokens with at least that mass takes part.
+
+    Source: inverse transform sampling; nucleus as in Holtzman et al. 2020, arXiv 1904.09751.
+    Shapes: logits `[B, V]`; the rest `[B]`, uniforms float64, temperatures and top_ps float32.
+
+    Example: probabilities (0.2, 0.5, 0.3) give token 0 for u = 0.1, 1 for u = 0.2 and 2 for u = 0.95;
+    with top_p 0.6, tokens 1 and 2 remain, in that order, as 0.625 and 0.375.
+    """
+    logits = logits.float()
+    largest, tokens = logits.max(dim=-1)
+    sampled = temperatures > 0
+    if bool(sampled.any()):
+        # One branch per row kind, chosen by the row's own parameters: the sums of one row never depend on another.
+        scaled = (logits - largest[:, None]) / torch.where(sampled, temperatures, 1.0)[:, None]
+        probs = torch.softmax(scaled, dim=-1)
+        drawn = _invert(probs, uniforms)
+        nucleus = torch.nonzero(top_ps < 1).squeeze(1)
+        if len(nucleus):
+            drawn[nucleus] = _draw_nucleus(probs[nucleus], uniforms[nucleus], top_ps[nucleus])
+        tokens = torch.where(sampled, drawn, tokens)
+    return torch.where(torch.isfinite(largest), tokens, -1)
+
+
+def _invert(probs: Tensor, uniforms: Tensor) -> Tensor:
+    """The first index whose cumulative sum exceeds u times the whole; float64 keeps long vocabularies exact."""
+    cumulative = torch.cumsum(probs, dim=-1, dtype=torch.float64)
+    drawn = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True).squeeze(1)
+    return drawn.clamp_(max=probs.shape[-1] - 1)
+
+
+def _draw_nucleus(probs: Tensor, uniforms: Tensor, top_ps: Tensor) -> Tensor:
+    ordered, indices = torch.sort(probs, dim=-1, descending=True, stable=True)
+    mass_before = torch.cumsum(ordered, dim=-1, dtype=torch.float64) - ordered
+    kept = torch.where(mass_before < top_ps[:, None], ordered, 0.0)
+    return indices.gather(1, _invert(kept, uniforms)[:, None]).squeeze(1)

@@ -1,0 +1,139 @@
+"""A deterministic fake with meaning: a policy whose answers are written by a function.
+
+One idea: what a request gets back depends on the request alone, but when it comes back does not: results
+arrive in a shuffled order and after varying delays, so that a scheduler that only works by luck fails.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from pipeline_lib.policy.protocol import Codec, EngineStats, FinishReason, SampleRequest, SampleResult
+from pipeline_lib.seeding import derive_generator, derive_seed
+from pipeline_lib.types import Int32Array
+
+Script = Callable[[str, str, int], str | None]
+
+
+class CharCodec:
+    """Characters as ids, with two special ones: QUESTION opens a prompt, ANSWER ends it.
+
+    Example: ``encode_prompt("hi")`` is ``[0, 106, 107, 1]``; ``decode`` of it is "hi".
+    """
+
+    QUESTION, ANSWER, NUM_SPECIAL = 0, 1, 2
+
+    def encode_prompt(self, question: str) -> Int32Array:
+        return np.array([self.QUESTION, *self.encode(question), self.ANSWER], dtype=np.int32)
+
+    def encode(self, text: str) -> Int32Array:
+        return np.array([ord(char) + self.NUM_SPECIAL for char in text], dtype=np.int32)
+
+    def decode(self, token_ids: Int32Array) -> str:
+        return "".join(chr(i - self.NUM_SPECIAL) for i in token_ids.tolist() if i >= self.NUM_SPECIAL)
+
+
+class ScriptedPolicy:
+    """A `Policy` that answers what `script` says.
+
+    Args:
+        script: (prompt text, prefix text, seed) to the continuation; None makes the request an ERROR.
+            Both texts are decoded, special tokens left out; the prefix is what follows the prompt.
+        codec: its prompts must all end alike, as chat templates make them; that is where the prefix starts.
+        policy_id: recorded with everything that is sampled.
+        capacity: requests that run at once; the rest wait.
+        max_context_tokens: longer prompts are ERROR, and answers end there with LENGTH.
+        max_delay: a request takes 1 to so many engine steps.
+        seed: of delays and order, never of results.
+
+    Example: ``ScriptedPolicy(lambda prompt, prefix, seed: "#### 2", CharCodec())`` always answers 2.
+    """
+
+    def __init__(
+        self,
+        script: Script,
+        codec: Codec,
+        *,
+        policy_id: str = "scripted",
+        capacity: int = 64,
+        max_context_tokens: int = 4096,
+        max_delay: int = 5,
+        seed: int = 0,
+    ) -> None:
+        self.script, self.codec, self.policy_id, self.capacity = script, codec, policy_id, capacity
+        self.batch_invariant = True
+        self.stats = EngineStats()
+        self.max_context_tokens, self.max_delay, self.seed = max_context_tokens, max_delay, seed
+        self._prompt_end = _common_end(codec.encode_prompt("a"), codec.encode_prompt("b"))
+        self._order = derive_generator(seed, "scripted order")
+        self._waiting: deque[SampleRequest] = deque()
+        self._steps_left: dict[str, int] = {}
+        self._running: dict[str, SampleRequest] = {}
+
+    @property
+    def num_in_flight(self) -> int:
+        return len(self._waiting) + len(self._running)
+
+    def submit(self, requests: Sequence[SampleRequest]) -> None:
+        known = self._running.keys() | {request.request_id for request in self._waiting}
+        for request in requests:
+            if request.request_id in known:
+                raise ValueError(f"request {request.request_id!r} is in flight already; request ids must be unique")
+            known.add(request.request_id)
+            self._waiting.append(request)
+
+    def poll(self) -> list[SampleResult]:
+        finished: list[str] = []
+        while not finished and self.num_in_flight:
+            while self._waiting and len(self._running) < self.capacity:
+                request = self._waiting.popleft()
+                self._running[request.request_id] = request
+                delay = derive_seed(self.seed, request.request_id, request.seed) % self.max_delay
+                self._steps_left[request.request_id] = delay
+            self.stats.slot_steps += len(self._running)
+            self.stats.capacity_steps += self.capacity
+            finished = [name for name, steps in self._steps_left.items() if steps == 0]
+            self._steps_left = {name: steps - 1 for name, steps in self._steps_left.items() if steps > 0}
+        results = [self._answer(self._running.pop(name)) for name in finished]
+        return [results[i] for i in self._order.permutation(len(results))]
+
+    def close(self) -> None:
+        self._waiting.clear()
+        self._running.clear()
+        self._steps_left.clear()
+
+    def _answer(self, request: SampleRequest) -> SampleResult:
+        nothing = np.zeros(0, dtype=np.int32)
+        room = min(self.max_context_tokens - len(request.token_ids), request.params.max_new_tokens)
+        cut = _end_of(self._prompt_end, request.token_ids)
+        if room < 0:
+            return SampleResult(request.request_id, nothing, FinishReason.ERROR)
+        prompt, prefix = (self.codec.decode(part) for part in (request.token_ids[:cut], request.token_ids[cut:]))
+        text = self.script(prompt, prefix, request.seed)
+        if text is None:
+            return SampleResult(request.request_id, nothing, FinishReason.ERROR)
+        token_ids = self.codec.encode(text)
+        self.stats.tokens_prefilled += len(request.token_ids)
+        self.stats.tokens_generated += min(len(token_ids) + 1, room)
+        reason = FinishReason.STOP if len(token_ids) < room else FinishReason.LENGTH
+        return SampleResult(request.request_id, token_ids[:room], reason)
+
+
+def _common_end(left: Int32Array, right: Int32Array) -> Int32Array:
+    """The longest ids that both arrays end with."""
+    length = 0
+    while length < min(len(left), len(right)) and left[-1 - length] == right[-1 - length]:
+        length += 1
+    return left[len(left) - length :]
+
+
+def _end_of(needle: Int32Array, ids: Int32Array) -> int:
+    """Where the first occurrence of `needle` in `ids` ends; the whole length when there is none."""
+    if len(needle) == 0 or len(ids) < len(needle):
+        return len(ids)
+    windows = np.lib.stride_tricks.sliding_window_view(ids, len(needle))
+    hits = np.flatnonzero((windows == needle).all(axis=1))
+    return int(hits[0]) + len(needle) if len(hits) else len(ids)

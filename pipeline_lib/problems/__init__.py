@@ -1,0 +1,1 @@
+"""Datasets as problems: formats, sources, sampling, and the generated tiny worlds."""

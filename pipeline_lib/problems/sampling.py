@@ -1,0 +1,112 @@
+"""Which problems a run holds out, and which an iteration sees.
+
+One idea: the draws of a whole run are one endless sequence, a permutation of the pool after another,
+and iteration k takes the k-th window of it. So nothing has to be remembered between iterations, and
+a lazy pool makes only the problems that are drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline_lib.problems.rows import ProblemsError
+from pipeline_lib.problems.sources import ProblemPool
+from pipeline_lib.seeding import derive_generator
+from pipeline_lib.types import Problem
+
+IntArray = NDArray[np.int64]
+
+
+class Draw(list[Problem]):
+    """One iteration's problems, all different.
+
+    Args:
+        problems: in the order in which they were drawn.
+        num_reused: how many of them an earlier iteration has drawn already.
+        note: what a user should know about the draw, one sentence; "" when it is as asked.
+    """
+
+    def __init__(self, problems: Iterable[Problem], num_reused: int = 0, note: str = "") -> None:
+        super().__init__(problems)
+        self.num_reused = num_reused
+        self.note = note
+
+
+def hold_out(pool: ProblemPool, num_validation: int, *, seed: int) -> list[Problem]:
+    """The validation set: the pool's own validation split where it has one, else cut from the pool.
+
+    Raises:
+        ProblemsError: there are not that many, or nothing would be left to train on.
+    """
+    if pool.validation is not None:
+        chosen = _permutation(len(pool.validation), seed, "validation", 0)[:num_validation]
+        return [pool.validation[i] for i in chosen.tolist()]
+    return [pool[i] for i in _cut(pool, num_validation, seed)[0].tolist()]
+
+
+def draw_problems(
+    pool: ProblemPool, num_problems: int, *, num_validation: int, seed: int, iteration: int, fresh: bool = True
+) -> Draw:
+    """The problems of one iteration: all different, never held out and, while the pool lasts, never drawn before.
+
+    A pool that runs out is begun again in another order, and the draw's note says so.
+
+    Args:
+        pool: the train split.
+        num_problems: at least 1; a smaller pool is drawn whole.
+        num_validation: how many `hold_out` takes.
+        seed: of the run.
+        iteration: from 1.
+        fresh: go on where the last iteration ended; otherwise every iteration gets the first one's.
+
+    Raises:
+        ProblemsError: nothing is left to draw.
+    """
+    if iteration < 1:
+        raise ValueError(f"iteration {iteration}: iterations that draw problems count from 1")
+    rest = np.arange(len(pool)) if pool.validation is not None else _cut(pool, num_validation, seed)[1]
+    size, count = len(rest), min(num_problems, len(rest))
+    number, offset = divmod((iteration - 1) * count if fresh else 0, size)
+    window = _order(size, count, number, seed)[offset : offset + count]
+    if len(window) < count:
+        window = np.concatenate([window, _order(size, count, number + 1, seed)[: count - len(window)]])
+    num_new = max(0, min(count, size - number * size - offset))
+    num_reused = count - num_new if fresh else count * (iteration > 1)
+    notes = []
+    if count < num_problems:
+        notes.append(f"{num_problems} problems were asked for and {pool.name} has {size}: all are drawn")
+    if fresh and num_reused:
+        notes.append(f"the {size} problems of {pool.name} have run out: {num_reused} of {count} were drawn before")
+    return Draw((pool[i] for i in rest[window].tolist()), num_reused, "; ".join(notes))
+
+
+def _cut(pool: ProblemPool, num_validation: int, seed: int) -> tuple[IntArray, IntArray]:
+    """Indices that are held out, and the rest, each ascending."""
+    if not 0 <= num_validation < len(pool):
+        raise ProblemsError(
+            f"problems.num_validation={num_validation}: {pool.name} has {len(pool)} problems; set it below that"
+        )
+    order = _permutation(len(pool), seed, "validation", 0)
+    return np.sort(order[:num_validation]), np.sort(order[num_validation:])
+
+
+def _permutation(size: int, seed: int, purpose: str, number: int) -> IntArray:
+    return derive_generator(seed, purpose, number).permutation(size).astype(np.int64)
+
+
+def _order(size: int, count: int, number: int, seed: int) -> IntArray:
+    """The pool's permutation number `number`; those that share a window with its start come last in it.
+
+    Without that a window over the seam of two permutations could hold a problem twice.
+    """
+    order = _permutation(size, seed, "draw", 0)
+    for i in range(1, number + 1):
+        num_in_seam = (i * size) % count
+        seam = order[size - num_in_seam :]
+        order = _permutation(size, seed, "draw", i)
+        is_late = np.isin(order, seam)
+        order = np.concatenate([order[~is_late], order[is_late]])
+    return order

@@ -1,0 +1,23 @@
+"""Monte Carlo tree search over reasoning steps: from problems to `SearchTree`s."""
+
+from pipeline_lib.search.records import TreeWriter, read_trees, read_trees_parquet, write_trees_parquet
+from pipeline_lib.search.scheduler import search_trees
+from pipeline_lib.search.selection import select, ucb1_scores
+from pipeline_lib.search.stats import SearchStats, total_stats
+from pipeline_lib.search.steps import Step, split_steps
+from pipeline_lib.search.tree import TreeBuilder
+
+__all__ = [
+    "SearchStats",
+    "Step",
+    "TreeBuilder",
+    "TreeWriter",
+    "read_trees",
+    "read_trees_parquet",
+    "search_trees",
+    "select",
+    "split_steps",
+    "total_stats",
+    "ucb1_scores",
+    "write_trees_parquet",
+]

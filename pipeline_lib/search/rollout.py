@@ -1,0 +1,88 @@
+"""From what the engine returned to what the tree can hold: steps within the limits, and an outcome.
+
+The one idea: a rollout that went wrong is data. One that is too long, too deep, or that the engine
+gave up on is cut at the limit and kept as TRUNCATED: it says that this way leads nowhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline_lib.config import SearchConfig
+from pipeline_lib.policy.protocol import Codec, FinishReason, SampleResult
+from pipeline_lib.search.steps import Step
+from pipeline_lib.types import Grade, Int32Array, Outcome
+
+Splitter = Callable[[Int32Array], list[Step]]
+
+OUTCOME_OF = {
+    Grade.CORRECT: Outcome.CORRECT,
+    Grade.WRONG: Outcome.WRONG,
+    Grade.UNPARSED: Outcome.UNPARSED,
+    Grade.TIMEOUT: Outcome.UNPARSED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One completion, ready to be inserted.
+
+    Args:
+        steps: those within the limits; none when the engine failed before the first token.
+        outcome: how it ended; OPEN while its answer is still to be graded.
+        num_tokens: tokens that were sampled, also those past a limit.
+        timed_out: its grading passed the deadline.
+    """
+
+    steps: tuple[Step, ...]
+    outcome: Outcome
+    num_tokens: int
+    timed_out: bool = False
+
+    @property
+    def text(self) -> str:
+        return "".join(step.text for step in self.steps)
+
+    @property
+    def reward(self) -> float:
+        return 1.0 if self.outcome is Outcome.CORRECT else 0.0
+
+    def graded(self, grade: Grade) -> Rollout:
+        """The same rollout with the outcome that `grade` stands for."""
+        return Rollout(self.steps, OUTCOME_OF[grade], self.num_tokens, grade is Grade.TIMEOUT)
+
+
+def read_rollout(result: SampleResult, split: Splitter, codec: Codec, *, depth: int, config: SearchConfig) -> Rollout:
+    """Splits a result into steps and cuts it at the first limit it passes.
+
+    A result without tokens has one empty step, so that the stop itself becomes a child; a failure
+    without tokens has none and counts against the node it was drawn at.
+
+    Args:
+        result: from the engine.
+        split: see `split_steps`.
+        codec: decodes the part of a step that is within the limit.
+        depth: steps already on the path.
+        config: `max_depth` and `max_step_tokens` are used.
+    """
+    num_tokens = len(result.token_ids)
+    if num_tokens == 0:
+        return _empty_rollout(result.finish_reason)
+    steps = split(result.token_ids)
+    kept = steps[: config.max_depth - depth]
+    too_long = next((i for i, step in enumerate(kept) if step.num_tokens > config.max_step_tokens), None)
+    if too_long is not None:
+        head = kept[too_long].token_ids[: config.max_step_tokens]
+        kept = [*kept[:too_long], Step(codec.decode(head), head)]
+    is_whole = result.finish_reason is FinishReason.STOP and len(kept) == len(steps) and too_long is None
+    return Rollout(tuple(kept), Outcome.OPEN if is_whole else Outcome.TRUNCATED, num_tokens)
+
+
+def _empty_rollout(reason: FinishReason) -> Rollout:
+    if reason is FinishReason.ERROR:
+        return Rollout((), Outcome.TRUNCATED, 0)
+    nothing = Step("", np.zeros(0, dtype=np.int32))
+    return Rollout((nothing,), Outcome.OPEN if reason is FinishReason.STOP else Outcome.TRUNCATED, 0)

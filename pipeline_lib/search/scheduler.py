@@ -1,0 +1,221 @@
+"""Searches many problems at once on one engine, without a barrier.
+
+The one idea: events. The engine reports a finished rollout, just that tree advances, and the free
+slot is filled at once: from the oldest live tree that has a simulation ready, else by opening the
+next problem. So few trees are live, problems finish early, and the engine has work until the last
+ones. Grading happens elsewhere; the search waits for a grade only when the engine has nothing to do.
+
+Departures from the paper (arXiv 2501.01478), which says nothing about scheduling:
+    1. Several simulations of a tree are in flight under virtual loss (see `simulation`, `tree`).
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+
+from pipeline_lib.config import SearchConfig
+from pipeline_lib.policy.protocol import FinishReason, Policy, SampleRequest, SampleResult
+from pipeline_lib.search.rollout import Rollout, read_rollout
+from pipeline_lib.search.simulation import Simulation, Simulations
+from pipeline_lib.search.stats import SearchStats
+from pipeline_lib.search.steps import split_steps
+from pipeline_lib.search.tree import TreeBuilder
+from pipeline_lib.seeding import derive_seed
+from pipeline_lib.types import Grade, Grader, Outcome, Problem, SearchTree
+
+QUEUE_SHARE = (
+    8  # one request waits for every eight slots: rows that finish together are refilled in the same decode step
+)
+
+
+def search_trees(
+    problems: Sequence[Problem],
+    policy: Policy,
+    grader: Grader,
+    config: SearchConfig,
+    *,
+    seed: int,
+    step_delimiter: str,
+    on_tree: Callable[[SearchTree], None],
+    resume: Mapping[str, SearchTree] = MappingProxyType({}),
+) -> SearchStats:
+    """Searches every problem and hands over each tree as soon as it is complete.
+
+    With a batch-invariant policy and a grader whose grades depend on the texts alone, each tree is
+    a function of its problem, `seed` and `config`: `capacity`, the order of problems and restarts
+    change only when it is finished.
+
+    Args:
+        problems: their ids must differ.
+        policy: nothing may be in flight.
+        grader: likewise.
+        config: of the search; `num_shards` is not looked at.
+        seed: tree p draws from ``derive_seed(seed, p)``, p its problem id; a resumed tree goes on with its own.
+        step_delimiter: what ends a step.
+        on_tree: called with each complete tree, in order of completion.
+        resume: trees by problem id whose search is continued up to `num_simulations`.
+
+    Returns:
+        Counters of this call alone: what a resumed tree held before is not counted.
+
+    Raises:
+        ValueError: two problems share an id, an id to resume is not among the problems, or a tree
+            to resume was sampled by another policy.
+    """
+    _check(problems, policy, resume)
+    scheduler = _Scheduler(problems, policy, grader, config, seed, step_delimiter, on_tree, resume)
+    return scheduler.run()
+
+
+def _check(problems: Sequence[Problem], policy: Policy, resume: Mapping[str, SearchTree]) -> None:
+    ids = [problem.problem_id for problem in problems]
+    known = set(ids)
+    if len(known) < len(ids):
+        twice = next(i for i in ids if ids.count(i) > 1)
+        raise ValueError(f"problem_id {twice!r} stands twice among the problems to search; make ids unique")
+    for problem_id, tree in resume.items():
+        if problem_id not in known:
+            raise ValueError(f"tree {problem_id!r} is to be resumed but its problem is not among those to search")
+        if tree.policy_id != policy.policy_id:
+            raise ValueError(
+                f"tree {problem_id!r} was sampled by {tree.policy_id!r}, not by {policy.policy_id!r}; search it anew"
+            )
+
+
+@dataclass(slots=True)
+class _LiveTree:
+    """A problem under search; `order` is the place in which it was opened."""
+
+    order: int
+    problem: Problem
+    simulations: Simulations
+
+
+@dataclass(slots=True)
+class _Draw:
+    """One simulation on its way through the engine and the grader."""
+
+    live: _LiveTree
+    simulation: Simulation
+    rollout: Rollout | None = None
+
+
+class _Scheduler:
+    """The state of one `search_trees`; a draw is in `_ready`, `_sampling` or `_grading`."""
+
+    def __init__(
+        self,
+        problems: Sequence[Problem],
+        policy: Policy,
+        grader: Grader,
+        config: SearchConfig,
+        seed: int,
+        step_delimiter: str,
+        on_tree: Callable[[SearchTree], None],
+        resume: Mapping[str, SearchTree],
+    ) -> None:
+        self._unopened: Iterator[tuple[int, Problem]] = iter(enumerate(problems))
+        self._policy = policy
+        self._grader = grader
+        self._config = config
+        self._seed = seed
+        self._on_tree = on_tree
+        self._resume = resume
+        self._split = partial(split_steps, codec=policy.codec, delimiter=step_delimiter, pieces={})
+        self._ready: list[tuple[int, int, _Draw]] = []
+        self._sampling: dict[str, _Draw] = {}
+        self._grading: dict[str, _Draw] = {}
+        self._counters: Counter[str] = Counter()
+        self._in_flight_s = 0.0
+
+    def run(self) -> SearchStats:
+        engine = self._policy.stats
+        slot_steps, capacity_steps = engine.slot_steps, engine.capacity_steps
+        started = time.perf_counter()
+        self._refill()
+        while self._sampling or self._grading:
+            engine_is_idle = not self._sampling
+            if not engine_is_idle:
+                self._poll_policy()
+            for key, grade in self._grader.poll(block=engine_is_idle):
+                self._on_grade(key, grade)
+            self._refill()
+        self._counters["slot_steps"] = engine.slot_steps - slot_steps
+        self._counters["capacity_steps"] = engine.capacity_steps - capacity_steps
+        seconds = time.perf_counter() - started
+        return SearchStats(seconds=seconds, in_flight_s=self._in_flight_s, **self._counters)
+
+    def _refill(self) -> None:
+        """Tops the engine up from the oldest live trees, then from new problems."""
+        room = self._policy.capacity + self._policy.capacity // QUEUE_SHARE + 1 - len(self._sampling)
+        requests: list[SampleRequest] = []
+        while len(requests) < room and (self._ready or self._open_next()):
+            if self._ready:
+                draw = heapq.heappop(self._ready)[-1]
+                self._sampling[draw.simulation.request.request_id] = draw
+                requests.append(draw.simulation.request)
+        if requests:
+            self._policy.submit(requests)
+
+    def _open_next(self) -> bool:
+        """Opens the next problem, if there is one."""
+        order, problem = next(self._unopened, (None, None))
+        if order is None or problem is None:
+            return False
+        resumed = self._resume.get(problem.problem_id)
+        if resumed is not None:
+            tree = TreeBuilder.from_tree(resumed, self._config)
+        else:
+            prompt = self._policy.codec.encode_prompt(problem.question)
+            seed = derive_seed(self._seed, problem.problem_id)
+            tree = TreeBuilder(problem.problem_id, self._policy.policy_id, prompt, seed=seed, config=self._config)
+        live = _LiveTree(order, problem, Simulations(tree, self._config))
+        self._queue(live, live.simulations.start())
+        return True
+
+    def _queue(self, live: _LiveTree, started: list[Simulation]) -> None:
+        """Queues what `live` started, or hands it over when it is complete."""
+        for simulation in started:
+            heapq.heappush(self._ready, (live.order, simulation.index, _Draw(live, simulation)))
+        if not started and live.simulations.is_complete:
+            self._hand_over(live.simulations.build())
+
+    def _poll_policy(self) -> None:
+        in_flight, started = len(self._sampling), time.perf_counter()
+        results = self._policy.poll()
+        self._in_flight_s += in_flight * (time.perf_counter() - started)
+        for result in results:
+            self._on_sample(result)
+
+    def _on_sample(self, result: SampleResult) -> None:
+        draw = self._sampling.pop(result.request_id)
+        simulations = draw.live.simulations
+        depth = simulations.depth(draw.simulation)
+        rollout = read_rollout(result, self._split, self._policy.codec, depth=depth, config=self._config)
+        self._counters["num_errors"] += result.finish_reason is FinishReason.ERROR
+        if rollout.outcome is Outcome.OPEN:
+            draw.rollout = rollout
+            self._grading[result.request_id] = draw
+            text = simulations.prefix_text(draw.simulation) + rollout.text
+            self._grader.submit(result.request_id, text, draw.live.problem.answer)
+        else:
+            self._queue(draw.live, simulations.finish(draw.simulation, rollout))
+
+    def _on_grade(self, key: str, grade: Grade) -> None:
+        draw = self._grading.pop(key)
+        assert draw.rollout is not None
+        self._queue(draw.live, draw.live.simulations.finish(draw.simulation, draw.rollout.graded(grade)))
+
+    def _hand_over(self, tree: SearchTree) -> None:
+        """Counts what this search added to `tree` and gives it away."""
+        before = self._resume.get(tree.problem_id)
+        self._counters["num_problems"] += 1
+        for name in ("num_rollouts", "tokens_generated", "tokens_kept", "num_timeouts"):
+            self._counters[name] += getattr(tree, name) - (0 if before is None else getattr(before, name))
+        self._on_tree(tree)

@@ -1,0 +1,111 @@
+"""The simulations of one tree: which may start now, and in which order their results count.
+
+The one idea: an in-order window. Simulation i is selected when exactly the results of simulations
+0 .. i - parallel_simulations are in the tree, however late or early they came; a result that
+comes before its turn waits. So a tree is a function of its own results alone: not of batching, of
+the order of problems, or of how often the run was killed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline_lib.config import SearchConfig
+from pipeline_lib.policy.protocol import SampleRequest, SamplingParams
+from pipeline_lib.search.rollout import Rollout
+from pipeline_lib.search.tree import TreeBuilder
+from pipeline_lib.seeding import derive_seed
+from pipeline_lib.types import SearchTree
+
+
+@dataclass(frozen=True, slots=True)
+class Simulation:
+    """One draw under way.
+
+    Args:
+        index: place in its tree's order, from 0.
+        node: where it is drawn.
+        request: what the engine is asked.
+    """
+
+    index: int
+    node: int
+    request: SampleRequest
+
+
+class Simulations:
+    """One tree's budget and window.
+
+    Args:
+        tree: new, or the continuation of a finished one; numbering goes on at its `num_rollouts`.
+        config: of the search.
+    """
+
+    def __init__(self, tree: TreeBuilder, config: SearchConfig) -> None:
+        self._tree = tree
+        self._config = config
+        self._next = tree.num_rollouts
+        self._inserted = tree.num_rollouts
+        self._early: dict[int, tuple[Simulation, Rollout]] = {}
+
+    @property
+    def is_complete(self) -> bool:
+        """True when nothing is in flight and nothing more may start."""
+        return self._inserted == self._next and not self._may_start()
+
+    def start(self) -> list[Simulation]:
+        """Selects as many simulations as the window allows."""
+        started = []
+        while self._may_start():
+            started.append(self._select())
+        return started
+
+    def finish(self, simulation: Simulation, rollout: Rollout) -> list[Simulation]:
+        """Takes one result in any order, inserts those whose turn it is, and starts one for each."""
+        self._early[simulation.index] = (simulation, rollout)
+        started = []
+        while self._inserted in self._early:
+            self._insert(*self._early.pop(self._inserted))
+            started += self.start()
+        return started
+
+    def build(self) -> SearchTree:
+        return self._tree.build()
+
+    def prefix_text(self, simulation: Simulation) -> str:
+        """The steps that the draw of `simulation` continues."""
+        return self._tree.prefix_text(simulation.node)
+
+    def depth(self, simulation: Simulation) -> int:
+        """How many steps those are."""
+        return self._tree.depth(simulation.node)
+
+    def _may_start(self) -> bool:
+        budget = self._config.max_tokens_per_problem
+        return (
+            self._next < self._config.num_simulations
+            and self._next - self._inserted < self._config.parallel_simulations
+            and (budget is None or self._tree.tokens_generated < budget)
+        )
+
+    def _select(self) -> Simulation:
+        node, index = self._tree.select(), self._next
+        self._next += 1
+        params = SamplingParams(
+            max_new_tokens=self._config.max_new_tokens - self._tree.path_tokens(node),
+            temperature=self._config.temperature,
+            top_p=self._config.top_p,
+        )
+        request = SampleRequest(
+            request_id=f"{self._tree.problem_id}#{index}",
+            token_ids=self._tree.prefix_token_ids(node),
+            params=params,
+            seed=derive_seed(self._tree.seed, index),
+        )
+        return Simulation(index, node, request)
+
+    def _insert(self, simulation: Simulation, rollout: Rollout) -> None:
+        self._tree.insert(simulation.node, rollout.steps, rollout.outcome, rollout.reward)
+        self._tree.tokens_generated += rollout.num_tokens
+        self._tree.num_timeouts += rollout.timed_out
+        self._inserted += 1

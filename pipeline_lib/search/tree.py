@@ -1,0 +1,213 @@
+"""The tree of one problem while it grows: select, expand, backup.
+
+The one idea: whole rollouts become nodes. A simulation draws a completion from the selected node,
+and every step of it is inserted, not only the first; so the later steps already stand there as
+candidates when their parent is expanded, and no token is generated twice.
+
+Departures from the paper (arXiv 2501.01478), as far as it is known to us:
+    1. Expansion and simulation are one draw, as said above.
+    2. Siblings whose texts are equal but for white space at the ends are one node; the tokens of
+       the first are kept.
+    3. A step that ended a rollout and one that did not stay apart, whatever their texts, and so do
+       two that ended it with different outcomes.
+    4. A node is drawn at until it has `num_candidates` visits; then its children are descended into.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pipeline_lib.config import SearchConfig
+from pipeline_lib.search.selection import select
+from pipeline_lib.search.steps import Step
+from pipeline_lib.types import NO_PARENT, ROOT, Int32Array, Outcome, SearchTree
+
+OPEN = int(Outcome.OPEN)
+
+
+class TreeBuilder:
+    """A mutable `SearchTree`; lists here, arrays once it is built.
+
+    A node's count is its visits and the simulations in flight through it. A node is exhausted, and
+    never selected, when nothing new can be drawn below it: it ended a rollout, a draw at it would
+    pass a limit, or it has `num_candidates` counts and all its children are exhausted.
+
+    Args:
+        problem_id: whose tree this is.
+        policy_id: which policy is sampled.
+        prompt_token_ids: `[P]` int32.
+        seed: the tree's own.
+        config: `num_candidates`, `c_uct`, `max_depth` and `max_new_tokens` are used.
+    """
+
+    def __init__(
+        self, problem_id: str, policy_id: str, prompt_token_ids: Int32Array, *, seed: int, config: SearchConfig
+    ) -> None:
+        self.problem_id = problem_id
+        self.policy_id = policy_id
+        self.prompt_token_ids = prompt_token_ids
+        self.seed = seed
+        self.tokens_generated = 0
+        self.tokens_kept = 0
+        self.num_timeouts = 0
+        self._config = config
+        self._parents: list[int] = []
+        self._steps: list[Step] = []
+        self._visits: list[int] = []
+        self._value_sums: list[float] = []
+        self._outcomes: list[int] = []
+        self._depths: list[int] = []
+        self._counts: list[int] = []
+        self._path_tokens: list[int] = []
+        self._is_exhausted: list[bool] = []
+        self._children: list[list[int]] = []
+        self._index: dict[tuple[int, str, int], int] = {}
+        self._add(NO_PARENT, Step("", np.zeros(0, dtype=np.int32)), OPEN)
+
+    @classmethod
+    def from_tree(cls, tree: SearchTree, config: SearchConfig) -> TreeBuilder:
+        """A builder that goes on where a finished tree stopped."""
+        builder = cls(tree.problem_id, tree.policy_id, tree.prompt_token_ids, seed=tree.seed, config=config)
+        for node in range(1, tree.num_nodes):
+            step = Step(tree.steps[node], tree.token_ids[node])
+            builder._add(int(tree.parents[node]), step, int(tree.outcomes[node]))
+        builder._visits = tree.visits.tolist()
+        builder._counts = tree.visits.tolist()
+        builder._value_sums = tree.value_sums.tolist()
+        builder._refresh(range(tree.num_nodes))
+        builder.tokens_generated = tree.tokens_generated
+        builder.tokens_kept = tree.tokens_kept
+        builder.num_timeouts = tree.num_timeouts
+        return builder
+
+    @property
+    def num_rollouts(self) -> int:
+        return self._visits[ROOT]
+
+    def depth(self, node: int) -> int:
+        """Steps on the path to `node`."""
+        return self._depths[node]
+
+    def path_tokens(self, node: int) -> int:
+        """Tokens on the path to `node`, prompt left out."""
+        return self._path_tokens[node]
+
+    def prefix_token_ids(self, node: int) -> Int32Array:
+        """`[T]` int32: the prompt and every step down to `node`."""
+        return np.concatenate([self.prompt_token_ids, *(self._steps[n].token_ids for n in self._path(node))])
+
+    def prefix_text(self, node: int) -> str:
+        """The text of every step down to `node`."""
+        return "".join(self._steps[n].text for n in self._path(node))
+
+    def select(self) -> int:
+        """The node that the next simulation draws at; counts it in flight until `insert`.
+
+        Descends from the root by UCB1 to the first node with fewer than `num_candidates` counts.
+        When everything below the root is exhausted it is the root: a fresh rollout may still find
+        another way.
+        """
+        node = ROOT
+        while self._counts[node] >= self._config.num_candidates:
+            children = [child for child in self._children[node] if not self._is_exhausted[child]]
+            if not children:
+                break
+            node = children[self._select_child(node, children)] if len(children) > 1 else children[0]
+        path = [ROOT, *self._path(node)]
+        for n in path:
+            self._counts[n] += 1
+        self._refresh(path)
+        return node
+
+    def insert(self, node: int, steps: Sequence[Step], outcome: Outcome, reward: float) -> None:
+        """Expands `node` by the chain of `steps` and backs up one visit and `reward` along the whole path.
+
+        Args:
+            node: as returned by `select`, once for each of its calls.
+            steps: may be empty: then the visit is all there is.
+            outcome: of the last step; the others stay OPEN.
+            reward: 0 or 1.
+        """
+        path = [ROOT, *self._path(node)]
+        for position, step in enumerate(steps, start=1):
+            node = self._find_or_add(node, step, int(outcome) if position == len(steps) else OPEN)
+            self._counts[node] += 1
+            path.append(node)
+        for n in path:
+            self._visits[n] += 1
+            self._value_sums[n] += reward
+        self._refresh(path)
+        self.tokens_kept += sum(step.num_tokens for step in steps)
+
+    def build(self) -> SearchTree:
+        """The tree as it stands, without what is in flight."""
+        return SearchTree(
+            problem_id=self.problem_id,
+            policy_id=self.policy_id,
+            seed=self.seed,
+            prompt_token_ids=self.prompt_token_ids,
+            parents=np.array(self._parents, dtype=np.int32),
+            steps=tuple(step.text for step in self._steps),
+            token_ids=tuple(step.token_ids for step in self._steps),
+            visits=np.array(self._visits, dtype=np.int32),
+            value_sums=np.array(self._value_sums, dtype=np.float64),
+            outcomes=np.array(self._outcomes, dtype=np.int8),
+            depths=np.array(self._depths, dtype=np.int32),
+            tokens_generated=self.tokens_generated,
+            tokens_kept=self.tokens_kept,
+            num_timeouts=self.num_timeouts,
+        )
+
+    def _select_child(self, node: int, children: list[int]) -> int:
+        value_sums = np.array([self._value_sums[child] for child in children])
+        visits = np.array([self._counts[child] for child in children], dtype=np.int32)
+        return select(value_sums, visits, self._counts[node], c_uct=self._config.c_uct)
+
+    def _path(self, node: int) -> list[int]:
+        path = []
+        while node != ROOT:
+            path.append(node)
+            node = self._parents[node]
+        return path[::-1]
+
+    def _find_or_add(self, parent: int, step: Step, outcome: int) -> int:
+        found = self._index.get((parent, step.text.strip(), outcome))
+        return self._add(parent, step, outcome) if found is None else found
+
+    def _add(self, parent: int, step: Step, outcome: int) -> int:
+        node = len(self._parents)
+        if parent != NO_PARENT:
+            self._children[parent].append(node)
+            self._index[parent, step.text.strip(), outcome] = node
+        self._parents.append(parent)
+        self._steps.append(step)
+        self._visits.append(0)
+        self._value_sums.append(0.0)
+        self._outcomes.append(outcome)
+        self._depths.append(0 if parent == NO_PARENT else self._depths[parent] + 1)
+        self._counts.append(0)
+        self._path_tokens.append(step.num_tokens + (0 if parent == NO_PARENT else self._path_tokens[parent]))
+        self._is_exhausted.append(False)
+        self._children.append([])
+        return node
+
+    def _refresh(self, path: Sequence[int]) -> None:
+        """Brings `_is_exhausted` up to date; `path` holds every node that changed, parents first."""
+        for node in reversed(path):
+            self._is_exhausted[node] = self._is_closed(node) or (
+                self._counts[node] >= self._config.num_candidates
+                and all(self._is_exhausted[child] for child in self._children[node])
+            )
+
+    def _is_closed(self, node: int) -> bool:
+        """True when nothing may be drawn at `node` itself.
+
+        Merged steps can differ in tokens, so a path may be at the token limit and yet be OPEN.
+        """
+        return (
+            self._outcomes[node] != OPEN
+            or self._path_tokens[node] >= self._config.max_new_tokens
+            or self._depths[node] >= self._config.max_depth
+        )

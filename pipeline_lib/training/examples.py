@@ -1,0 +1,135 @@
+"""What each objective learns from a tree: a weight per step, or pairs of sibling steps.
+
+One idea: a training example *is* a tree. Every distinct step occurs in it once, whichever of its
+paths are trained on, so packing can compute each token once.
+
+Departures from arXiv 2501.01478, where it is silent:
+
+1. Scores become weights by division by their mean absolute value over the whole iteration (zeros
+   left out). A weight is then 1 on average under every scaling, and one learning rate and one
+   ``kl_beta`` serve all of them.
+2. Negative weights are clipped from below; 0 keeps positives only.
+3. ``rft`` weighs each distinct step of right paths once, however many right paths share it.
+   Rejection-sampling fine-tuning over separate samples would count a shared prefix once per sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from pipeline_lib.config import TrainConfig
+from pipeline_lib.types import Float64Array, Int32Array, Outcome, SearchTree, TrainingExample
+
+
+def build_examples(
+    trees: Sequence[SearchTree], scores: Sequence[Float64Array], config: TrainConfig
+) -> list[TrainingExample]:
+    """One example per tree that has something to train on, in the order of `trees`.
+
+    Args:
+        trees: the iteration's trees.
+        scores: for each tree `[N]` float64 relative correctness; 0 means no signal. ``rft`` reads
+            none of them; ``step-dpo`` takes a score of 0 for a step visited too seldom.
+        config: objective and negative clip.
+
+    Raises:
+        ValueError: scores do not fit the trees.
+    """
+    _check(trees, scores)
+    if config.objective == "step-dpo":
+        examples = _paired(trees, scores)
+    else:
+        weights = (
+            [correct_path_weights(tree) for tree in trees]
+            if config.objective == "rft"
+            else relative_correctness_weights(scores, negative_clip=config.negative_clip)
+        )
+        examples = (TrainingExample(tree, weight) for tree, weight in zip(trees, weights, strict=True))
+    return [example for example in examples if example.weights.any() or len(example.pairs)]
+
+
+def count_examples(trees: Sequence[SearchTree], examples: Sequence[TrainingExample]) -> dict[str, float]:
+    """How much of the trees is trained on, as metrics: trees used and left out, steps, pairs, mass of the weights."""
+    weights = np.concatenate([example.weights for example in examples]) if examples else np.zeros(0)
+    return {
+        "train/num_trees": float(len(examples)),
+        "train/num_trees_left_out": float(len(trees) - len(examples)),
+        "train/num_steps": float(np.count_nonzero(weights)),
+        "train/num_pairs": float(sum(len(example.pairs) for example in examples)),
+        "train/positive_mass": float(weights[weights > 0].sum()),
+        "train/negative_mass": float(weights[weights < 0].sum()),
+    }
+
+
+def relative_correctness_weights(scores: Sequence[Float64Array], *, negative_clip: float) -> list[Float64Array]:
+    """Scores as weights: ``max(score / mean |score|, -negative_clip)``, the mean over all scores that are not 0.
+
+    Source: our choice; see the module's departures 1 and 2.
+
+    Args:
+        scores: for each tree `[N]` float64.
+        negative_clip: at least 0, in units of the mean absolute score.
+
+    Example: scores (2, -1, 0) and (-3) have mean absolute value 2; clipped at 0.6 the weights are
+    (1, -0.5, 0) and (-0.6).
+    """
+    magnitudes = np.abs(np.concatenate(scores)) if scores else np.zeros(0)
+    scale = float(magnitudes[magnitudes > 0].mean()) if magnitudes.any() else 1.0
+    return [np.maximum(score / scale, -negative_clip) for score in scores]
+
+
+def correct_path_weights(tree: SearchTree) -> Float64Array:
+    """`[N]` float64: 1 for every step of a path that ends right, else 0; each distinct step once.
+
+    Source: Yuan et al. 2023 (arXiv 2308.01825) for fine-tuning on distinct right solutions; counting a
+    shared step once is our choice.
+    """
+    is_on_path = tree.outcomes == Outcome.CORRECT
+    for node in range(tree.num_nodes - 1, 0, -1):  # children stand after their parents
+        is_on_path[tree.parents[node]] |= is_on_path[node]
+    weights: Float64Array = is_on_path.astype(np.float64)
+    weights[0] = 0.0
+    return weights
+
+
+def preference_pairs(tree: SearchTree, scores: Float64Array) -> Int32Array:
+    """`[R, 2]` int32: at each branching node the child of highest value and the one of lowest, if they differ.
+
+    Ties go to the child with more visits, then to the earlier one.
+
+    Source: Lai et al. 2024 (arXiv 2406.18629) for preferring steps after one prefix; drawing both from
+    the tree is our choice.
+
+    Args:
+        tree: where values and visits come from.
+        scores: `[N]` float64; children scored 0 were visited too seldom, or lie at the mean, and are passed over.
+    """
+    values = tree.values
+    pairs = []
+    for group in tree.sibling_groups().values():
+        children = group[(scores[group] != 0) & (tree.visits[group] > 0)]
+        if len(children) < 2:
+            continue
+        by_visits = children[np.argsort(-tree.visits[children], kind="stable")]
+        preferred = by_visits[np.argmax(values[by_visits])]
+        dispreferred = by_visits[np.argmin(values[by_visits])]
+        if values[preferred] > values[dispreferred]:
+            pairs.append((preferred, dispreferred))
+    return np.array(pairs, dtype=np.int32).reshape(-1, 2)
+
+
+def _paired(trees: Sequence[SearchTree], scores: Sequence[Float64Array]) -> Iterator[TrainingExample]:
+    for tree, score in zip(trees, scores, strict=True):
+        yield TrainingExample(tree, np.zeros(tree.num_nodes), preference_pairs(tree, score))
+
+
+def _check(trees: Sequence[SearchTree], scores: Sequence[Float64Array]) -> None:
+    if len(trees) != len(scores):
+        raise ValueError(f"{len(trees)} trees but {len(scores)} arrays of scores; give one array per tree")
+    for tree, score in zip(trees, scores, strict=True):
+        if score.shape != (tree.num_nodes,):
+            raise ValueError(f"{tree.problem_id}: {tree.num_nodes} nodes but scores of shape {score.shape}")
+        if not np.isfinite(score).all():
+            raise ValueError(f"{tree.problem_id}: a score is not finite; check visits and value sums of its tree")

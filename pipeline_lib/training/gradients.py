@@ -1,0 +1,85 @@
+"""Forward and backward of one optimizer update, whatever the objective."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pipeline_lib.config import TrainConfig
+from pipeline_lib.training.batching import PackedBatch
+from pipeline_lib.training.log_probs import TokenTerms, token_terms
+from pipeline_lib.training.model import TrainedPolicy
+from pipeline_lib.training.objectives import relative_correctness_loss, rft_loss, step_dpo_loss
+from pipeline_lib.training.result import UpdateMetrics
+
+
+def objective_needs_reference(config: TrainConfig) -> bool:
+    """True when a loss or the KL record reads the reference; without it a third of the computation is saved."""
+    return config.kl_beta > 0 or config.objective == "step-dpo"
+
+
+def add_gradients(trained: TrainedPolicy, batches: Sequence[PackedBatch], config: TrainConfig) -> UpdateMetrics:
+    """Adds the gradient of one update's loss to the trainable parameters, one forward pass after the other.
+
+    Returns:
+        ``loss``; ``nll``, the unweighted mean negative log-likelihood of scored tokens; ``kl`` where there
+        is a reference; ``num_tokens``, ``num_unique_tokens``, ``num_scored_tokens``.
+    """
+    num_scored_tokens = sum(batch.num_scored_tokens for batch in batches)
+    num_pairs = sum(batch.num_pairs for batch in batches)
+    loss_sum = nll_sum = kl_sum = 0.0
+    has_reference = objective_needs_reference(config)
+    for batch in batches:
+        terms = batch_terms(trained, batch, with_reference=has_reference)
+        loss = _loss(terms, batch, config, num_scored_tokens, num_pairs)
+        loss.backward()
+        loss_sum += float(loss.detach())
+        nll_sum -= float(terms.log_probs.detach().sum())
+        if terms.kls is not None:
+            kl_sum += float(terms.kls.detach().sum())
+    metrics = {
+        "loss": loss_sum,
+        "nll": nll_sum / num_scored_tokens,
+        "num_tokens": float(sum(batch.num_tokens for batch in batches)),
+        "num_unique_tokens": float(sum(batch.num_unique_tokens for batch in batches)),
+        "num_scored_tokens": float(num_scored_tokens),
+    }
+    return metrics | ({"kl": kl_sum / num_scored_tokens} if has_reference else {})
+
+
+def batch_terms(trained: TrainedPolicy, batch: PackedBatch, *, with_reference: bool) -> TokenTerms:
+    """Log-probabilities, and KL where there is a reference, of the batch's scored tokens."""
+    mask = trained.attention_mask(batch)
+    targets = torch.from_numpy(batch.targets).to(trained.device)
+    # The reference goes first: PEFT freezes the trained adapter while another is active.
+    reference_hidden = trained.reference_hidden_states(batch, mask) if with_reference else None
+    hidden = trained.hidden_states(batch, mask)
+    with trained.autocast():
+        return token_terms(
+            hidden,
+            trained.head,
+            targets,
+            reference_hidden=reference_hidden,
+            reference_head=trained.reference_head if with_reference else None,
+        )
+
+
+def _loss(terms: TokenTerms, batch: PackedBatch, config: TrainConfig, num_scored_tokens: int, num_pairs: int) -> Tensor:
+    if config.objective == "rft":
+        return rft_loss(terms.log_probs, num_scored_tokens=num_scored_tokens)
+    if config.objective == "step-dpo":
+        assert terms.reference_log_probs is not None
+        return step_dpo_loss(
+            terms.log_probs,
+            terms.reference_log_probs,
+            torch.from_numpy(batch.segments).to(terms.log_probs.device),
+            num_pairs=batch.num_pairs,
+            dpo_beta=config.dpo_beta,
+            num_pairs_in_update=num_pairs,
+        )
+    weights = torch.from_numpy(batch.weights).to(terms.log_probs)
+    return relative_correctness_loss(
+        terms.log_probs, weights, terms.kls, kl_beta=config.kl_beta, num_scored_tokens=num_scored_tokens
+    )

@@ -1,0 +1,83 @@
+"""What a training run reports: a record per update, and their summary."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+KL_WINDOW = 5
+UpdateMetrics = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What a training run did.
+
+    Args:
+        num_updates: optimizer updates.
+        mean_loss: over all updates; the objective's own loss, which may be negative.
+        last_loss: of the last update.
+        mean_kl: KL(current || reference), nats per scored token, over all updates; nan where not measured.
+        last_kl: over the last `KL_WINDOW` updates.
+        num_tokens: computed in forward passes of the policy, padding and repeated prefixes included.
+        num_unique_tokens: what the trees hold of these, once per epoch.
+        num_scored_tokens: tokens with a loss, once per epoch.
+        stopped_by_kl_alarm: training ended early.
+        history: one record per update.
+    """
+
+    num_updates: int
+    mean_loss: float
+    last_loss: float
+    mean_kl: float
+    last_kl: float
+    num_tokens: int
+    num_unique_tokens: int
+    num_scored_tokens: int
+    stopped_by_kl_alarm: bool
+    history: tuple[UpdateMetrics, ...] = field(repr=False)
+
+    def metrics(self) -> dict[str, float]:
+        """The headline numbers by metric name; a KL that was not measured is left out."""
+        values = {
+            "train/updates": float(self.num_updates),
+            "train/loss": self.mean_loss,
+            "train/last_loss": self.last_loss,
+            "train/kl": self.mean_kl,
+            "train/last_kl": self.last_kl,
+            "train/tokens": float(self.num_tokens),
+            "train/scored_tokens": float(self.num_scored_tokens),
+            "train/tokens_vs_unique": self.num_tokens / max(self.num_unique_tokens, 1),
+            "train/stopped_by_kl_alarm": float(self.stopped_by_kl_alarm),
+        }
+        return {name: value for name, value in values.items() if not math.isnan(value)}
+
+
+def kl_alarm_rings(history: Sequence[UpdateMetrics], kl_alarm: float) -> bool:
+    """True when the mean KL over the last `KL_WINDOW` updates is above `kl_alarm`, or not a number."""
+    kls = [update["kl"] for update in history[-KL_WINDOW:] if "kl" in update]
+    return bool(kls) and not sum(kls) / len(kls) <= kl_alarm
+
+
+def summarise(history: Sequence[UpdateMetrics], *, kl_alarm: float) -> TrainResult:
+    """The result of a run from its updates; at least one."""
+    losses = [update["loss"] for update in history]
+    kls = [update["kl"] for update in history if "kl" in update]
+    recent = kls[-KL_WINDOW:]
+    return TrainResult(
+        num_updates=len(history),
+        mean_loss=sum(losses) / len(losses),
+        last_loss=losses[-1],
+        mean_kl=sum(kls) / len(kls) if kls else math.nan,
+        last_kl=sum(recent) / len(recent) if recent else math.nan,
+        num_tokens=_total(history, "num_tokens"),
+        num_unique_tokens=_total(history, "num_unique_tokens"),
+        num_scored_tokens=_total(history, "num_scored_tokens"),
+        stopped_by_kl_alarm=kl_alarm_rings(history, kl_alarm),
+        history=tuple(history),
+    )
+
+
+def _total(history: Sequence[UpdateMetrics], name: str) -> int:
+    return int(sum(update[name] for update in history))

@@ -1,0 +1,60 @@
+"""Audits an iteration's scores before any training."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+
+from pipeline_lib.audit import audit_scores
+from pipeline_lib.config import PipelineConfig
+from pipeline_lib.problems.tiny import is_tiny, steps_are_right
+from pipeline_lib.store import Entry, read_json, write_json
+from pipeline_lib.types import AuditReport, Ref
+from tasks.score import load_scores
+from tasks.search import load_trees
+from tasks.stage import open_store, stage
+
+AUDIT = "audit.json"
+
+
+def _spec(
+    *, config: PipelineConfig, trees: tuple[Ref, ...], scores: Ref, iteration: int, remedied: bool
+) -> dict[str, Any]:
+    return {"audit": config.audit.model_dump(), "remedied": remedied}
+
+
+@stage(_spec, run_name="audit {iteration}")
+def audit_iteration(
+    entry: Entry, *, config: PipelineConfig, trees: tuple[Ref, ...], scores: Ref, iteration: int, remedied: bool
+) -> None:
+    """Writes the audit's report; in the tiny world the oracle says how well scores find wrong steps."""
+    started = time.perf_counter()
+    oracle = steps_are_right if is_tiny(config.problems.dataset) else None
+    report = audit_scores(load_trees(trees), load_scores(scores), config.audit, remedied=remedied, step_is_right=oracle)
+    write_json(entry.path / AUDIT, report)
+    entry.commit(report.num_problems, {"stage_seconds": time.perf_counter() - started})
+    _show(report, iteration)
+
+
+def load_audit(ref: Ref) -> AuditReport:
+    """The report that `audit_iteration` wrote."""
+    return AuditReport.model_validate(read_json(open_store().open(ref) / AUDIT))
+
+
+def _show(report: AuditReport, iteration: int) -> None:
+    """Artifacts for the Prefect UI: the verdict, and the histogram as a table with bars."""
+    verdict = "passed" if report.passed else "stopped"
+    create_markdown_artifact(
+        f"**Audit of iteration {iteration}: {verdict}.** {report.reason}\n\n{report.advice}",
+        key="audit",
+        description=f"Iteration {iteration}: {verdict}",
+    )
+    edges, counts = report.histogram.edges, report.histogram.counts
+    largest = max(counts, default=0) or 1
+    rows = [
+        {"from": round(low, 3), "to": round(high, 3), "steps": count, "": "█" * round(40 * count / largest)}
+        for low, high, count in zip(edges, edges[1:], counts, strict=False)
+    ]
+    create_table_artifact(rows, key="score-histogram", description=f"Scores of iteration {iteration}")

@@ -1,0 +1,59 @@
+"""Measures a policy on one problem set."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from pipeline_lib.config import PipelineConfig
+from pipeline_lib.evaluation import evaluate, write_predictions
+from pipeline_lib.grading import GradingPool, extract_answer
+from pipeline_lib.problems.records import read_problems
+from pipeline_lib.seeding import derive_seed
+from pipeline_lib.store import Entry, read_json, write_json
+from pipeline_lib.types import EvalReport, PolicyRef, Ref
+from tasks.policies import open_policy
+from tasks.problems import PROBLEMS
+from tasks.stage import open_store, stage
+
+REPORT, PREDICTIONS = "report.json", "predictions.parquet"
+
+
+def _spec(*, config: PipelineConfig, problems: Ref, policy: PolicyRef, split: str, name: str) -> dict[str, Any]:
+    engine = config.policy.model_dump(include={"backend", "dtype", "max_context_tokens", "instruction"})
+    evaluation = config.evaluation.model_dump(exclude={"datasets", "num_problems"})
+    return {
+        "evaluation": evaluation,
+        "engine": engine,
+        "policy_id": policy.policy_id,
+        "seed": config.seed,
+        "split": split,
+    }
+
+
+@stage(_spec, run_name="evaluate {policy.iteration} {name}")
+def evaluate_policy(
+    entry: Entry, *, config: PipelineConfig, problems: Ref, policy: PolicyRef, split: str, name: str
+) -> None:
+    """Greedy pass@1 with its interval, and maj@k and pass@k where samples are asked for."""
+    started = time.perf_counter()
+    asked = read_problems(open_store().open(problems) / PROBLEMS)
+    with GradingPool() as grader:
+        report, predictions = evaluate(
+            asked,
+            open_policy(config, policy, asked),
+            grader,
+            split=split,
+            config=config.evaluation,
+            seed=derive_seed(config.seed, "evaluate"),
+            extract=extract_answer,
+        )
+    write_json(entry.path / REPORT, report)
+    write_predictions(predictions, entry.path / PREDICTIONS)
+    entry.commit(len(asked), {"stage_seconds": time.perf_counter() - started})
+
+
+def load_report(ref: Ref) -> EvalReport:
+    """The report that `evaluate_policy` wrote, with a reference to its predictions."""
+    report = EvalReport.model_validate(read_json(open_store().open(ref) / REPORT))
+    return report.model_copy(update={"predictions": ref})

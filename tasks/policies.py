@@ -1,0 +1,108 @@
+"""Which policy, and an engine that samples it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline_lib.config import PipelineConfig
+from pipeline_lib.policy.models import fingerprint, model_path
+from pipeline_lib.policy.protocol import Policy
+from pipeline_lib.problems.formats import format_of
+from pipeline_lib.types import PolicyRef, Problem, Ref
+from tasks.stage import open_store
+
+
+def base_policy(config: PipelineConfig) -> PolicyRef:
+    """The policy of iteration 0: the base alone."""
+    policy_id = fingerprint(model_path(config.policy.model), config.policy.revision)
+    return PolicyRef(policy_id=policy_id, base_model=config.policy.model, revision=config.policy.revision, iteration=0)
+
+
+def trained_policy(config: PipelineConfig, trained: Ref, *, iteration: int) -> PolicyRef:
+    """The policy that a training stage wrote."""
+    return PolicyRef(
+        policy_id=fingerprint(adapter_folder(trained)),
+        base_model=config.policy.model,
+        revision=config.policy.revision,
+        adapter_uri=trained.uri,
+        iteration=iteration,
+    )
+
+
+def adapter_folder(trained: Ref) -> Path:
+    """Where a training stage put its adapter, or its full weights."""
+    return open_store().open(trained) / "policy"
+
+
+def policy_folder(policy: PolicyRef) -> Path | None:
+    """The folder behind ``policy.adapter_uri``; None for the base. A folder outside the store is named by its path."""
+    if policy.adapter_uri is None:
+        return None
+    inside = open_store().root / policy.adapter_uri / "policy"
+    return inside if inside.is_dir() else Path(policy.adapter_uri)
+
+
+class _Engines:
+    """At most one engine is open: a model's memory is freed before the next one is loaded."""
+
+    def __init__(self) -> None:
+        self._key: tuple[str, str] | None = None
+        self._policy: Policy | None = None
+
+    def open(self, config: PipelineConfig, policy: PolicyRef) -> Policy:
+        from pipeline_lib.policy.transformers_policy import TransformersPolicy
+
+        key = (policy.policy_id, config.policy.model_dump_json())
+        if self._policy is None or self._key != key:
+            self.close()
+            folder = policy_folder(policy)
+            is_adapter = folder is not None and (folder / "adapter_config.json").is_file()
+            self._policy = TransformersPolicy(
+                folder if folder and not is_adapter else model_path(policy.base_model),
+                adapter_dir=folder if is_adapter else None,
+                policy_id=policy.policy_id,
+                config=config.policy,
+                instruction="",
+            )
+            self._key = key
+        return self._policy
+
+    def close(self) -> None:
+        if self._policy is not None:
+            self._policy.close()
+        self._policy = self._key = None
+
+
+engines = _Engines()
+
+
+def open_policy(config: PipelineConfig, policy: PolicyRef, problems: list[Problem]) -> Policy:
+    """An engine with `policy` loaded, its prompts made for these problems' dataset.
+
+    Args:
+        config: backend, device, prompt.
+        policy: base and adapter.
+        problems: all of one dataset; the scripted backend answers just these.
+    """
+    from pipeline_lib.policy.codec import TokenizerCodec
+
+    dataset_format = format_of(problems[0].dataset)
+    instruction = config.policy.instruction
+    instruction = dataset_format.instruction if instruction is None else instruction
+    if config.policy.backend == "scripted":
+        return _scripted(config, policy, problems, instruction)
+    engine = engines.open(config, policy)
+    engine.codec = TokenizerCodec(engine.codec.tokenizer, instruction)  # type: ignore[attr-defined]
+    return engine
+
+
+def _scripted(config: PipelineConfig, policy: PolicyRef, problems: list[Problem], instruction: str) -> Policy:
+    """The scripted backend: worked solutions with seeded mistakes, tokenised as the model would."""
+    from pipeline_lib.policy.codec import TokenizerCodec
+    from pipeline_lib.policy.loading import load_tokenizer
+    from pipeline_lib.policy.scripted import ScriptedPolicy
+    from pipeline_lib.problems.tiny import worked_script
+
+    codec = TokenizerCodec(load_tokenizer(model_path(policy.base_model), config.policy), instruction)
+    script = worked_script(problems, lambda question: codec.decode(codec.encode_prompt(question)))
+    return ScriptedPolicy(script, codec, policy_id=policy.policy_id, capacity=config.policy.max_batch)

@@ -1,0 +1,196 @@
+"""Puts an iteration on record: one JSON in the store, one run in MLflow, one table in Prefect."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.context import FlowRunContext
+
+from pipeline_lib.config import PipelineConfig, Settings
+from pipeline_lib.evaluation import paired_test, read_predictions
+from pipeline_lib.gate import decide
+from pipeline_lib.metrics import update_points
+from pipeline_lib.provenance import describe_environment
+from pipeline_lib.report import figures_of, render_figures, render_page
+from pipeline_lib.search import SearchStats, total_stats
+from pipeline_lib.tracking import Tracker
+from pipeline_lib.types import EvalReport, GateDecision, IterationRecord, PairedTest, PolicyRef, Ref, RunResult
+from tasks.audit import AUDIT, load_audit
+from tasks.evaluate import PREDICTIONS, load_report
+from tasks.policies import adapter_folder
+from tasks.score import SCORES
+from tasks.search import TREES
+from tasks.stage import open_store
+from tasks.train import load_history
+
+Stages = Mapping[str, tuple[Ref, ...]]
+
+
+@task(name="record-iteration", task_run_name="record {index}")
+def record_iteration(
+    *,
+    config: PipelineConfig,
+    index: int,
+    policy: PolicyRef,
+    stages: Stages,
+    evaluations: Sequence[Ref],
+    earlier: Sequence[IterationRecord],
+) -> IterationRecord:
+    """Gathers what the stages of one iteration left, and writes it to MLflow once.
+
+    Args:
+        config: of the run.
+        index: 0 for the base.
+        policy: that the iteration ended with.
+        stages: references by stage: ``problems``, ``search``, ``score``, ``audit``, ``train``.
+        evaluations: references of `evaluate_policy`.
+        earlier: records of the iterations before, base first.
+    """
+    reports = tuple(load_report(ref) for ref in evaluations)
+    record = IterationRecord(
+        index=index,
+        policy=policy,
+        evaluations=reports,
+        paired=_paired_tests(reports, earlier),
+        audit=load_audit(stages["audit"][0]) if "audit" in stages else None,
+        search=_search_metrics(stages.get("search", ())),
+        train=_observations(stages["train"][0]) if "train" in stages else {},
+        seconds=_seconds({**stages, "evaluate": tuple(evaluations)}),
+        refs={
+            f"{name}/{i}" if len(refs) > 1 else name: ref for name, refs in stages.items() for i, ref in enumerate(refs)
+        },
+    )
+    run = _track(config, record, stages)
+    return record.model_copy(update={"tracking_run": run})
+
+
+@task(name="decide", task_run_name="gate")
+def decide_gate(*, config: PipelineConfig, records: Sequence[IterationRecord]) -> GateDecision:
+    """Whether to go on, from the validation accuracies on record."""
+    decision = decide(records, config.gate, dataset=config.problems.dataset)
+    create_markdown_artifact(
+        f"**{'Go on' if decision.proceed else 'Stop'}.** {decision.reason}", key="gate", description=decision.reason
+    )
+    return decision
+
+
+@task(name="finish-run", task_run_name="finish")
+def finish_run(*, config: PipelineConfig, records: Sequence[IterationRecord], decision: GateDecision) -> RunResult:
+    """Names the champion, writes report and result to MLflow, and ends its run."""
+    stopped = "num_iterations reached" if decision.proceed else decision.reason
+    tracker = _tracker(config)
+    result = RunResult(
+        records=tuple(records),
+        decision=decision,
+        stopped_because=stopped,
+        wall_s=_wall_s(),
+        tracking_run=tracker.run_id,
+    )
+    tracker.set_champion(records[decision.champion])
+    histories = _histories(records)
+    tracker.finish(result, texts={"report.html": render_page(config, result, histories)})
+    return result
+
+
+def _wall_s() -> float:
+    """Seconds since the flow began; 0 outside a flow."""
+    context = FlowRunContext.get()
+    return (datetime.now(UTC) - context.start_time).total_seconds() if context else 0.0
+
+
+def _paired_tests(reports: Sequence[EvalReport], earlier: Sequence[IterationRecord]) -> tuple[PairedTest, ...]:
+    """Against the base and, from iteration 2 on, against the previous iteration."""
+    rivals = {"base": earlier[0]} if earlier else {}
+    if len(earlier) > 1:
+        rivals["previous"] = earlier[-1]
+    return tuple(
+        paired_test(_correct(before), _correct(report), dataset=report.dataset, split=report.split, against=name)
+        for name, record in rivals.items()
+        for report in reports
+        if (before := record.evaluation(report.dataset, report.split)) is not None
+    )
+
+
+def _correct(report: EvalReport) -> dict[str, bool]:
+    """Problem id to whether the greedy answer was right."""
+    assert report.predictions is not None
+    folder = open_store().open(report.predictions)
+    return {p.problem_id: p.is_correct for p in read_predictions(folder / PREDICTIONS)}
+
+
+def _search_metrics(refs: Sequence[Ref]) -> dict[str, float]:
+    names = set(SearchStats.model_fields)
+    shards = [{k: v for k, v in _observations(ref).items() if k in names} for ref in refs]
+    return total_stats([SearchStats.model_validate(shard) for shard in shards if shard]).metrics() if refs else {}
+
+
+def _seconds(stages: Stages) -> dict[str, float]:
+    return {name: sum(_observations(ref)["stage_seconds"] for ref in refs) for name, refs in stages.items()}
+
+
+def _observations(ref: Ref) -> dict[str, float]:
+    return {name: float(value) for name, value in open_store().observations(ref).items()}
+
+
+def _tracker(config: PipelineConfig) -> Tracker:
+    """The MLflow run of this flow run.
+
+    A flow run of a deployment is named by its id, so that Retry attaches to the same MLflow run; one
+    from the terminal by its configuration, so that the same command goes on where it was killed.
+    """
+    context = FlowRunContext.get()
+    flow_run = context.flow_run if context else None
+    key = hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:16]
+    tags = describe_environment()
+    if flow_run is not None:
+        tags["prefect.flow_run_id"] = str(flow_run.id)
+        if flow_run.deployment_id is not None:
+            key = str(flow_run.id)
+    name = f"{config.preset} seed {config.seed}"
+    return Tracker.open(Settings(), run_key=key, run_name=name, config=config, tags=tags)
+
+
+def _track(config: PipelineConfig, record: IterationRecord, stages: Stages) -> str:
+    tracker = _tracker(config)
+    store = open_store()
+    artifacts = {}
+    for i, ref in enumerate(stages.get("search", ())):
+        artifacts[f"search/{i}"] = store.open(ref) / TREES
+    for name, file in (("score", SCORES), ("audit", AUDIT)):
+        if name in stages:
+            artifacts[name] = store.open(stages[name][0]) / file
+    histories = _histories([record])
+    figures = figures_of([record], histories)
+    run = tracker.log_iteration(
+        record,
+        artifacts=artifacts,
+        texts={"figures.html": render_figures(f"Iteration {record.index}", figures)} if figures else {},
+        curves=[point for history in histories.values() for point in update_points(history)],
+    )
+    if "train" in stages:
+        tracker.register_adapter(record, adapter_folder(stages["train"][0]))
+    create_table_artifact(_rows(record), key="accuracy", description=f"Iteration {record.index}")
+    return run
+
+
+def _rows(record: IterationRecord) -> list[dict[str, Any]]:
+    return [
+        {
+            "dataset": report.dataset,
+            "split": report.split,
+            "accuracy": f"{report.accuracy:.1%}",
+            "95 % interval": "{:.1%} – {:.1%}".format(*report.interval),
+            "unparsed": report.num_unparsed,
+            "truncated": report.num_truncated,
+        }
+        for report in record.evaluations
+    ] or [{"dataset": "none", "split": "", "accuracy": "not trained: see the audit"}]
+
+
+def _histories(records: Sequence[IterationRecord]) -> dict[int, list[dict[str, float]]]:
+    return {record.index: load_history(record.refs["train"]) for record in records if "train" in record.refs}

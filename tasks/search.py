@@ -1,0 +1,129 @@
+"""Searches one shard of an iteration's problems."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from pipeline_lib.config import PipelineConfig
+from pipeline_lib.grading import GradingPool
+from pipeline_lib.problems.formats import format_of
+from pipeline_lib.problems.records import read_problems
+from pipeline_lib.search import TreeWriter, read_trees, read_trees_parquet, search_trees, write_trees_parquet
+from pipeline_lib.seeding import derive_seed
+from pipeline_lib.store import Entry
+from pipeline_lib.types import PolicyRef, Ref, SearchTree
+from tasks.policies import open_policy
+from tasks.problems import PROBLEMS
+from tasks.progress import Progress
+from tasks.stage import open_store, stage
+
+TREES = "trees.parquet"
+
+
+def _spec(
+    *, config: PipelineConfig, problems: Ref, policy: PolicyRef, iteration: int, shard: int, earlier: tuple[Ref, ...]
+) -> dict[str, Any]:
+    search = config.search.model_dump(exclude={"num_shards"})
+    engine = config.policy.model_dump(include={"backend", "dtype", "max_context_tokens", "instruction"})
+    if earlier:
+        search["num_simulations"] *= 2
+    return {
+        "search": search,
+        "engine": engine,
+        "policy_id": policy.policy_id,
+        "seed": config.seed,
+        "iteration": iteration,
+        "shard": [shard, config.search.num_shards],
+    }
+
+
+@stage(_spec, run_name="search {iteration} shard {shard}")
+def search_shard(
+    entry: Entry,
+    *,
+    config: PipelineConfig,
+    problems: Ref,
+    policy: PolicyRef,
+    iteration: int,
+    shard: int,
+    earlier: tuple[Ref, ...],
+) -> None:
+    """Searches every ``num_shards``-th problem; finished trees are appended as they come and outlive a kill.
+
+    Args:
+        entry: filled with ``trees.parquet``.
+        config: of the run.
+        problems: the iteration's problems.
+        policy: what is sampled.
+        iteration: part of every seed.
+        shard: which of ``search.num_shards``.
+        earlier: trees of this shard to go on with, with twice the simulations: the audit's remedy.
+    """
+    started = time.perf_counter()
+    mine = read_problems(open_store().open(problems) / PROBLEMS)[shard :: config.search.num_shards]
+    resume, done = _resumable(earlier)
+    partial = entry.path / ".partial"
+    partial.mkdir(exist_ok=True)
+    found = {tree.problem_id: tree for tree in read_trees(partial / "trees.jsonl")}
+    to_do = [p for p in mine if p.problem_id not in found and p.problem_id not in done]
+    search = config.search
+    if earlier:
+        search = search.model_copy(update={"num_simulations": 2 * search.num_simulations})
+    progress = Progress(f"search {iteration}.{shard}" + (" again" if earlier else ""), len(to_do))
+    observations: dict[str, float] = {}
+    with TreeWriter(partial / "trees.jsonl") as writer, GradingPool() as grader:
+
+        def on_tree(tree: SearchTree) -> None:
+            writer.append(tree)
+            found[tree.problem_id] = tree
+            progress.advance()
+
+        if to_do:
+            stats = search_trees(
+                to_do,
+                open_policy(config, policy, to_do),
+                grader,
+                search,
+                seed=derive_seed(config.seed, "search", iteration),
+                step_delimiter=format_of(to_do[0].dataset).step_delimiter,
+                on_tree=on_tree,
+                resume={p.problem_id: resume[p.problem_id] for p in to_do if p.problem_id in resume},
+            )
+            observations = stats.model_dump()
+    trees = [done.get(problem.problem_id) or found[problem.problem_id] for problem in mine]
+    write_trees_parquet(trees, entry.path / TREES)
+    entry.commit(len(trees), {**observations, "stage_seconds": time.perf_counter() - started})
+
+
+def _resumable(earlier: tuple[Ref, ...]) -> tuple[dict[str, SearchTree], dict[str, SearchTree]]:
+    """Earlier trees by problem id: the uninformative ones, to be searched on, and the others, kept as they are."""
+    trees = load_trees(earlier)
+    return (
+        {tree.problem_id: tree for tree in trees if not tree.is_informative},
+        {tree.problem_id: tree for tree in trees if tree.is_informative},
+    )
+
+
+def load_trees(refs: tuple[Ref, ...]) -> list[SearchTree]:
+    """All trees of an iteration's shards, by problem id."""
+    trees = [tree for ref in refs for tree in read_trees_parquet(open_store().open(ref) / TREES)]
+    return sorted(trees, key=lambda tree: tree.problem_id)
+
+
+def search_problems(
+    *, config: PipelineConfig, problems: Ref, policy: PolicyRef, iteration: int, earlier: tuple[Ref, ...] = ()
+) -> tuple[Ref, ...]:
+    """All shards of one iteration, one task each."""
+    shards = range(min(config.search.num_shards, problems.num_rows))
+    return tuple(
+        search_shard(
+            config=config,
+            problems=problems,
+            policy=policy,
+            iteration=iteration,
+            shard=shard,
+            earlier=earlier[shard : shard + 1],
+        )
+        for shard in shards
+    )

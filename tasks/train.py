@@ -1,0 +1,71 @@
+"""Trains the next policy on an iteration's scored trees."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from pipeline_lib.config import PipelineConfig
+from pipeline_lib.policy.models import model_path
+from pipeline_lib.seeding import derive_seed
+from pipeline_lib.store import Entry, read_json, write_json
+from pipeline_lib.training.examples import build_examples, count_examples
+from pipeline_lib.types import PolicyRef, Ref
+from tasks.policies import engines, policy_folder
+from tasks.progress import Progress
+from tasks.score import load_scores
+from tasks.search import load_trees
+from tasks.stage import open_store, stage
+
+HISTORY = "history.json"
+
+
+def _spec(
+    *, config: PipelineConfig, trees: tuple[Ref, ...], scores: Ref, policy: PolicyRef, iteration: int
+) -> dict[str, Any]:
+    return {
+        "train": config.train.model_dump(exclude={"checkpoint_every"}),
+        "dtype": config.policy.dtype,
+        "policy_id": policy.policy_id,
+        "seed": config.seed,
+        "iteration": iteration,
+    }
+
+
+@stage(_spec, run_name="train {iteration}")
+def train_policy(
+    entry: Entry, *, config: PipelineConfig, trees: tuple[Ref, ...], scores: Ref, policy: PolicyRef, iteration: int
+) -> None:
+    """Trains from `policy`, which is also the KL's reference; a killed training goes on from its last checkpoint.
+
+    The entry holds ``policy/``, an adapter or full weights, and ``history.json``, a row per update.
+    """
+    from pipeline_lib.training.loop import train
+
+    started = time.perf_counter()
+    engines.close()
+    searched = load_trees(trees)
+    examples = build_examples(searched, load_scores(scores), config.train)
+    progress = Progress(f"train {iteration}", config.train.num_epochs)
+    result = train(
+        examples,
+        model_dir=model_path(policy.base_model),
+        previous_adapter=policy_folder(policy),
+        output_dir=entry.path / "policy",
+        checkpoint_dir=entry.path / ".partial" / "checkpoint",
+        config=config.train,
+        policy=config.policy,
+        seed=derive_seed(config.seed, "train", iteration),
+        on_update=lambda update: progress.reach(int(update["epoch"])),
+    )
+    progress.reach(config.train.num_epochs)
+    write_json(entry.path / HISTORY, list(result.history))
+    metrics = {**result.metrics(), **count_examples(searched, examples)}
+    metrics = {name.removeprefix("train/"): value for name, value in metrics.items()}
+    entry.commit(result.num_updates, {**metrics, "stage_seconds": time.perf_counter() - started})
+
+
+def load_history(ref: Ref) -> list[dict[str, float]]:
+    """One row of metrics per update."""
+    history: list[dict[str, float]] = read_json(open_store().open(ref) / HISTORY)
+    return history

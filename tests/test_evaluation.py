@@ -1,0 +1,264 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline_lib.config import EvaluationConfig
+from pipeline_lib.evaluation import (
+    evaluate,
+    majority,
+    paired_difference_interval,
+    paired_test,
+    pass_at_k,
+    read_predictions,
+    wilson_interval,
+    write_predictions,
+)
+from pipeline_lib.policy.scripted import CharCodec, ScriptedPolicy
+from pipeline_lib.types import Grade, Problem
+
+COUNTS = st.integers(0, 60)
+
+
+def test_wilson_equals_published_numbers():
+    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)  # Newcombe 1998, table I
+    assert wilson_interval(15, 148) == pytest.approx((0.0624, 0.1605), abs=1e-4)
+    assert wilson_interval(1, 29) == pytest.approx((0.0061, 0.1718), abs=1e-4)
+
+
+def test_wilson_at_the_ends_is_z2_over_n_plus_z2():
+    z2 = 1.959964**2
+    assert wilson_interval(0, 20) == pytest.approx((0, z2 / (20 + z2)))
+    assert wilson_interval(20, 20) == pytest.approx((20 / (20 + z2), 1))
+
+
+@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_contains_the_accuracy_and_stays_within_0_and_1(counts):
+    low, high = wilson_interval(*counts)
+    assert 0 <= low <= counts[0] / counts[1] <= high <= 1
+
+
+@pytest.mark.parametrize(("correct", "problems"), [(0, 0), (3, 2), (-1, 2)])
+def test_wilson_refuses_what_is_no_proportion(correct, problems):
+    with pytest.raises(ValueError, match=f"{correct} of {problems} is no proportion"):
+        wilson_interval(correct, problems)
+
+
+def answers(both=0, fixed=0, broken=0, neither=0):
+    cells = [(True, True)] * both + [(False, True)] * fixed + [(True, False)] * broken + [(False, False)] * neither
+    before, after = ({str(i): cell[side] for i, cell in enumerate(cells)} for side in (0, 1))
+    return before, after
+
+
+def paired(**cells):
+    return paired_test(*answers(**cells), dataset="d", split="test", against="base")
+
+
+def test_mcnemar_worked_by_hand():
+    # 6 fixed, 1 broken: 2 (C(7, 0) + C(7, 1)) / 2^7 = 16 / 128.
+    test = paired(both=10, fixed=6, broken=1, neither=3)
+    assert (test.num_fixed, test.num_broken) == (6, 1)
+    assert test.difference == pytest.approx(5 / 20)
+    assert test.p_value == pytest.approx(0.125)
+    assert (test.dataset, test.split, test.against) == ("d", "test", "base")
+
+
+def test_problems_on_which_both_agree_do_not_change_the_p_value():
+    assert paired(fixed=6, broken=1).p_value == paired(both=100, fixed=6, broken=1, neither=50).p_value
+
+
+def test_equal_policies_differ_by_nothing_with_a_p_value_of_one_and_an_interval_with_width():
+    test = paired(both=20, neither=20)
+    assert (test.difference, test.p_value) == (0, 1)
+    assert test.interval[0] < 0 < test.interval[1]
+
+
+def test_a_paired_test_does_not_depend_on_the_order_of_problems():
+    before, after = answers(both=3, fixed=2, broken=1, neither=4)
+    shuffled = dict(reversed(after.items()))
+    args = {"dataset": "d", "split": "test", "against": "base"}
+    assert paired_test(before, shuffled, **args) == paired_test(before, after, **args)
+
+
+@pytest.mark.parametrize(("before", "after"), [({}, {}), ({"a": True}, {"b": True}), ({"a": True}, {})])
+def test_a_paired_test_refuses_different_problems(before, after):
+    with pytest.raises(ValueError, match="d test: the two policies answered different problems"):
+        paired_test(before, after, dataset="d", split="test", against="base")
+
+
+def test_the_paired_interval_equals_numbers_worked_by_hand():
+    # (20, 12, 2, 16): φ = (320 - 24 - 25) / sqrt(32 * 18 * 22 * 28) = 271 / 595.67 = 0.45495.
+    # Wilson 32/50: 0.50141, 0.75862; 22/50: 0.31158, 0.57690. d = 0.2.
+    down = math.sqrt(0.13859**2 - 2 * 0.45495 * 0.13859 * 0.13690 + 0.13690**2)
+    up = math.sqrt(0.11862**2 - 2 * 0.45495 * 0.11862 * 0.12842 + 0.12842**2)
+    assert paired_difference_interval(20, 12, 2, 16) == pytest.approx((0.2 - down, 0.2 + up), abs=2e-4)
+
+
+def test_the_paired_interval_uses_no_correlation_where_it_is_not_defined():
+    later, earlier = wilson_interval(48, 50), wilson_interval(38, 50)
+    low, high = paired_difference_interval(36, 12, 2, 0)  # φ < 0 is not corrected: (0 - 24) / sqrt(48 * 2 * 38 * 12)
+    assert low < 0.2 - math.hypot(0.96 - later[0], earlier[1] - 0.76)
+    assert high > 0.2 + math.hypot(later[1] - 0.96, 0.76 - earlier[0])
+    assert (low, high) == pytest.approx((0.0569, 0.3404), abs=1e-4)
+    low, high = paired_difference_interval(0, 0, 0, 20)
+    assert (low, high) == pytest.approx((-wilson_interval(0, 20)[1], wilson_interval(0, 20)[1]))
+    with pytest.raises(ValueError, match="no pair"):
+        paired_difference_interval(0, 0, 0, 0)
+
+
+@given(COUNTS, COUNTS, COUNTS, COUNTS)
+def test_the_paired_interval_contains_the_difference_turns_with_it_and_shrinks(both, fixed, broken, neither):
+    total = both + fixed + broken + neither
+    if not total:
+        return
+    low, high = paired_difference_interval(both, fixed, broken, neither)
+    assert -1 <= low <= (fixed - broken) / total <= high <= 1
+    assert paired_difference_interval(both, broken, fixed, neither) == pytest.approx((-high, -low))
+    tenfold = paired_difference_interval(10 * both, 10 * fixed, 10 * broken, 10 * neither)
+    assert tenfold[1] - tenfold[0] < high - low
+
+
+def test_the_majority_is_the_first_sample_with_the_commonest_answer():
+    assert majority(["3", "4", "4"]) == 1
+    assert majority(["3", "4", "4", "3"]) == 0  # ties go to the answer given first
+    assert majority([None, None, "7"]) == 2  # no answer is no vote
+    assert majority([None, None]) is None
+    assert majority([]) is None
+
+
+def test_pass_at_k_worked_by_hand():
+    assert pass_at_k(4, 2, 2) == pytest.approx(1 - 1 / 6)
+    assert pass_at_k(10, 3, 1) == pytest.approx(0.3)
+    assert pass_at_k(5, 0, 5) == 0
+    assert pass_at_k(5, 1, 5) == 1
+
+
+@pytest.mark.parametrize("arguments", [(4, 5, 1), (4, -1, 1), (4, 2, 0), (4, 2, 5)])
+def test_pass_at_k_refuses_what_is_not_defined(arguments):
+    with pytest.raises(ValueError, match="is not defined"):
+        pass_at_k(*arguments)
+
+
+class LateGrader:
+    """Compares what follows ``####``; each answer comes back a poll later and newest first, to try the caller."""
+
+    def __init__(self):
+        self._waiting, self._ready = {}, []
+        self.most_in_flight = 0
+
+    @property
+    def num_in_flight(self):
+        return len(self._waiting) + len(self._ready)
+
+    def submit(self, key, prediction, gold):
+        assert key not in self._waiting
+        answer = extract(prediction)
+        grade = Grade.UNPARSED if answer is None else Grade.CORRECT if answer == gold else Grade.WRONG
+        self._waiting[key] = Grade.TIMEOUT if answer == "hang" else grade
+        self.most_in_flight = max(self.most_in_flight, self.num_in_flight)
+
+    def poll(self, *, block):
+        ready, self._ready = self._ready, list(self._waiting.items())[::-1]
+        self._waiting = {}
+        if block and not ready:
+            ready, self._ready = self._ready, []
+        return ready
+
+
+def extract(text):
+    _, mark, answer = text.partition("#### ")
+    return answer if mark else None
+
+
+def problems(*questions):
+    return [Problem(f"d/test/{i}", question, gold, "d") for i, (question, gold) in enumerate(questions)]
+
+
+def run(script, asked, config=None, *, seed=0, order=0):
+    policy = ScriptedPolicy(script, CharCodec(), capacity=3, seed=order)
+    config = config or EvaluationConfig(max_new_tokens=20)
+    return evaluate(asked, policy, LateGrader(), split="test", config=config, seed=seed, extract=extract)
+
+
+SCRIPT = {"right": "1+1\n#### 2", "wrong": "#### 3", "mute": "hm", "long": "x" * 30, "slow": "#### hang", "dead": None}
+
+
+def test_every_count_of_a_report_and_predictions_in_the_order_of_problems():
+    asked = problems(*((question, "2") for question in SCRIPT))
+    report, predictions = run(lambda prompt, prefix, seed: SCRIPT[prompt], asked)
+    assert [p.problem_id for p in predictions] == [p.problem_id for p in asked]
+    assert [p.grade.value for p in predictions] == ["correct", "wrong", "unparsed", "unparsed", "timeout", "unparsed"]
+    assert [p.answer for p in predictions] == ["2", "3", None, None, "hang", None]
+    assert [p.truncated for p in predictions] == [False, False, False, True, False, True]
+    assert predictions[3].text == "x" * 20
+    assert (report.num_problems, report.num_correct, report.num_unparsed) == (6, 1, 3)
+    assert (report.num_truncated, report.num_timeouts) == (2, 1)
+    assert report.accuracy == pytest.approx(1 / 6)
+    assert report.interval == wilson_interval(1, 6)
+    assert (report.dataset, report.split, report.policy_id, report.sampled) == ("d", "test", "scripted", {})
+
+
+def test_samples_give_mean_majority_and_pass():
+    # Each problem's samples are numbered as they come; "most" is right twice of three, "once" once, "never" never.
+    plan = {"most": "223", "once": "332", "never": "334"}
+    seen = {}
+
+    def script(prompt, prefix, seed):
+        place = seen.setdefault(prompt, []).__len__()
+        seen[prompt].append(seed)
+        return f"#### {plan[prompt][place - 1] if place else '9'}"  # the greedy answer comes first and is wrong
+
+    config = EvaluationConfig(max_new_tokens=20, num_samples=3, sampled_problems=3)
+    report, predictions = run(script, problems(*((question, "2") for question in plan)), config)
+    assert report.accuracy == 0
+    assert len(predictions) == 3
+    assert report.sampled == pytest.approx({"mean": 3 / 9, "maj@3": 1 / 3, "pass@3": 2 / 3})
+    sampled = [seed for seeds in seen.values() for seed in seeds[1:]]
+    assert len(set(sampled)) == 9
+
+
+def test_only_the_first_problems_are_sampled_and_the_seed_reaches_the_samples():
+    def script(prompt, prefix, seed):
+        return f"#### {seed % 2}"
+
+    asked = problems(*((f"q{i}", "1") for i in range(8)))
+    config = EvaluationConfig(max_new_tokens=20, num_samples=8, sampled_problems=4)
+    first, again, other = (run(script, asked, config, seed=seed, order=seed)[0] for seed in (0, 0, 1))
+    assert first == again
+    assert first.accuracy == other.accuracy  # greedy answers have no seed
+    assert first.sampled != other.sampled
+    assert first.sampled["mean"] * 32 == pytest.approx(round(first.sampled["mean"] * 32))
+
+
+def test_the_order_in_which_an_engine_finishes_changes_nothing():
+    asked = problems(*((question, "2") for question in SCRIPT))
+    runs = [run(lambda prompt, prefix, seed: SCRIPT[prompt], asked, order=order) for order in range(3)]
+    assert runs[0] == runs[1] == runs[2]
+
+
+def test_no_problem_is_refused():
+    with pytest.raises(ValueError, match="evaluation of test: no problem to ask"):
+        run(lambda *_: "", [])
+
+
+def test_predictions_round_trip_through_parquet(tmp_path):
+    _, predictions = run(lambda prompt, prefix, seed: SCRIPT[prompt], problems(*((q, "2") for q in SCRIPT)))
+    write_predictions(predictions, tmp_path / "p.parquet")
+    assert read_predictions(tmp_path / "p.parquet") == predictions
+    write_predictions([], tmp_path / "none.parquet")
+    assert read_predictions(tmp_path / "none.parquet") == []
+    before = (tmp_path / "p.parquet").read_bytes()
+    write_predictions(predictions, tmp_path / "p.parquet")
+    assert (tmp_path / "p.parquet").read_bytes() == before
+
+
+def test_the_grader_keeps_pace_with_a_policy_that_answers_all_at_once():
+    grader = LateGrader()
+    asked = problems(*((f"q{i}", "2") for i in range(50)))
+    policy = ScriptedPolicy(lambda *_: "#### 2", CharCodec(), max_delay=1)
+    config = EvaluationConfig(max_new_tokens=20)
+    report, _ = evaluate(asked, policy, grader, split="validation", config=config, seed=0, extract=extract)
+    assert np.isclose(report.accuracy, 1)
+    assert grader.num_in_flight == policy.num_in_flight == 0

@@ -1,0 +1,155 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline_lib.config import GateConfig
+from pipeline_lib.gate import GateError, decide, iterations_without_gain
+from pipeline_lib.types import AuditReport, EvalReport, Histogram, IterationRecord, PolicyRef
+
+
+def report(accuracy, *, split="validation", dataset="tiny-word", interval=None):
+    return EvalReport(
+        dataset=dataset,
+        split=split,
+        policy_id="p",
+        num_problems=1000,
+        num_correct=round(1000 * accuracy),
+        num_unparsed=0,
+        num_truncated=0,
+        accuracy=accuracy,
+        interval=interval or (accuracy - 0.05, accuracy + 0.05),
+    )
+
+
+def record(index, *evaluations, audit=None):
+    policy = PolicyRef(policy_id=f"p{index}", base_model="tiny", iteration=index)
+    return IterationRecord(index=index, policy=policy, evaluations=evaluations, audit=audit)
+
+
+def records(*accuracies):
+    return [record(i, report(accuracy)) for i, accuracy in enumerate(accuracies)]
+
+
+def audit(*, passed):
+    return AuditReport(
+        num_problems=4,
+        num_informative=0,
+        num_all_correct=0,
+        num_all_wrong=4,
+        informative_share=0,
+        num_steps=8,
+        num_scored_steps=0,
+        variance=0,
+        variance_by_depth={},
+        variance_by_visits={},
+        positive_mass=0,
+        negative_mass=0,
+        unparsed_share=0,
+        truncated_share=0,
+        histogram=Histogram(edges=(-1, 1), counts=(8,)),
+        remedied=True,
+        passed=passed,
+        reason="nothing informative",
+        advice="" if passed else "take easier problems",
+    )
+
+
+def test_the_base_alone_goes_on():
+    decision = decide(records(0.4), GateConfig())
+    assert (decision.proceed, decision.champion) == (True, 0)
+    assert decision.reason == "validation accuracy 40.0%, base"
+
+
+def test_rising_accuracy_goes_on_with_the_last_as_champion():
+    decision = decide(records(0.4, 0.5, 0.6), GateConfig())
+    assert (decision.proceed, decision.champion) == (True, 2)
+    assert decision.reason == "validation accuracy 60.0%, best so far 60.0% in iteration 2"
+
+
+def test_the_champion_is_the_best_and_not_the_last():
+    decision = decide(records(0.4, 0.6, 0.5), GateConfig(patience=1))
+    assert (decision.proceed, decision.champion) == (False, 1)
+    assert decision.reason == (
+        "validation accuracy 50.0% after iteration 2: no gain of more than 0.0% for 1 iteration (patience 1)"
+    )
+
+
+def test_among_equals_the_earliest_is_champion_and_an_equal_is_no_gain():
+    decision = decide(records(0.4, 0.6, 0.6), GateConfig(patience=2))
+    assert (decision.proceed, decision.champion) == (True, 1)
+    assert not decide(records(0.4, 0.4), GateConfig()).proceed
+
+
+@pytest.mark.parametrize(("patience", "proceed"), [(1, False), (2, False), (3, True)])
+def test_patience_counts_iterations_in_a_row_without_a_gain(patience, proceed):
+    assert decide(records(0.4, 0.6, 0.5, 0.55), GateConfig(patience=patience)).proceed is proceed
+
+
+def test_a_gain_starts_patience_anew():
+    assert decide(records(0.4, 0.6, 0.5, 0.7, 0.6), GateConfig(patience=2)).proceed
+
+
+def test_the_docstring_example():
+    reports = [report(accuracy) for accuracy in (0.5, 0.6, 0.6, 0.59)]
+    assert iterations_without_gain(reports, GateConfig()) == 2
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.7, 0.8), (0.1, 0.2), (0.3, 0.4), (0.6, 0.7)])
+def test_a_gain_of_just_min_gain_is_none_whatever_the_rounding(before, after):
+    assert not decide(records(before, after), GateConfig(min_gain=0.1)).proceed
+    assert decide(records(before, after + 0.001), GateConfig(min_gain=0.1)).proceed
+
+
+def test_small_gains_add_up_against_the_last_that_counted():
+    config = GateConfig(min_gain=0.02, patience=2)
+    assert not decide(records(0.50, 0.51, 0.52), config).proceed
+    assert decide(records(0.50, 0.51, 0.53), config).proceed
+    assert decide(records(0.50, 0.51, 0.50), config).champion == 1  # no gain, and yet the best
+
+
+def test_require_interval_asks_for_more_than_the_upper_limit_of_the_best():
+    base = record(0, report(0.5, interval=(0.45, 0.55)))
+    config = GateConfig(require_interval=True)
+    stopped = decide([base, record(1, report(0.55))], config)
+    assert (stopped.proceed, stopped.champion) == (False, 1)
+    assert "beyond the interval" in stopped.reason
+    assert decide([base, record(1, report(0.551))], config).proceed
+
+
+def test_a_failed_audit_stops_with_its_reason_and_keeps_the_champion():
+    decision = decide([*records(0.4, 0.6, 0.5), record(3, audit=audit(passed=False))], GateConfig(patience=5))
+    assert (decision.proceed, decision.champion) == (False, 1)
+    assert decision.reason == "audit: nothing informative"
+
+
+def test_a_passed_audit_changes_nothing():
+    assert decide([*records(0.4), record(1, report(0.5), audit=audit(passed=True))], GateConfig()).proceed
+
+
+def test_the_test_split_and_other_datasets_are_never_looked_at():
+    first = [record(0, report(0.9, split="test"), report(0.4), report(0.9, dataset="tiny-algebra"))]
+    second = record(1, report(0.1, split="test"), report(0.1, dataset="tiny-algebra"), report(0.5))
+    decision = decide([*first, second], GateConfig(), dataset="tiny-word")
+    assert (decision.proceed, decision.champion) == (True, 1)
+
+
+@pytest.mark.parametrize(
+    ("bad", "dataset", "message"),
+    [
+        ([], None, "no iteration on record"),
+        ([record(0, report(0.5, split="test"))], None, "iteration 0 has no validation accuracy on any dataset"),
+        ([record(0, report(0.5))], "gsm8k", "iteration 0 has no validation accuracy on gsm8k"),
+        ([*records(0.5), record(1)], None, "iteration 1 has no validation accuracy"),
+        ([record(0, audit=audit(passed=False))], None, "no iteration on record was evaluated"),
+    ],
+)
+def test_records_that_cannot_be_judged_are_refused(bad, dataset, message):
+    with pytest.raises(GateError, match=message):
+        decide(bad, GateConfig(), dataset=dataset)
+
+
+@given(st.lists(st.integers(0, 1000).map(lambda n: n / 1000), min_size=1, max_size=6), st.integers(1, 3))
+def test_the_champion_is_always_the_earliest_maximum_and_stopping_means_patience_ran_out(accuracies, patience):
+    decision = decide(records(*accuracies), GateConfig(patience=patience))
+    assert decision.champion == accuracies.index(max(accuracies))
+    assert decision.proceed is (len(accuracies) - 1 - decision.champion < patience)

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import os
+import re
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline_lib.grading import Grade, extract_answer, grade
+from pipeline_lib.grading.compare import Undecided, judge_at_once
+from pipeline_lib.grading.exact import parse_number
+
+DATA = Path(os.environ.get("COPPICE_TEST_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("5+7=12\n#### 12", "12"),
+        ("#### 5\nno, wait\n#### 7", "7"),
+        ("#### 42 dollars, not 43", "42"),
+        ("#### 42. That is 6 times 7.", "42"),
+        ("####\n42", "42"),
+        ("#### $1,234.50", "$1,234.50"),
+        ("#### 7 and 8", "7 and 8"),
+        ("#### 5 million", "5 million"),
+        (r"so $x=\boxed{\frac{1}{\sqrt{2}}}$, not 3.", r"\frac{1}{\sqrt{2}}"),
+        (r"\boxed{1} or rather \boxed{\{2,3\}}", r"\{2,3\}"),
+        (r"so $\boxed 2$.", "2"),
+        (r"\fbox{9}", "9"),
+        (r"\boxed{4} and then \boxed{", "4"),
+        (r"\boxed{4} and then \boxed{}", "4"),
+        ("{" * 5000 + r"\boxed{3}", "3"),
+        ("#### Step 4: add them\n" + r"\boxed{7}", "7"),
+        (r"\boxed{3}" + "\n#### 2. Check the sum", "3"),
+        (r"\boxed{5}. The answer is 6.", "5"),
+        ("The answer is 12 because 3+9=12, not 13.", "12"),
+        ("**Answer:** The answer is **18**.", "18"),
+        ("The answer is $x^2$ as shown.", "x^2"),
+        ("The answer is that Tom has 5 apples.", "5"),
+        ("17", "17"),
+        ("$x+1$.", "x+1"),
+        (r"\frac{3}{4}", r"\frac{3}{4}"),
+    ],
+)
+def test_the_announced_answer_is_extracted(text: str, answer: str) -> None:
+    assert extract_answer(text) == answer
+
+
+@pytest.mark.parametrize("text", ["", "5+12=17", "She has 17 apples.", r"\boxed{", r"\boxed{}", "5\n6", "####", "Hm."])
+def test_a_number_that_is_not_announced_is_no_answer(text: str) -> None:
+    assert extract_answer(text) is None
+    assert grade(text, "17") is Grade.UNPARSED
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("-5", Fraction(-5)),
+        ("−5", Fraction(-5)),
+        ("-$5", Fraction(-5)),
+        ("$-5", Fraction(-5)),
+        ("1,234,567.50", Fraction(2469135, 2)),
+        (r"1{,}000", Fraction(1000)),
+        (".5", Fraction(1, 2)),
+        ("3/4", Fraction(3, 4)),
+        (r"\dfrac{-3}{4}", Fraction(-3, 4)),
+        (r"-\frac34", Fraction(-3, 4)),
+        (r"\tfrac{1.5}{2}", Fraction(3, 4)),
+        (r"1\frac{1}{2}", Fraction(3, 2)),
+        ("2 1/2", Fraction(5, 2)),
+        (r"1.5\times 10^{3}", Fraction(1500)),
+        ("2e-3", Fraction(1, 500)),
+        (r"$\$5$.", Fraction(5)),
+        (r"5\text{ cm}^2", Fraction(5)),
+        (r"\text{12 apples}", Fraction(12)),
+        ("3 square feet", Fraction(3)),
+        (r"90^\circ", Fraction(90)),
+        ("50 percent", Fraction(50)),
+    ],
+)
+def test_numbers_are_read_exactly(text: str, value: Fraction) -> None:
+    number = parse_number(text)
+    assert number is not None
+    assert number.value == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "x",
+        "1/0",
+        "1,23",
+        "1,2",
+        "2 pi",
+        r"2\pi",
+        "5 million",
+        "2^3",
+        "1+1",
+        "12:30",
+        "5 p.m.",
+        "3i",
+        "1e9999",
+        "--5",
+    ]
+    + [r"3\text{ million}", r"2\mathrm{e}", "5x", "(1,2)", r"\frac{1}{2", "9" * 30_000],
+)
+def test_what_is_not_just_a_number_is_not_read_as_one(text: str) -> None:
+    assert parse_number(text) is None
+
+
+@given(st.integers(), st.integers(-(10**9), 10**9).filter(bool))
+def test_every_spelling_of_a_number_is_the_number(numerator: int, denominator: int) -> None:
+    assert judge_at_once(f"#### {numerator:,}", str(numerator)) is Grade.CORRECT
+    value = Fraction(numerator, denominator)
+    written = rf"\frac{{{numerator}}}{{{denominator}}}"
+    assert judge_at_once(rf"\boxed{{{written}}}", f"{value.numerator}/{value.denominator}") is Grade.CORRECT
+    assert judge_at_once(rf"\boxed{{{written}}}", str(value + 1)) is Grade.WRONG
+
+
+@given(st.text(max_size=200), st.text(min_size=1, max_size=20))
+def test_no_text_breaks_the_quick_path(prediction: str, gold: str) -> None:
+    for text in (prediction, rf"\boxed{{{prediction}}}", "#### " + prediction):
+        assert isinstance(judge_at_once(text, gold), (Grade, Undecided))
+
+
+@pytest.mark.parametrize(
+    ("prediction", "gold", "expected"),
+    [
+        ("#### 5.0", "5", Grade.CORRECT),
+        ("#### 5%", "5", Grade.CORRECT),
+        ("#### 50%", "0.5", Grade.CORRECT),
+        ("#### 50%", "5", Grade.WRONG),
+        ("#### 0.333", "1/3", Grade.WRONG),
+        ("#### 5 p.m.", "5 a.m.", Grade.WRONG),
+        (r"\boxed{10*2=20}", "20", Grade.CORRECT),
+        (r"\boxed{x=5}", "5", Grade.CORRECT),
+        (r"\boxed{5}", "x=5", Grade.CORRECT),
+        (r"\boxed{\dfrac{x}{2}}", r"\frac x2", Grade.CORRECT),
+        (r"\boxed{\text{East}}", "east", Grade.CORRECT),
+        (r"\boxed{\text{east}}", r"\text{seat}", Grade.WRONG),
+        (r"\boxed{9^{9^{9^{9}}}}", "5", Grade.WRONG),
+        (r"\boxed{2^{99999999}}", "5", Grade.WRONG),
+        (r"\boxed{5}", "work ... #### 5", Grade.CORRECT),
+        (r"\boxed{5}", "", Grade.WRONG),
+        ("#### " + "9" * 5000, "9" * 5000, Grade.CORRECT),
+        ("#### " + "9" * 5000, "9" * 4999 + "8", Grade.WRONG),
+    ],
+)
+def test_what_needs_no_algebra_is_judged_at_once(prediction: str, gold: str, expected: Grade) -> None:
+    assert judge_at_once(prediction, gold) is expected
+
+
+def test_long_hostile_texts_stay_cheap() -> None:
+    # Quadratic scanning would take minutes here; the limit is pytest's own.
+    for text in (r"\boxed{" * 50_000, "####" * 50_000, "#### " + "1," * 50_000, "answer is " * 20_000, "$" * 100_000):
+        assert isinstance(judge_at_once(text, "5"), (Grade, Undecided))
+
+
+def test_every_gsm8k_gold_equals_itself_in_its_own_solution() -> None:
+    files = [DATA / "gsm8k" / f"{split}.parquet" for split in ("train", "test")]
+    if not all(file.is_file() for file in files):
+        pytest.skip(f"no GSM8K at {DATA}/gsm8k; set COPPICE_TEST_DATA to the folder that holds gsm8k/")
+    import pyarrow.parquet as pq
+
+    solutions = [text for file in files for text in pq.read_table(file)["answer"].to_pylist()]
+    assert len(solutions) == 8792
+    golds = [re.sub(",", "", text.rpartition("####")[2].strip()) for text in solutions]
+    assert {judge_at_once(text, gold) for text, gold in zip(solutions, golds, strict=True)} == {Grade.CORRECT}
+    assert all(judge_at_once(t, str(int(gold) + 1)) is Grade.WRONG for t, gold in zip(solutions, golds, strict=True))

@@ -1,0 +1,86 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from policy_fixtures import write_tokenizer
+from transformers import AutoTokenizer
+
+from pipeline_lib.config import ConfigError
+from pipeline_lib.policy.codec import TokenizerCodec
+from pipeline_lib.policy.sampling import draw_tokens, draw_uniforms
+
+LOGITS = torch.log(torch.tensor([0.2, 0.5, 0.3]))
+
+
+def draw(uniforms: list[float], *, temperature: float = 1.0, top_p: float = 1.0) -> list[int]:
+    count = len(uniforms)
+    parameters = torch.full((count,), temperature), torch.full((count,), top_p)
+    return draw_tokens(LOGITS.expand(count, 3), torch.tensor(uniforms, dtype=torch.float64), *parameters).tolist()
+
+
+def test_inverse_cumulative_distribution_by_hand() -> None:
+    assert draw([0.0, 0.1, 0.201, 0.69, 0.701, 0.95, 1 - 2**-53]) == [0, 0, 1, 1, 2, 2, 2]
+
+
+def test_nucleus_by_hand() -> None:
+    assert draw([0.0, 0.62, 0.63, 0.99], top_p=0.6) == [1, 1, 2, 2]
+    assert draw([0.0, 0.99], top_p=0.1) == [1, 1]
+
+
+def test_temperature_sharpens_and_zero_is_greedy() -> None:
+    # Squared and normalised, (0.2, 0.5, 0.3) is (0.105, 0.658, 0.237).
+    assert draw([0.1, 0.11, 0.76, 0.77], temperature=0.5) == [0, 1, 1, 2]
+    assert draw([0.0, 0.99], temperature=0.0) == [1, 1]
+
+
+def test_logits_that_are_not_numbers_are_marked() -> None:
+    logits = torch.tensor([[0.0, torch.nan], [0.0, 1.0], [torch.inf, 0.0]])
+    ones = torch.ones(3)
+    assert draw_tokens(logits, torch.full((3,), 0.9, dtype=torch.float64), ones, ones).tolist() == [-1, 1, -1]
+
+
+def test_frequencies_follow_the_distribution() -> None:
+    drawn = draw(draw_uniforms(1, 20_000).tolist())
+    assert np.bincount(drawn) / 20_000 == pytest.approx([0.2, 0.5, 0.3], abs=0.012)
+
+
+@given(st.integers(0, 2**63 - 1), st.integers(1, 50), st.integers(0, 50))
+def test_uniforms_are_a_function_of_seed_and_place(seed: int, count: int, more: int) -> None:
+    uniforms = draw_uniforms(seed, count + more)
+    assert np.array_equal(uniforms[:count], draw_uniforms(seed, count))
+    assert ((uniforms >= 0) & (uniforms < 1)).all()
+
+
+@given(st.data())
+def test_a_row_is_drawn_alike_whatever_stands_beside_it(data: st.DataObject) -> None:
+    count = data.draw(st.integers(2, 6))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
+    logits = torch.randn(count, 40, generator=generator) * 3
+    uniforms = torch.rand(count, generator=generator, dtype=torch.float64)
+    temperatures = torch.tensor([data.draw(st.sampled_from([0.0, 0.7, 1.0])) for _ in range(count)])
+    top_ps = torch.tensor([data.draw(st.sampled_from([0.3, 0.9, 1.0])) for _ in range(count)])
+    together = draw_tokens(logits, uniforms, temperatures, top_ps)
+    for i in range(count):
+        row = slice(i, i + 1)
+        assert draw_tokens(logits[row], uniforms[row], temperatures[row], top_ps[row])[0] == together[i]
+
+
+def test_codec_wraps_the_question_in_the_chat_template(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    codec = TokenizerCodec(tokenizer, "be brief")
+    ids = codec.encode_prompt("ab")
+    assert ids.dtype == np.int32
+    assert tokenizer.convert_ids_to_tokens(ids.tolist()) == ["<user>", *"ab\nbe brief", "<assistant>"]
+    assert codec.decode(ids) == "ab\nbe brief"
+    assert codec.decode(codec.encode("x 1.\n")) == "x 1.\n"
+
+
+def test_codec_without_a_chat_template_says_so_in_one_line(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, chat_template=None)
+    with pytest.raises(ConfigError, match="has no chat template") as caught:
+        TokenizerCodec(AutoTokenizer.from_pretrained(tmp_path), "")
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,126 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tree_fixtures import make_tree, trees
+
+from pipeline_lib.config import ScoreConfig
+from pipeline_lib.score import relative_correctness, score_tree
+
+BASELINES, SCALINGS = ("others", "group"), ("linear", "sqrt", "none")
+CONFIGS = [ScoreConfig(baseline=b, scaling=s) for b in BASELINES for s in SCALINGS]
+
+
+def test_the_docstring_example():
+    assert relative_correctness([3, 1], [3, 0]).tolist() == [3.0, -1.0]
+
+
+@pytest.mark.parametrize(
+    ("baseline", "scaling", "expected"),
+    [
+        # Q = 3/4, 0, 1. The others' visit-weighted means: 1/3, 4/6, 3/6.
+        ("others", "none", [5 / 12, -2 / 3, 1 / 2]),
+        ("others", "sqrt", [5 / 6, -(2**0.5) * 2 / 3, 1 / 2]),
+        ("others", "linear", [5 / 3, -4 / 3, 1 / 2]),
+        # The mean of all: 4/7.
+        ("group", "none", [5 / 28, -4 / 7, 3 / 7]),
+        ("group", "sqrt", [5 / 14, -(2**0.5) * 4 / 7, 3 / 7]),
+        ("group", "linear", [5 / 7, -8 / 7, 3 / 7]),
+    ],
+)
+def test_equation_1_worked_by_hand(baseline, scaling, expected):
+    scores = relative_correctness([4, 2, 1], [3, 0, 1], baseline=baseline, scaling=scaling)
+    assert scores.dtype == np.float64
+    assert scores == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_baseline_weighs_siblings_by_visits_and_not_by_head():
+    # Siblings with Q 1 (9 visits) and Q 0 (1 visit) have the mean 0.9, not 0.5.
+    assert relative_correctness([1, 9, 1], [0, 9, 0])[0] == pytest.approx(-0.9)
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_an_only_child_and_an_unvisited_one_score_zero_without_a_warning(baseline, scaling):
+    assert relative_correctness([5], [2], baseline=baseline, scaling=scaling).tolist() == [0.0]
+    assert relative_correctness([5, 0], [2, 0], baseline=baseline, scaling=scaling).tolist() == [0.0, 0.0]
+    assert relative_correctness([], [], baseline=baseline, scaling=scaling).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("visits", "value_sums", "options", "message"),
+    [
+        ([1, 2], [1], {}, "equal length"),
+        ([[1]], [[1]], {}, "equal length"),
+        ([1], [2], {}, r"\[0, visits\]"),
+        ([1], [-1], {}, r"\[0, visits\]"),
+        ([-1], [0], {}, r"\[0, visits\]"),
+        ([1], [np.nan], {}, r"\[0, visits\]"),
+        ([1], [1], {"baseline": "siblings"}, "'siblings': expected others or group"),
+        ([1], [1], {"scaling": "cubic"}, "'cubic': expected linear, sqrt or none"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(visits, value_sums, options, message):
+    with pytest.raises(ValueError, match=message) as error:
+        relative_correctness(visits, value_sums, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_a_tree_is_scored_group_by_group():
+    tree = make_tree((-1, 8, 5), (0, 5, 4), (1, 3, 3), (0, 3, 1), (1, 2, 1), (3, 3, 1))
+    # Children 1 and 3 of the root: Q 4/5 and 1/3. Children 2 and 4 of node 1: Q 1 and 1/2. Node 5 is alone.
+    expected = [0, 5 * (4 / 5 - 1 / 3), 3 * (1 - 1 / 2), 3 * (1 / 3 - 4 / 5), 2 * (1 / 2 - 1), 0]
+    assert score_tree(tree, ScoreConfig()) == pytest.approx(expected)
+
+
+def test_min_visits_silences_rare_steps_but_keeps_them_in_the_baseline():
+    tree = make_tree((-1, 4, 3), (0, 3, 3), (0, 1, 0))
+    assert score_tree(tree, ScoreConfig(min_visits=1)).tolist() == [0.0, 3.0, -1.0]
+    assert score_tree(tree, ScoreConfig(min_visits=2)).tolist() == [0.0, 3.0, 0.0]
+    assert score_tree(tree, ScoreConfig(min_visits=4)).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_a_lone_root_scores_zero():
+    assert score_tree(make_tree((-1, 0, 0)), ScoreConfig()).tolist() == [0.0]
+
+
+@given(trees())
+def test_a_tree_scores_as_its_groups_do_one_at_a_time(tree):
+    for config in CONFIGS:
+        scores = score_tree(tree, config)
+        for group in tree.sibling_groups().values():
+            alone = relative_correctness(
+                tree.visits[group], tree.value_sums[group], baseline=config.baseline, scaling=config.scaling
+            )
+            assert scores[group].tolist() == alone.tolist()
+        assert scores[0] == 0
+
+
+@given(trees())
+def test_with_group_and_linear_every_sibling_group_sums_to_zero(tree):
+    scores = score_tree(tree, ScoreConfig(baseline="group", scaling="linear"))
+    for group in tree.sibling_groups().values():
+        assert scores[group].sum() == pytest.approx(0, abs=1e-9)
+
+
+@given(st.sampled_from([0.0, 1.0]).flatmap(lambda reward: trees(reward=reward)))
+def test_all_right_and_all_wrong_trees_score_exactly_zero_everywhere(tree):
+    for config in CONFIGS:
+        assert not score_tree(tree, config).any()
+
+
+@given(trees())
+def test_both_baselines_agree_on_signs_and_scores_are_bounded_by_visits(tree):
+    others, group = (score_tree(tree, ScoreConfig(baseline=baseline)) for baseline in BASELINES)
+    assert (np.sign(others) == np.sign(group)).all()
+    assert (np.abs(group) <= np.abs(others) + 1e-12).all()
+    assert (np.abs(others) <= tree.visits + 1e-12).all()
+
+
+@given(trees(), st.randoms(use_true_random=False))
+def test_a_score_does_not_depend_on_the_order_of_siblings(tree, random):
+    for group in tree.sibling_groups().values():
+        order = random.sample(range(len(group)), len(group))
+        scores = relative_correctness(tree.visits[group], tree.value_sums[group])
+        shuffled = relative_correctness(tree.visits[group][order], tree.value_sums[group][order])
+        assert shuffled.tolist() == scores[order].tolist()

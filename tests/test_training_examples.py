@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+from training_fixtures import group_scores, make_tree, random_tree
+
+from pipeline_lib.config import TrainConfig
+from pipeline_lib.training.examples import (
+    build_examples,
+    correct_path_weights,
+    count_examples,
+    preference_pairs,
+    relative_correctness_weights,
+)
+from pipeline_lib.types import Outcome
+
+# 0 root; 1 and 2 its children; 3 right and 4 wrong below 1; 5 right below 2
+TREE = make_tree(
+    [-1, 0, 0, 1, 1, 2],
+    [[], [4], [5], [6], [7], [8]],
+    outcomes={3: Outcome.CORRECT, 4: Outcome.WRONG, 5: Outcome.CORRECT},
+    visits=[4, 3, 1, 1, 2, 1],
+    value_sums=[2, 1, 1, 1, 0, 1],
+)
+SCORES = np.array([0, -2.0, 2.0, 1.0, -1.0, 0])
+ALL_WRONG = make_tree([-1, 0], [[], [4]], outcomes={1: Outcome.WRONG})
+
+
+def test_weights_are_scores_over_their_mean_size_and_clipped_below():
+    first, second = relative_correctness_weights([np.array([2.0, -1, 0]), np.array([-3.0])], negative_clip=0.6)
+    np.testing.assert_allclose(first, [1, -0.5, 0])
+    np.testing.assert_allclose(second, [-0.6])
+
+
+def test_clip_zero_keeps_positives_only():
+    (example,) = build_examples([TREE], [SCORES], TrainConfig(negative_clip=0))
+    np.testing.assert_allclose(example.weights, [0, 0, 4 / 3, 2 / 3, 0, 0])
+
+
+def test_weights_do_not_depend_on_the_scale_of_the_scores():
+    config = TrainConfig()
+    (one,), (ten,) = (build_examples([TREE], [scale * SCORES], config) for scale in (1, 10))
+    np.testing.assert_allclose(one.weights, ten.weights)
+
+
+def test_rft_takes_each_distinct_step_of_right_paths_once():
+    np.testing.assert_array_equal(correct_path_weights(TREE), [0, 1, 1, 1, 0, 1])
+    examples = build_examples([TREE, ALL_WRONG], [SCORES, np.zeros(2)], TrainConfig(objective="rft"))
+    assert [example.tree for example in examples] == [TREE]
+
+
+def test_step_dpo_pairs_best_and_worst_child_of_each_branching_node():
+    np.testing.assert_array_equal(preference_pairs(TREE, SCORES), [[2, 1], [3, 4]])
+    seldom = SCORES * [1, 1, 0, 1, 1, 1]  # node 2 visited too seldom: no pair at the root
+    np.testing.assert_array_equal(preference_pairs(TREE, seldom), [[3, 4]])
+
+
+def test_trees_without_signal_are_left_out_and_counted():
+    trees = [TREE, ALL_WRONG]
+    examples = build_examples(trees, [SCORES, np.zeros(2)], TrainConfig())
+    counts = count_examples(trees, examples)
+    assert (counts["train/num_trees"], counts["train/num_trees_left_out"]) == (1, 1)
+    assert counts["train/num_steps"] == 4
+    assert counts["train/positive_mass"] == pytest.approx(2)
+
+
+def test_nothing_informative_gives_no_examples():
+    assert build_examples([ALL_WRONG], [np.zeros(2)], TrainConfig()) == []
+    assert build_examples([], [], TrainConfig()) == []
+
+
+@pytest.mark.parametrize("objective", ["relative-correctness", "rft", "step-dpo"])
+def test_every_objective_finds_something_in_random_trees(objective):
+    trees = [random_tree(seed) for seed in range(5)]
+    examples = build_examples(trees, [group_scores(tree) for tree in trees], TrainConfig(objective=objective))
+    assert examples
+    for example in examples:
+        values = example.tree.values
+        assert all(values[better] > values[worse] for better, worse in example.pairs)
+
+
+def test_scores_of_another_shape_are_refused_by_name():
+    with pytest.raises(ValueError, match="tiny-word/train/00000: 6 nodes"):
+        build_examples([TREE], [np.zeros(3)], TrainConfig())
+    with pytest.raises(ValueError, match="not finite"):
+        build_examples([TREE], [np.full(6, np.nan)], TrainConfig())

@@ -1,0 +1,220 @@
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from benchmarks.per_step_training import per_step_gradients, per_step_rows
+from peft import PeftModel
+from safetensors.numpy import load_file
+from training_fixtures import EOS, group_scores, random_tree, save_model
+from transformers import AutoModelForCausalLM
+
+from pipeline_lib.config import PolicyConfig, TrainConfig
+from pipeline_lib.seeding import derive_generator
+from pipeline_lib.training.batching import plan_updates
+from pipeline_lib.training.checkpoint import load_checkpoint
+from pipeline_lib.training.examples import build_examples
+from pipeline_lib.training.gradients import add_gradients
+from pipeline_lib.training.loading import load_policy
+from pipeline_lib.training.loop import pack_examples, train
+from pipeline_lib.training.model import TrainedPolicy
+
+CPU = PolicyConfig(device="cpu", model="random")
+CONFIG = TrainConfig(lora_rank=4, tokens_per_update=512, tokens_per_microbatch=512, num_epochs=1, negative_clip=0.5)
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def adapter(model_dir, tmp_path_factory):
+    """What an iteration before left behind, far enough from the base to tell the two apart."""
+    folder = tmp_path_factory.mktemp("previous")
+    run(model_dir, folder, config=with_(learning_rate=1e-2, warmup_updates=0))
+    return folder / "out"
+
+
+def with_(**changes):
+    return CONFIG.model_copy(update=changes)
+
+
+def examples_for(config, count=4):
+    trees = [random_tree(seed) for seed in range(count)]
+    return build_examples(trees, [group_scores(tree) for tree in trees], config)
+
+
+def run(model_dir, folder: Path, *, config=CONFIG, previous=None, seed=0, count=4, on_update=None):
+    return train(
+        examples_for(config, count),
+        model_dir=model_dir,
+        previous_adapter=previous,
+        output_dir=folder / "out",
+        checkpoint_dir=folder / "checkpoints",
+        config=config,
+        policy=CPU,
+        seed=seed,
+        eos_token_id=EOS,
+        on_update=on_update,
+    )
+
+
+def gradients_of(trained):
+    return torch.cat([parameter.grad.flatten() for parameter in trained.trainable().values()])
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama"])
+@pytest.mark.parametrize("full_finetuning", [False, True])
+def test_packed_gradients_equal_those_of_one_row_per_step(tmp_path, kind, full_finetuning):
+    config = with_(full_finetuning=full_finetuning, kl_beta=0.3, tokens_per_microbatch=256)
+    examples = examples_for(config)
+    trained = load_policy(save_model(tmp_path, kind=kind), None, config, CPU, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in trained.trainable().values():  # away from the reference, where the KL has a gradient
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    loss, per_step_tokens = per_step_gradients(trained, per_step_rows(examples, eos_token_id=EOS), config)
+    expected = gradients_of(trained)
+    for parameter in trained.trainable().values():
+        parameter.grad = None
+    trees = pack_examples(examples, config, eos_token_id=EOS)
+    (batches,) = plan_updates(
+        trees, np.arange(len(trees)), tokens_per_update=10**6, tokens_per_microbatch=256, break_even_tokens=768
+    )
+    metrics = add_gradients(trained, batches, config)
+    assert len(batches) > 1
+    assert metrics["kl"] > 1e-3
+    assert metrics["loss"] == pytest.approx(loss, rel=1e-5)
+    assert float((gradients_of(trained) - expected).norm() / expected.norm()) < 1e-5
+    assert metrics["num_tokens"] < per_step_tokens / 2
+
+
+@pytest.mark.parametrize("objective", ["relative-correctness", "rft", "step-dpo"])
+def test_every_objective_lowers_its_loss(model_dir, tmp_path, objective):
+    config = with_(objective=objective, num_epochs=4, negative_clip=0, learning_rate=5e-3, kl_alarm=1e9)
+    result = run(model_dir, tmp_path, config=config)
+    assert result.history[-1]["loss"] < result.history[0]["loss"]
+    assert result.history[0]["kl"] == pytest.approx(0, abs=1e-6)
+    assert result.last_kl > 0
+    assert result.num_tokens / result.num_unique_tokens <= 1.15
+    assert result.num_updates == len(result.history)
+
+
+def test_a_killed_run_resumes_to_the_same_bytes(model_dir, tmp_path):
+    config = with_(num_epochs=3, checkpoint_every=2)
+    whole = run(model_dir, tmp_path / "whole", config=config)
+
+    def kill(metrics):
+        if metrics["update"] == 4:  # between the checkpoints after updates 4 and 6
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(model_dir, tmp_path / "killed", config=config, on_update=kill)
+    again: list[float] = []
+    resumed = run(
+        model_dir, tmp_path / "killed", config=config, on_update=lambda metrics: again.append(metrics["update"])
+    )
+    assert again[0] == 4
+    assert resumed == whole
+    for path in sorted((tmp_path / "whole" / "out").iterdir()):
+        assert path.read_bytes() == (tmp_path / "killed" / "out" / path.name).read_bytes(), path.name
+
+
+def test_a_checkpoint_of_another_run_is_refused(model_dir, tmp_path):
+    run(model_dir, tmp_path, config=with_(checkpoint_every=1))
+    with pytest.raises(ValueError, match="other settings or data"):
+        run(model_dir, tmp_path, config=with_(checkpoint_every=1), seed=1)
+
+
+def test_a_half_written_checkpoint_is_not_read(tmp_path):
+    (tmp_path / ".update-000003").mkdir()
+    assert load_checkpoint(tmp_path, "fingerprint", {}, torch.optim.AdamW([torch.zeros(1)])) == []
+
+
+def test_the_reference_of_a_later_iteration_is_the_previous_policy(model_dir, adapter, tmp_path):
+    later = run(model_dir, tmp_path, previous=adapter)
+    assert later.history[0]["kl"] == pytest.approx(0, abs=1e-6)  # the base would be 0.01 and more away
+    previous, now = (load_file(folder / "adapter_model.safetensors") for folder in (adapter, tmp_path / "out"))
+    assert previous.keys() == now.keys()
+    assert any((previous[name] != now[name]).any() for name in now)
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "random"
+
+
+def test_without_a_kl_the_reference_is_skipped(model_dir, tmp_path):
+    result = run(model_dir, tmp_path, config=with_(kl_beta=0))
+    assert "kl" not in result.history[0]
+    assert math.isnan(result.mean_kl)
+    assert "train/kl" not in result.metrics()
+
+
+def test_the_alarm_ends_training_early(model_dir, tmp_path):
+    config = with_(learning_rate=0.05, warmup_updates=0, num_epochs=5, kl_alarm=0.01)
+    result = run(model_dir, tmp_path, config=config)
+    assert result.stopped_by_kl_alarm
+    assert 1 < result.num_updates < 10
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+
+
+def test_full_finetuning_goes_on_from_its_own_weights(model_dir, tmp_path):
+    config = with_(full_finetuning=True, warmup_updates=0)
+    run(model_dir, tmp_path / "1", config=config)
+    second = run(model_dir, tmp_path / "2", config=config, previous=tmp_path / "1" / "out")
+    assert second.history[0]["kl"] == pytest.approx(0, abs=1e-6)
+    first, now = (load_file(tmp_path / step / "out" / "model.safetensors") for step in "12")
+    assert any((first[name] != now[name]).any() for name in now)
+
+
+def one_update(config=CONFIG):
+    trees = pack_examples(examples_for(config), config, eos_token_id=EOS)
+    order = np.arange(len(trees))
+    (batches,) = plan_updates(trees, order, tokens_per_update=4096, tokens_per_microbatch=4096, break_even_tokens=768)
+    return batches
+
+
+def test_bfloat16_computes_close_to_float32(model_dir):
+    exact, rounded = (
+        add_gradients(
+            load_policy(model_dir, None, CONFIG, CPU.model_copy(update={"dtype": dtype}), seed=0),
+            one_update(),
+            CONFIG,
+        )
+        for dtype in ("float32", "bfloat16")
+    )
+    assert rounded["nll"] == pytest.approx(exact["nll"], rel=0.02)
+
+
+def test_the_adapter_is_a_plain_peft_folder_that_holds_what_was_learnt(model_dir, tmp_path):
+    config = with_(objective="rft", num_epochs=5, learning_rate=5e-3)
+    run(model_dir, tmp_path, config=config)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"adapter_model.safetensors", "adapter_config.json"}
+    base = AutoModelForCausalLM.from_pretrained(model_dir)
+    before = add_gradients(load_policy(model_dir, None, config, CPU, seed=0), one_update(config), config)
+    adapted = PeftModel.from_pretrained(base, tmp_path / "out", is_trainable=True)
+    after = add_gradients(TrainedPolicy(base, adapters=adapted), one_update(config), config)
+    assert after["nll"] < before["nll"] - 0.1
+    assert after["kl"] > 1e-3  # the base is the reference where no previous adapter is loaded
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"full_finetuning": True}, "holds an adapter"), ({"lora_rank": 8}, "r is 4 and train.lora_rank is 8")],
+)
+def test_a_previous_adapter_that_does_not_fit_is_refused(model_dir, adapter, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        run(model_dir, tmp_path, config=with_(**changes), previous=adapter)
+
+
+def test_nothing_to_train_on_is_said_clearly(model_dir, tmp_path):
+    with pytest.raises(ValueError, match="no step to train on"):
+        run(model_dir, tmp_path, count=0)
+
+
+def test_the_order_of_an_epoch_comes_from_the_seed(model_dir, tmp_path):
+    orders = [derive_generator(0, "epoch", epoch).permutation(6).tolist() for epoch in (0, 1, 0)]
+    assert orders[0] == orders[2] != orders[1]
+    first, second = (run(model_dir, tmp_path / str(seed), seed=seed) for seed in (0, 1))
+    assert first.history[-1]["loss"] != second.history[-1]["loss"]
