@@ -5,7 +5,7 @@ written last, by atomic rename. So an entry is either whole or not there; "is it
 the disk, and running a stage twice writes the same bytes to the same place.
 
 Layout: ``<root>/<stage>/<sha256(spec + upstream digests + stage version)>/``. ``observations.json``
-(seconds, rates) and ``.partial/`` (work under way) lie outside the digest.
+(seconds, rates), ``.partial/`` (work under way) and ``.lock`` lie outside the digest.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
 from pipeline_lib.types import JsonDict, Ref
 
-MANIFEST, OBSERVATIONS, PARTIAL = "manifest.json", "observations.json", ".partial"
+MANIFEST, OBSERVATIONS, PARTIAL, LOCK = "manifest.json", "observations.json", ".partial", ".lock"
 SCHEMA_VERSION = 1
 
 
@@ -107,6 +109,30 @@ class Entry:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False
 
+    @contextmanager
+    def lock(self, timeout_s: float = 0.0) -> Iterator[None]:
+        """Keeps other processes from working on the entry: two that append to one file tear it.
+
+        The operating system drops the lock of a killed process; committing needs none.
+
+        Args:
+            timeout_s: how long to wait for the other one; below 0 without end.
+
+        Raises:
+            StoreError: another process still works on it.
+        """
+        lock = FileLock(self.path / LOCK, timeout=timeout_s)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise StoreError(
+                f"store: {self.uri} is being made by another process; wait for it or stop it, then run again"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
     def commit(self, num_rows: int, observations: Mapping[str, Any] | None = None) -> Ref:
         """Makes the entry whole: lists its files with their digests, then drops partial work.
 
@@ -116,10 +142,14 @@ class Entry:
             OSError: the disk is full; the entry stays incomplete.
         """
         write_json(self.path / OBSERVATIONS, dict(observations or {}))
-        files = {}
+        files, folders = {}, {self.path.parent, self.path.parent.parent}
         for file in sorted(self._files()):
             _sync(file)
+            folders.add(file.parent)
             files[file.relative_to(self.path).as_posix()] = {"size": file.stat().st_size, "sha256": _sha256(file)}
+        # Without this a power cut could leave a manifest that names files whose names are lost.
+        for folder in sorted(folders):
+            _sync(folder)
         write_json(self.path / MANIFEST, {"files": files, "num_rows": num_rows, "schema_version": SCHEMA_VERSION})
         shutil.rmtree(self.path / PARTIAL, ignore_errors=True)
         return self.ref()
@@ -150,7 +180,7 @@ class Entry:
             file
             for file in self.path.rglob("*")
             if file.is_file()
-            and file.relative_to(self.path).parts[0] not in (MANIFEST, OBSERVATIONS, PARTIAL)
+            and file.relative_to(self.path).parts[0] not in (MANIFEST, OBSERVATIONS, PARTIAL, LOCK)
             and file.suffix != ".tmp"
         )
 

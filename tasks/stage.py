@@ -70,8 +70,9 @@ class Stage(Generic[P]):
 
         def run(**arguments: Any) -> dict[str, Any]:
             entry = self.entry(**arguments)
-            if not entry.is_complete():
-                self._body(entry, **arguments)
+            with entry.lock():
+                if not entry.is_complete():
+                    self._body(entry, **arguments)
             return entry.ref().model_dump()
 
         parameters = list(inspect.signature(self._body).parameters.values())[1:]

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tree_fixtures import flat_tree, make_tree, trees
 
-from pipeline_lib.audit import audit_scores, auc
+from pipeline_lib.audit import auc, audit_scores, uninformative
 from pipeline_lib.config import AuditConfig, ScoreConfig
 from pipeline_lib.score import score_tree
 from pipeline_lib.types import AuditReport, Outcome
@@ -100,6 +100,22 @@ def test_informative_problems_whose_scores_hardly_vary_stop():
     assert "search.num_simulations" in report.advice
 
 
+def test_scores_that_are_all_zero_stop_even_without_a_threshold():
+    tree = flat_tree(CORRECT, WRONG)
+    scores = [score_tree(tree, ScoreConfig(min_visits=2))]
+    report = audit_scores([tree], scores, AuditConfig(min_variance=0), remedied=False)
+    assert (report.num_informative, report.num_scored_steps, report.passed) == (1, 0, False)
+    assert "score.min_visits" in report.advice
+
+
+def test_the_remedy_is_for_problems_all_right_or_all_wrong():
+    searched = [
+        flat_tree(*outcomes, problem_id=name)
+        for name, outcomes in {"a": [WRONG, WRONG], "b": [CORRECT, WRONG], "c": [CORRECT], "d": [UNPARSED]}.items()
+    ]
+    assert uninformative(searched) == ["a", "c", "d"]
+
+
 @pytest.mark.parametrize(("num_wrong", "passed"), [(19, True), (20, False)])
 def test_the_informative_share_must_reach_its_threshold(num_wrong, passed):
     searched = [flat_tree(CORRECT, WRONG), *[flat_tree(WRONG)] * num_wrong]
@@ -145,7 +161,7 @@ def test_the_oracle_says_how_well_low_scores_find_wrong_steps():
     tree = make_tree((-1, 8, 4), (0, 4, 3), (0, 4, 1), (1, 2, 2, CORRECT), (1, 2, 1, CORRECT), (2, 4, 1, CORRECT))
     right = np.array([True, True, False, False, True, False])
     report = audit(tree, oracle=lambda _: right)
-    # Scored: 2 right, -2 wrong, 1 wrong, -1 right. Pairs (right, wrong) in order: (2, -2), (2, 1), (-1, -2); not (-1, 1).
+    # Scored: 2 right, -2 wrong, 1 wrong, -1 right. Pairs in order: (2, -2), (2, 1), (-1, -2); not (-1, 1).
     assert report.oracle == {
         "auc": 0.75,
         "auc/depth/1": 1.0,

@@ -1,6 +1,5 @@
 import math
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -146,7 +145,6 @@ class LateGrader:
 
     def __init__(self):
         self._waiting, self._ready = {}, []
-        self.most_in_flight = 0
 
     @property
     def num_in_flight(self):
@@ -157,7 +155,6 @@ class LateGrader:
         answer = extract(prediction)
         grade = Grade.UNPARSED if answer is None else Grade.CORRECT if answer == gold else Grade.WRONG
         self._waiting[key] = Grade.TIMEOUT if answer == "hang" else grade
-        self.most_in_flight = max(self.most_in_flight, self.num_in_flight)
 
     def poll(self, *, block):
         ready, self._ready = self._ready, list(self._waiting.items())[::-1]
@@ -206,7 +203,7 @@ def test_samples_give_mean_majority_and_pass():
     seen = {}
 
     def script(prompt, prefix, seed):
-        place = seen.setdefault(prompt, []).__len__()
+        place = len(seen.setdefault(prompt, []))
         seen[prompt].append(seed)
         return f"#### {plan[prompt][place - 1] if place else '9'}"  # the greedy answer comes first and is wrong
 
@@ -252,13 +249,3 @@ def test_predictions_round_trip_through_parquet(tmp_path):
     before = (tmp_path / "p.parquet").read_bytes()
     write_predictions(predictions, tmp_path / "p.parquet")
     assert (tmp_path / "p.parquet").read_bytes() == before
-
-
-def test_the_grader_keeps_pace_with_a_policy_that_answers_all_at_once():
-    grader = LateGrader()
-    asked = problems(*((f"q{i}", "2") for i in range(50)))
-    policy = ScriptedPolicy(lambda *_: "#### 2", CharCodec(), max_delay=1)
-    config = EvaluationConfig(max_new_tokens=20)
-    report, _ = evaluate(asked, policy, grader, split="validation", config=config, seed=0, extract=extract)
-    assert np.isclose(report.accuracy, 1)
-    assert grader.num_in_flight == policy.num_in_flight == 0

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline_lib.grading import Grade, extract_answer, grade
+from pipeline_lib.grading import Grade, GradingPool, extract_answer, grade
 from pipeline_lib.grading.compare import Undecided, judge_at_once
 from pipeline_lib.grading.exact import parse_number
 
@@ -26,6 +27,7 @@ DATA = Path(os.environ.get("COPPICE_TEST_DATA") or Path(__file__).resolve().pare
         ("####\n42", "42"),
         ("#### $1,234.50", "$1,234.50"),
         ("#### 7 and 8", "7 and 8"),
+        ("#### 5 p.m.", "5 p.m"),
         ("#### 5 million", "5 million"),
         (r"so $x=\boxed{\frac{1}{\sqrt{2}}}$, not 3.", r"\frac{1}{\sqrt{2}}"),
         (r"\boxed{1} or rather \boxed{\{2,3\}}", r"\{2,3\}"),
@@ -106,10 +108,16 @@ def test_numbers_are_read_exactly(text: str, value: Fraction) -> None:
         "3i",
         "1e9999",
         "--5",
-    ]
-    + [r"3\text{ million}", r"2\mathrm{e}", "5x", "(1,2)", r"\frac{1}{2", "9" * 30_000],
+    ],
 )
 def test_what_is_not_just_a_number_is_not_read_as_one(text: str) -> None:
+    assert parse_number(text) is None
+
+
+@pytest.mark.parametrize(
+    "text", [r"3\text{ million}", r"2\mathrm{e}", "5x", "(1,2)", r"\frac{1}{2", "1/2/3", "9" * 30_000]
+)
+def test_nor_is_half_of_an_expression(text: str) -> None:
     assert parse_number(text) is None
 
 
@@ -136,15 +144,17 @@ def test_no_text_breaks_the_quick_path(prediction: str, gold: str) -> None:
         ("#### 50%", "0.5", Grade.CORRECT),
         ("#### 50%", "5", Grade.WRONG),
         ("#### 0.333", "1/3", Grade.WRONG),
-        ("#### 5 p.m.", "5 a.m.", Grade.WRONG),
         (r"\boxed{10*2=20}", "20", Grade.CORRECT),
         (r"\boxed{x=5}", "5", Grade.CORRECT),
         (r"\boxed{5}", "x=5", Grade.CORRECT),
         (r"\boxed{\dfrac{x}{2}}", r"\frac x2", Grade.CORRECT),
         (r"\boxed{\text{East}}", "east", Grade.CORRECT),
         (r"\boxed{\text{east}}", r"\text{seat}", Grade.WRONG),
-        (r"\boxed{9^{9^{9^{9}}}}", "5", Grade.WRONG),
-        (r"\boxed{2^{99999999}}", "5", Grade.WRONG),
+        (r"\boxed{9^{9^{9^{9}}}}", "5", Grade.UNPARSED),
+        (r"\boxed{2^{99999999}}", "5", Grade.UNPARSED),
+        (r"\boxed{12345!}", "5", Grade.UNPARSED),
+        (r"\boxed{" + "(" * 60 + "x" + ")" * 60 + "}", "y", Grade.UNPARSED),
+        (r"\boxed{" + "x+" * 1500 + "1}", "y", Grade.UNPARSED),
         (r"\boxed{5}", "work ... #### 5", Grade.CORRECT),
         (r"\boxed{5}", "", Grade.WRONG),
         ("#### " + "9" * 5000, "9" * 5000, Grade.CORRECT),
@@ -153,6 +163,23 @@ def test_no_text_breaks_the_quick_path(prediction: str, gold: str) -> None:
 )
 def test_what_needs_no_algebra_is_judged_at_once(prediction: str, gold: str, expected: Grade) -> None:
     assert judge_at_once(prediction, gold) is expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "expected"),
+    [
+        ("9" * 100_000, "9" * 100_000, Grade.CORRECT),
+        ("9" * 100_000, "9" * 99_999 + "8", Grade.WRONG),
+        ("00" + "9" * 100_000, "9" * 100_000, Grade.CORRECT),
+        ("9" * 100_000 + ".00", "9" * 100_000, Grade.CORRECT),
+        ("1," + "000," * 30_000 + "000", "1" + "0" * 90_003, Grade.CORRECT),
+        ("-" + "9" * 100_000, "9" * 100_000, Grade.WRONG),
+        ("-0." + "0" * 30_000, "0", Grade.CORRECT),
+        ("9" * 100_000, "5", Grade.WRONG),
+    ],
+)
+def test_integers_of_any_length_are_compared_digit_by_digit(answer: str, gold: str, expected: Grade) -> None:
+    assert grade("#### " + answer, gold) is expected
 
 
 def test_long_hostile_texts_stay_cheap() -> None:
@@ -172,3 +199,30 @@ def test_every_gsm8k_gold_equals_itself_in_its_own_solution() -> None:
     golds = [re.sub(",", "", text.rpartition("####")[2].strip()) for text in solutions]
     assert {judge_at_once(text, gold) for text, gold in zip(solutions, golds, strict=True)} == {Grade.CORRECT}
     assert all(judge_at_once(t, str(int(gold) + 1)) is Grade.WRONG for t, gold in zip(solutions, golds, strict=True))
+    assert all(
+        judge_at_once(text, other) is Grade.WRONG
+        for text, gold, other in zip(solutions, golds, golds[1:] + golds[:1], strict=True)
+        if int(gold) != int(other)
+    )
+
+
+@pytest.mark.slow
+def test_brackets_matter_and_a_hang_in_a_thread_leaves_no_process() -> None:
+    import psutil
+
+    before = set(psutil.Process().children(recursive=True))
+    cases = {"hang": ("7^{7^{9}}", "5"), "closed": ("[1,2]", "[1,2)"), "order": ("x+1", "1+x")}
+
+    def work() -> dict[str, Grade]:
+        with GradingPool(1, deadline_s=0.5) as pool:
+            for key, (answer, gold) in cases.items():
+                pool.submit(key, rf"\boxed{{{answer}}}", gold)
+            grades: dict[str, Grade] = {}
+            while pool.num_in_flight:
+                grades |= dict(pool.poll(block=True))
+        return grades
+
+    with ThreadPoolExecutor(1) as threads:
+        grades = threads.submit(work).result(timeout=60)
+    assert grades == {"hang": Grade.TIMEOUT, "closed": Grade.WRONG, "order": Grade.CORRECT}
+    assert set(psutil.Process().children(recursive=True)) <= before

@@ -39,7 +39,7 @@ def test_formats_are_known_by_name_and_scale() -> None:
     assert format_of("tiny-word").instruction == ""
     assert "####" in format_of("gsm8k").instruction
     assert r"\boxed{}" in format_of("math").instruction
-    with pytest.raises(ConfigError, match="gsm9k.*known ones are tiny-word"):
+    with pytest.raises(ConfigError, match=r"gsm9k.*known ones are tiny-word"):
         format_of("gsm9k")
 
 
@@ -76,7 +76,6 @@ def test_broken_lines_and_bytes_are_named(tmp_path: Path) -> None:
 
 
 def test_parquet_cells_that_are_not_utf8_are_named(tmp_path: Path) -> None:
-    questions = pa.array([b"fine", b"\xff\xfe"]).cast(pa.string(), safe=False) if False else None
     offsets = pa.py_buffer((0).to_bytes(4, "little") + (4).to_bytes(4, "little") + (6).to_bytes(4, "little"))
     questions = pa.StringArray.from_buffers(2, offsets, pa.py_buffer(b"fine\xff\xfe"))
     pq.write_table(pa.table({"question": questions, "answer": ["1", "2"]}), tmp_path / "train.parquet")

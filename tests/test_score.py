@@ -18,10 +18,10 @@ def test_the_docstring_example():
 @pytest.mark.parametrize(
     ("baseline", "scaling", "expected"),
     [
-        # Q = 3/4, 0, 1. The others' visit-weighted means: 1/3, 4/6, 3/6.
-        ("others", "none", [5 / 12, -2 / 3, 1 / 2]),
-        ("others", "sqrt", [5 / 6, -(2**0.5) * 2 / 3, 1 / 2]),
-        ("others", "linear", [5 / 3, -4 / 3, 1 / 2]),
+        # Q = 3/4, 0, 1. The others' visit-weighted means: 1/3, 4/5, 3/6.
+        ("others", "none", [5 / 12, -4 / 5, 1 / 2]),
+        ("others", "sqrt", [5 / 6, -(2**0.5) * 4 / 5, 1 / 2]),
+        ("others", "linear", [5 / 3, -8 / 5, 1 / 2]),
         # The mean of all: 4/7.
         ("group", "none", [5 / 28, -4 / 7, 3 / 7]),
         ("group", "sqrt", [5 / 14, -(2**0.5) * 4 / 7, 3 / 7]),

@@ -164,6 +164,43 @@ def test_a_reference_to_other_content_is_refused(store):
     assert store.open(new) == entry.path
 
 
+def test_an_entry_under_work_is_refused_to_others_in_one_line_and_free_afterwards(store):
+    entry, other = (store.entry("s", {"x": 1}, version=1) for _ in range(2))
+    with entry.lock():
+        with (
+            pytest.raises(StoreError, match=f"{entry.uri} is being made by another process; .* run again$"),
+            other.lock(),
+        ):
+            pass
+        with store.entry("s", {"x": 2}, version=1).lock():
+            ref = fill(entry)
+    with other.lock():
+        assert other.ref() == ref
+    assert sorted(read_json(entry.path / "manifest.json")["files"]) == ["rows.txt", "weights/a.bin"]
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from pipeline_lib.store import Store
+with Store(Path(sys.argv[1])).entry("s", {}, version=1).lock():
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_a_killed_process_leaves_no_lock(tmp_path):
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        entry = Store(tmp_path).entry("s", {}, version=1)
+        with pytest.raises(StoreError, match="another process"), entry.lock():
+            pass
+        process.kill()
+    with entry.lock(timeout_s=10):
+        assert not entry.is_complete()
+
+
 def test_a_missing_upstream_is_named_and_looking_for_it_makes_no_folder(store):
     ref = Ref(uri="search/gone", sha256="0" * 64, num_rows=1, schema_version=1)
     assert not store.is_complete(ref)

@@ -8,6 +8,7 @@ Departures from the field's graders:
 1. Decimals are exact: 0.333 is not 1/3.
 2. A phrase is never given to algebra, which would read "east" as a product of letters and find it
    equal to "seat".
+3. What is too heavy for algebra is UNPARSED: it was never compared, and WRONG would claim that it was.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from pipeline_lib.grading.exact import parse_number, tidy
+from pipeline_lib.grading.exact import MAX_NUMBER_CHARS, parse_number, tidy
 from pipeline_lib.grading.extract import extract_answer
 from pipeline_lib.types import Grade
 
@@ -26,6 +27,7 @@ _HEAVY = re.compile(
     r"|\^\s*\{?\s*-?\d{5,}|\^[^^]{0,12}\^[^^]{0,12}\^"  # huge exponents, towers of powers
     r"|\d{4,}\s*\}?\)?\s*!|!\s*\)?\s*!"  # huge or repeated factorials
 )
+_LONG_NUMBER = re.compile(r"([-+]?)\s*(\d{1,3}(?:,\d{3})+|\d+)(?:\.(\d*))?")
 _ASSIGNMENT = re.compile(r"\s*(?:[A-Za-z](?:_\{?\w+\}?)?(?:\([A-Za-z]\))?|[\d\s.,+\-*/()×÷$]+)\s*=\s*([^=]+)")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _PHRASE = re.compile(r"[A-Za-z]{4,}")
@@ -62,10 +64,12 @@ def judge_at_once(prediction: str, gold: str) -> Grade | Undecided:
     left, right = parse_number(answer), parse_number(gold)
     if left is not None and right is not None:
         return Grade.CORRECT if left.equals(right) else Grade.WRONG
+    if max(len(answer), len(gold)) > MAX_NUMBER_CHARS and (digits := _digits(answer)) and (others := _digits(gold)):
+        return Grade.CORRECT if digits == others else Grade.WRONG
     if not answer or not gold or _is_phrase(answer) or _is_phrase(gold):
         return Grade.CORRECT if _same_phrase(answer, gold) else Grade.WRONG
     if _is_too_heavy(answer) or _is_too_heavy(gold):
-        return Grade.WRONG
+        return Grade.UNPARSED
     return Undecided(answer, gold)
 
 
@@ -74,6 +78,15 @@ def _without_left_side(answer: str, gold: str) -> tuple[str, str]:
     if ("=" in answer) != ("=" in gold):
         answer, gold = (tidy(match[1]) if (match := _ASSIGNMENT.fullmatch(side)) else side for side in (answer, gold))
     return answer, gold
+
+
+def _digits(text: str) -> tuple[bool, str, str] | None:
+    """A plain number's sign and digits without idle zeros; in linear time, which no conversion to a number is."""
+    match = _LONG_NUMBER.fullmatch(text)
+    if match is None:
+        return None
+    whole, part = match[2].replace(",", "").lstrip("0"), (match[3] or "").rstrip("0")
+    return match[1] == "-" and bool(whole or part), whole, part
 
 
 def _canonical(text: str) -> str:

@@ -36,7 +36,7 @@ _REWRITES = (
     (re.compile(r"\s*percent\b"), "%"),
 )
 _WRAPPERS = re.compile(
-    r"\$\$(.*)\$\$|\$([^$]*)\$|\\\((.*)\\\)|\\\[(.*)\\\]|\*\*(.*)\*\*|"
+    r"\$\$(.*)\$\$|\$((?:[^$\\]|\\.)*)\$|\\\((.*)\\\)|\\\[(.*)\\\]|\*\*(.*)\*\*|"
     r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}|\{([^{}]*)\}",
     re.DOTALL,
 )
@@ -51,7 +51,7 @@ def _operand(name: str) -> str:
 
 
 _NUMBER = re.compile(
-    rf"""(?P<sign>[-+]?)\s*[$€£]?\s*(?P<inner_sign>-?)\s*(?:
+    rf"""(?P<sign>[-+]?)\s*(?:[$€£]\s*(?P<inner_sign>-?)\s*)?(?:
         (?:(?P<whole>\d+)\s*)?\\frac\s*{_operand("a")}\s*{_operand("b")}
       | (?:(?P<whole2>\d+)\s+)?(?P<c>{_PLAIN})\s*/\s*(?P<d>{_PLAIN})
       | (?P<plain>{_PLAIN})

@@ -19,7 +19,7 @@ _BRACELESS = re.compile(r"\s*([^\s$]+)")
 _HASHES = re.compile(r"(?<!#)####(?!#)[ \t]*:?\s*([^\n]+)")
 _HEADING = re.compile(r"(?:step|part|case)\b|\d+\s*[.):]\s+[A-Za-z]", re.IGNORECASE)
 _ANNOUNCED = re.compile(r"\banswer(?:\s+is|\s+equals|\s*:|\s*=)\s*:?\s*([^\n]+)", re.IGNORECASE)
-_DELIMITED = re.compile(r"\$\$(.+?)\$\$|\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_DELIMITED = re.compile(r"\$\$(.+?)\$\$|\$((?:[^$\\]|\\.)+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _NUMBER = r"[-+−]?\s?(?:\\?\$|€|£)?-?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(?:\s?/\s?\d+)?(?:\s?\\?%)?"
 _LEADING_NUMBER = re.compile(rf"({_NUMBER})(?=[\s.,;:!?)*\"']|$)(?!\s*[ap]\.?m\b)[\s.,;:!?()*\"']*([A-Za-z]+|$)")
 _ANY_NUMBER = re.compile(rf"(?<![\w.,]){_NUMBER}(?![\w%])")

@@ -55,6 +55,10 @@ class Worker:
             raise GradingError(f"the grading worker did not start: {greeting or 'it ended at once'}; reinstall Coppice")
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def is_alive(self) -> bool:
         return self._process.poll() is None
 

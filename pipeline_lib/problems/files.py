@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipeline_lib.problems.rows import READERS, ProblemsError
 
+_SPLITS = ("train", "test", "validation")
 _SPLIT_IN_NAME = re.compile(r"(?<![a-z])(train|test|validation|valid|dev)(?![a-z])", re.IGNORECASE)
 
 
@@ -54,6 +55,8 @@ def _of_split(path: Path, split: str) -> Path:
 
 def _split_named(path: Path) -> str | None:
     named = {"valid": "validation", "dev": "validation"}
+    if path.is_dir():
+        return path.name.lower() if path.name.lower() in _SPLITS else None  # `test-data` may hold any split
     found = {named.get(name.lower(), name.lower()) for name in _SPLIT_IN_NAME.findall(path.name)}
     return found.pop() if len(found) == 1 else None
 
