@@ -26,7 +26,7 @@ def tiny() -> PipelineConfig:
         problems=ProblemsConfig(dataset="tiny-word", num_problems=400, num_validation=200),
         policy=PolicyConfig(model="tiny", max_batch=128, max_context_tokens=1024),
         search=SearchConfig(num_simulations=16, num_candidates=4, max_new_tokens=128, num_shards=2),
-        train=TrainConfig(learning_rate=1e-3, num_epochs=2, tokens_per_update=4096, tokens_per_microbatch=4096),
+        train=TrainConfig(learning_rate=1e-3, num_epochs=2, tokens_per_update=4096, tokens_per_microbatch=1024),
         evaluation=EvaluationConfig(num_problems=500, max_new_tokens=128),
     )
 

@@ -10,13 +10,19 @@ from tasks.audit import audit_iteration, load_audit
 from tasks.evaluate import evaluate_policy
 from tasks.policies import base_policy, trained_policy
 from tasks.problems import draw_problems, evaluation_sets
-from tasks.record import decide_gate, finish_run, record_iteration
+from tasks.record import decide_gate, end_unfinished, finish_run, record_iteration
 from tasks.score import score_steps
 from tasks.search import search_problems
 from tasks.train import train_policy
 
 
-@flow(name="self-training", flow_run_name="{config.preset}-seed-{config.seed}", validate_parameters=True)
+@flow(
+    name="self-training",
+    flow_run_name="{config.preset}-seed-{config.seed}",
+    validate_parameters=True,
+    on_failure=[end_unfinished],
+    on_crashed=[end_unfinished],
+)
 def self_training(config: PipelineConfig) -> RunResult:
     """Improves a policy with data that it makes itself (arXiv 2501.01478).
 
@@ -63,11 +69,14 @@ def search_and_audit(
     trees = search_problems(config=config, problems=problems, policy=policy, iteration=index)
     scores = score_steps(config=config, trees=trees, iteration=index)
     audit = audit_iteration(config=config, trees=trees, scores=scores, iteration=index, remedied=False)
+    first_search: tuple[Ref, ...] = ()
     if config.audit.remedy and not load_audit(audit).passed:
-        trees = search_problems(config=config, problems=problems, policy=policy, iteration=index, earlier=trees)
+        first_search = trees
+        trees = search_problems(config=config, problems=problems, policy=policy, iteration=index, earlier=first_search)
         scores = score_steps(config=config, trees=trees, iteration=index)
         audit = audit_iteration(config=config, trees=trees, scores=scores, iteration=index, remedied=True)
-    return {"problems": (problems,), "search": trees, "score": (scores,), "audit": (audit,)}
+    stages = {"problems": (problems,), "search": trees, "score": (scores,), "audit": (audit,)}
+    return stages | ({"first_search": first_search} if first_search else {})
 
 
 def evaluate_everywhere(config: PipelineConfig, policy: PolicyRef) -> list[Ref]:

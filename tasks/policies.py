@@ -29,6 +29,17 @@ def trained_policy(config: PipelineConfig, trained: Ref, *, iteration: int) -> P
     )
 
 
+def folder_policy(config: PipelineConfig, folder: str) -> PolicyRef:
+    """The base with the adapter, or the full weights, of a folder outside the store."""
+    return PolicyRef(
+        policy_id=fingerprint(Path(folder)),
+        base_model=config.policy.model,
+        revision=config.policy.revision,
+        adapter_uri=folder,
+        iteration=0,
+    )
+
+
 def adapter_folder(trained: Ref) -> Path:
     """Where a training stage put its adapter, or its full weights."""
     return open_store().open(trained) / "policy"
@@ -105,4 +116,10 @@ def _scripted(config: PipelineConfig, policy: PolicyRef, problems: list[Problem]
 
     codec = TokenizerCodec(load_tokenizer(model_path(policy.base_model), config.policy), instruction)
     script = worked_script(problems, lambda question: codec.decode(codec.encode_prompt(question)))
-    return ScriptedPolicy(script, codec, policy_id=policy.policy_id, capacity=config.policy.max_batch)
+    return ScriptedPolicy(
+        script,
+        codec,
+        policy_id=policy.policy_id,
+        capacity=config.policy.max_batch,
+        max_context_tokens=config.policy.max_context_tokens,
+    )

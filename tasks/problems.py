@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pipeline_lib.config import PipelineConfig
 from pipeline_lib.grading import extract_answer
+from pipeline_lib.problems.files import find_files
 from pipeline_lib.problems.records import write_problems
 from pipeline_lib.problems.sampling import draw_problems as draw
 from pipeline_lib.problems.sampling import hold_out
 from pipeline_lib.problems.sources import ProblemPool, load_problems
+from pipeline_lib.problems.tiny import is_tiny
 from pipeline_lib.store import Entry, write_json
 from pipeline_lib.types import Problem, Ref
 from tasks.stage import stage
@@ -25,15 +28,16 @@ LOGGER = logging.getLogger("coppice.progress")
 def _train_spec(*, config: PipelineConfig, iteration: int) -> dict[str, Any]:
     return {
         "problems": config.problems.model_dump(exclude={"path"}),
-        "content": _digest(config.problems.path),
+        "content": _digest(config.problems.dataset, "train", config.problems.path),
         "seed": config.seed,
         "iteration": iteration,
     }
 
 
-@stage(_train_spec, run_name="problems {iteration}", retries=2)
+@stage(_train_spec, run_name="problems {iteration}")
 def draw_problems(entry: Entry, *, config: PipelineConfig, iteration: int) -> None:
     """The iteration's training problems; number 0 are the held-out ones."""
+    started = time.perf_counter()
     problems = config.problems
     pool = load_problems(
         problems.dataset, "train", path=problems.path, on_bad_row=problems.on_bad_row, extract_gold=extract_answer
@@ -49,24 +53,27 @@ def draw_problems(entry: Entry, *, config: PipelineConfig, iteration: int) -> No
             iteration=iteration,
             fresh=problems.fresh_each_iteration,
         )
-    _save(entry, pool, chosen)
+        if chosen.note:
+            LOGGER.warning(chosen.note)
+    _save(entry, pool, chosen, started)
 
 
 def _test_spec(*, config: PipelineConfig, dataset: str, path: str | None) -> dict[str, Any]:
     return {
         "dataset": dataset,
-        "content": _digest(path),
+        "content": _digest(dataset, "test", path),
         "num_problems": config.evaluation.num_problems,
         "on_bad_row": config.problems.on_bad_row,
     }
 
 
-@stage(_test_spec, run_name="test problems {dataset}", retries=2)
+@stage(_test_spec, run_name="test problems {dataset}")
 def draw_test_problems(entry: Entry, *, config: PipelineConfig, dataset: str, path: str | None) -> None:
     """The first ``evaluation.num_problems`` of a test split: the same ones in every iteration and run."""
+    started = time.perf_counter()
     on_bad_row = config.problems.on_bad_row
     pool = load_problems(dataset, "test", path=path, on_bad_row=on_bad_row, extract_gold=extract_answer)
-    _save(entry, pool, [pool[i] for i in range(min(config.evaluation.num_problems, len(pool)))])
+    _save(entry, pool, [pool[i] for i in range(min(config.evaluation.num_problems, len(pool)))], started)
 
 
 def evaluation_sets(config: PipelineConfig) -> Iterator[tuple[str, str, Ref]]:
@@ -77,23 +84,20 @@ def evaluation_sets(config: PipelineConfig) -> Iterator[tuple[str, str, Ref]]:
         yield f"{dataset} test", "test", draw_test_problems(config=config, dataset=dataset, path=path or None)
 
 
-def _save(entry: Entry, pool: ProblemPool, chosen: list[Problem]) -> None:
+def _save(entry: Entry, pool: ProblemPool, chosen: list[Problem], started: float) -> None:
     write_problems(chosen, entry.path / PROBLEMS)
     write_json(entry.path / SKIPPED, [bad.reason for bad in pool.skipped])
     if pool.skipped:
         LOGGER.warning(f"{pool.name}: {len(pool.skipped)} rows skipped; the first: {pool.skipped[0].reason}")
-    entry.commit(len(chosen), {"stage_seconds": 0.0})
+    entry.commit(len(chosen), {"stage_seconds": time.perf_counter() - started})
 
 
-def _digest(path: str | None) -> str | None:
-    """SHA-256 over a file, or over a folder's names and contents: other problems make another entry."""
-    if path is None or not Path(path).exists():
+def _digest(dataset: str, split: str, path: str | None) -> str | None:
+    """SHA-256 over the files that will be read: other rows make another entry, the same ones elsewhere do not."""
+    if path is None or path.startswith("hub:") or is_tiny(dataset):
         return path
     digest = hashlib.sha256()
-    root = Path(path)
-    siblings = [root, *root.parent.glob("test.*")] if root.is_file() else sorted(root.rglob("*"))
-    for file in (f for f in siblings if f.is_file()):
-        digest.update(f"{file.name}:".encode())
+    for file in find_files(Path(path).expanduser(), split):
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()

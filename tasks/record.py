@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from prefect import task
+from prefect import Flow, State, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 
 from pipeline_lib.config import PipelineConfig, Settings
@@ -47,7 +48,8 @@ def record_iteration(
         config: of the run.
         index: 0 for the base.
         policy: that the iteration ended with.
-        stages: references by stage: ``problems``, ``search``, ``score``, ``audit``, ``train``.
+        stages: references by stage: ``problems``, ``search``, ``score``, ``audit``, ``train``; ``first_search`` is the
+            one before the audit's remedy.
         evaluations: references of `evaluate_policy`.
         earlier: records of the iterations before, base first.
     """
@@ -58,7 +60,7 @@ def record_iteration(
         evaluations=reports,
         paired=_paired_tests(reports, earlier),
         audit=load_audit(stages["audit"][0]) if "audit" in stages else None,
-        search=_search_metrics(stages.get("search", ())),
+        search=_search_metrics((*stages.get("first_search", ()), *stages.get("search", ()))),
         train=_observations(stages["train"][0]) if "train" in stages else {},
         seconds=_seconds({**stages, "evaluate": tuple(evaluations)}),
         refs={
@@ -82,12 +84,11 @@ def decide_gate(*, config: PipelineConfig, records: Sequence[IterationRecord]) -
 @task(name="finish-run", task_run_name="finish")
 def finish_run(*, config: PipelineConfig, records: Sequence[IterationRecord], decision: GateDecision) -> RunResult:
     """Names the champion, writes report and result to MLflow, and ends its run."""
-    stopped = "num_iterations reached" if decision.proceed else decision.reason
     tracker = _tracker(config)
     result = RunResult(
         records=tuple(records),
         decision=decision,
-        stopped_because=stopped,
+        stopped_because=_stopped_because(records, decision),
         wall_s=_wall_s(),
         tracking_run=tracker.run_id,
     )
@@ -95,6 +96,22 @@ def finish_run(*, config: PipelineConfig, records: Sequence[IterationRecord], de
     histories = _histories(records)
     tracker.finish(result, texts={"report.html": render_page(config, result, histories)})
     return result
+
+
+def end_unfinished(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """A flow's hook: ends the MLflow run of a pipeline that failed or was stopped from outside."""
+    config = PipelineConfig.model_validate(flow_run.parameters["config"])
+    tracker = _tracker(config, flow_run)
+    tracker.set_tags({"coppice.error": " ".join((state.message or "").split())})
+    tracker.end("FAILED" if state.is_failed() else "KILLED")
+
+
+def _stopped_because(records: Sequence[IterationRecord], decision: GateDecision) -> str:
+    """One sentence; a stop by the audit says also what to change."""
+    if decision.proceed:
+        return "num_iterations reached"
+    audit = records[-1].audit
+    return f"{decision.reason}; {audit.advice}" if audit and audit.advice else decision.reason
 
 
 def _wall_s() -> float:
@@ -137,14 +154,14 @@ def _observations(ref: Ref) -> dict[str, float]:
     return {name: float(value) for name, value in open_store().observations(ref).items()}
 
 
-def _tracker(config: PipelineConfig) -> Tracker:
+def _tracker(config: PipelineConfig, flow_run: FlowRun | None = None) -> Tracker:
     """The MLflow run of this flow run.
 
     A flow run of a deployment is named by its id, so that Retry attaches to the same MLflow run; one
     from the terminal by its configuration, so that the same command goes on where it was killed.
     """
     context = FlowRunContext.get()
-    flow_run = context.flow_run if context else None
+    flow_run = flow_run or (context.flow_run if context else None)
     key = hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:16]
     tags = describe_environment()
     if flow_run is not None:

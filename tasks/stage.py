@@ -60,7 +60,8 @@ class Stage(Generic[P]):
     def __call__(self, *args: P.args, **arguments: P.kwargs) -> Ref:
         """Runs the stage, or returns the reference of what it made before."""
         fresh = not self.entry(**arguments).is_complete()
-        return Ref.model_validate(self._task.with_options(refresh_cache=fresh)(**arguments))
+        self._task.with_options(refresh_cache=fresh)(**arguments)
+        return self.entry(**arguments).ref()  # what Prefect cached may be of an entry that was removed since
 
     def _cache_key(self, context: TaskRunContext, arguments: dict[str, Any]) -> str:
         return f"{self.name}-{self.entry(**arguments).path.name}"

@@ -40,6 +40,7 @@ def train_policy(
 
     The entry holds ``policy/``, an adapter or full weights, and ``history.json``, a row per update.
     """
+    from pipeline_lib.policy.loading import load_tokenizer
     from pipeline_lib.training.loop import train
 
     started = time.perf_counter()
@@ -59,6 +60,8 @@ def train_policy(
         on_update=lambda update: progress.reach(int(update["epoch"])),
     )
     progress.reach(config.train.num_epochs)
+    if config.train.full_finetuning:
+        load_tokenizer(model_path(policy.base_model), config.policy).save_pretrained(entry.path / "policy")
     write_json(entry.path / HISTORY, list(result.history))
     metrics = {**result.metrics(), **count_examples(searched, examples)}
     metrics = {name.removeprefix("train/"): value for name, value in metrics.items()}

@@ -80,7 +80,9 @@ def text_of(row: Row, field: str) -> str | BadRow:
         return row.bad(field, f"the field is missing (found: {known or 'nothing'}); add it or drop the row")
     if isinstance(value, bytes):
         value = value.decode("utf-8", "surrogateescape")
-    if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool) and math.isfinite(value):
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if isinstance(value, (float, Decimal)) and math.isfinite(value):
         value = str(value)
     if not isinstance(value, str):
         return row.bad(field, f"expected text, found {type(value).__name__} {str(value)[:40]!r}; write it as text")
@@ -121,10 +123,16 @@ def _records(batch: Any) -> list[dict[str, Any]]:
     except UnicodeDecodeError:
         # Arrow does not check text; as bytes the broken cell can be told from the others.
         columns = {
-            name: column.cast(pa.binary()) if pa.types.is_string(column.type) else column
+            name: column.cast(pa.large_binary()) if _is_text(column.type) else column
             for name, column in zip(batch.schema.names, batch.columns, strict=True)
         }
         return pa.RecordBatch.from_pydict(columns).to_pylist()  # type: ignore[no-any-return]
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _read_jsonl(path: Path) -> Iterator[Row | BadRow]:

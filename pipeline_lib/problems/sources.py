@@ -203,8 +203,8 @@ def _parse_file(row: Row, extract_gold: ExtractGold) -> Parsed:
     if isinstance(answer, BadRow):
         return answer
     gold = extract_gold(answer)
-    if gold is None and "\n" not in answer:
-        gold = answer
+    if gold is None and not re.search(r"\n|####|\\boxed", answer):
+        gold = answer  # the answer alone; a mark with nothing behind it is a solution cut short
     if not gold or len(gold) > MAX_GOLD_CHARS:
         return row.bad("answer", "no final answer; write it alone, or end the solution with `#### answer`")
     return question, gold, {}

@@ -1,0 +1,32 @@
+"""Evaluation: one policy on the validation set or on every test set."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from prefect import flow
+
+from pipeline_lib.config import PipelineConfig
+from pipeline_lib.types import EvalReport
+from tasks.evaluate import evaluate_policy as evaluate_on
+from tasks.evaluate import load_report
+from tasks.policies import base_policy, folder_policy
+from tasks.problems import evaluation_sets
+
+
+@flow(name="evaluate-policy", flow_run_name="{config.preset}-{split}")
+def evaluate_policy(
+    config: PipelineConfig, adapter_dir: str | None = None, split: Literal["validation", "test"] = "test"
+) -> list[EvalReport]:
+    """Measures a policy.
+
+    1. Take the base, with the adapter in `adapter_dir` if one is named.
+    2. Answer every problem of the split greedily; sample where ``evaluation.num_samples`` asks for it.
+    3. Report accuracy with its interval, one report per dataset.
+    """
+    policy = base_policy(config) if adapter_dir is None else folder_policy(config, adapter_dir)
+    return [
+        load_report(evaluate_on(config=config, problems=problems, policy=policy, split=split, name=name))
+        for name, found_split, problems in evaluation_sets(config)
+        if found_split == split
+    ]

@@ -1,0 +1,105 @@
+"""``coppice bench [--json FILE]``: every figure a ratio measured in this run, on one thread and the embedded model.
+
+One idea: no absolute number is a target, so the figures mean the same on any machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # so that this folder is `benchmarks`, as in the tests
+
+from benchmarks.flow import flow_figures
+from benchmarks.measuring import Figure
+from benchmarks.search_throughput import batch_variance, raw_requests, search_figures
+from benchmarks.training import training_figures
+from rich.console import Console
+from rich.table import Table
+
+from deployments.presets import tiny
+from pipeline_lib.config import PipelineConfig
+from pipeline_lib.policy.models import model_path
+from pipeline_lib.policy.transformers_policy import TransformersPolicy
+from pipeline_lib.problems.tiny import make_problem
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="coppice bench", description=__doc__)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and details to this file")
+    parser.add_argument("--skip-flow", action="store_true", help="leave out the whole run of the tiny preset")
+    arguments = parser.parse_args()
+    started, config = time.perf_counter(), tiny()
+    figures = library_figures(config)
+    if not arguments.skip_flow:
+        with tempfile.TemporaryDirectory(prefix="coppice-bench-") as home:
+            figures += flow_figures(config, Path(home))
+    seconds = time.perf_counter() - started
+    Console().print(table(figures, seconds))
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(as_json(figures, seconds), indent=2) + "\n", encoding="utf-8")
+
+
+def library_figures(
+    config: PipelineConfig, *, num_problems: int | None = None, rounds: int = 3, num_compared: int = 12
+) -> list[Figure]:
+    """Search, batch invariance and training on the embedded model.
+
+    Args:
+        config: the preset.
+        num_problems: None takes what one search task of the preset gets.
+        rounds: turns per side of every comparison.
+        num_compared: trees on which packed and per-step training are compared.
+    """
+    count = num_problems or config.problems.num_problems // config.search.num_shards
+    problems = [make_problem(config.problems.dataset, "train", index) for index in range(count)]
+    policy = open_policy(config, config.policy.max_batch)
+    figures, trees = search_figures(policy, problems, config.search, rounds=rounds)
+    other = open_policy(config, max(1, config.policy.max_batch // 3))
+    figures.append(batch_variance(policy, other, raw_requests(policy, problems[:32], config.search, seed=0)))
+    eos_token_id = int(policy.codec.tokenizer.eos_token_id)
+    policy.close()
+    other.close()
+    return figures + training_figures(
+        trees,
+        config,
+        model_dir=model_path(config.policy.model),
+        eos_token_id=eos_token_id,
+        rounds=rounds,
+        num_compared=num_compared,
+    )
+
+
+def open_policy(config: PipelineConfig, capacity: int) -> TransformersPolicy:
+    """An engine with the preset's base and so many rows."""
+    policy = config.policy.model_copy(update={"max_batch": capacity})
+    return TransformersPolicy(model_path(policy.model), policy_id="base", config=policy, instruction="")
+
+
+def table(figures: Sequence[Figure], seconds: float) -> Table:
+    """What the terminal shows."""
+    result = Table("figure", "measured", "target", "", title=f"Benchmarks, {seconds:.0f} s")
+    signs = {True: "[green]met[/]", False: "[red]missed[/]", None: ""}
+    for figure in figures:
+        bound = "reported" if figure.target is None else f"{'≥' if figure.at_least else '≤'} {figure.target:g}"
+        result.add_row(figure.name, f"{figure.value:.3f}", bound, signs[figure.is_met])
+    return result
+
+
+def as_json(figures: Sequence[Figure], seconds: float) -> dict[str, object]:
+    """Each figure by name, and under ``details`` its target, the clock it was taken by and the single turns."""
+    details = {f.name: {"target": f.target, "met": f.is_met, **f.details} for f in figures}
+    machine = {"num_cores": os.cpu_count(), "num_threads": tiny().policy.num_threads}
+    machine["load_average"] = round(os.getloadavg()[0], 2)  # type: ignore[assignment]
+    return {**{f.name: f.value for f in figures}, "wall_s": seconds, "machine": machine, "details": details}
+
+
+if __name__ == "__main__":
+    main()

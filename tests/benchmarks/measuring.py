@@ -1,0 +1,100 @@
+"""What a benchmark is made of: the cost of a piece of work, and a figure with its target.
+
+One idea: every figure is a ratio of costs measured in the same run, in turns. What the machine does
+besides falls on both sides, and the median over the turns drops what fell on one.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+BUSY_SHARE = 0.9  # of a core; work that never waits and gets less shares its core with others
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one piece of work took.
+
+    Args:
+        amount: of what it made: tokens, or 1.
+        wall_s: seconds that passed.
+        cpu_s: seconds that this process computed.
+    """
+
+    amount: float
+    wall_s: float
+    cpu_s: float
+
+    def rate(self, clock: str) -> float:
+        """Amount per second, ``wall`` or ``cpu``."""
+        return self.amount / (self.wall_s if clock == "wall" else self.cpu_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One number, what it should be, and how it came about.
+
+    Args:
+        name: `room.figure`.
+        value: the number.
+        target: None where it is only reported.
+        at_least: the target is a lower bound, else an upper one.
+        details: whatever else a reader wants to know, JSON values.
+    """
+
+    name: str
+    value: float
+    target: float | None = None
+    at_least: bool = True
+    details: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def is_met(self) -> bool | None:
+        if self.target is None:
+            return None
+        return self.value >= self.target if self.at_least else self.value <= self.target
+
+
+def measure(work: Callable[[], float]) -> Cost:
+    """The cost of `work`, which returns the amount it made."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    amount = work()
+    return Cost(amount, time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def in_turns(works: Mapping[str, Callable[[int], float]], *, rounds: int) -> dict[str, list[Cost]]:
+    """Each piece of work once per round, in the given order; a work is told its round."""
+    costs: dict[str, list[Cost]] = {name: [] for name in works}
+    for turn in range(rounds):
+        for name, work in works.items():
+            costs[name].append(measure(lambda work=work, turn=turn: work(turn)))  # type: ignore[misc]
+    return costs
+
+
+def clock_for(costs: Sequence[Cost]) -> str:
+    """``wall``, or ``cpu`` where the machine was not ours.
+
+    Args:
+        costs: of work that never waits for anything: where it computed for less than `BUSY_SHARE` of
+            the time that passed, others computed on its core.
+    """
+    share = statistics.median(cost.cpu_s / cost.wall_s for cost in costs)
+    return "wall" if share >= BUSY_SHARE else "cpu"
+
+
+def speedup(
+    name: str, fast: Sequence[Cost], slow: Sequence[Cost], *, clock: str, target: float, labels: tuple[str, str]
+) -> Figure:
+    """Rate of `fast` over rate of `slow`, the median over pairs of turns."""
+    details: dict[str, object] = {"clock": clock}
+    for each in ("wall", "cpu"):
+        ratios = [a.rate(each) / b.rate(each) for a, b in zip(fast, slow, strict=True)]
+        details[f"{each}_ratios"] = [round(ratio, 4) for ratio in ratios]
+    for label, costs in zip(labels, (fast, slow), strict=True):
+        details[f"{label}_per_s"] = round(statistics.median(cost.rate(clock) for cost in costs), 2)
+        details[f"{label}_amount"] = statistics.median(cost.amount for cost in costs)
+    values = [a.rate(clock) / b.rate(clock) for a, b in zip(fast, slow, strict=True)]
+    return Figure(name, statistics.median(values), target, details=details)

@@ -1,0 +1,176 @@
+"""The search against simpler schedules on the same engine, problems and config.
+
+1. ``raw``: as many independent rollouts as the search draws, all submitted at once. Nothing keeps an engine
+   busier; no tree could use them.
+2. ``sequential``: one problem at a time, one simulation at a time.
+3. ``lockstep``: all trees at once, one simulation of each per round, and a barrier after every round.
+
+They exist here only. Tokens are counted by the engine, end-of-sequence tokens included, on all sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+from benchmarks.measuring import Figure, clock_for, in_turns, speedup
+
+from pipeline_lib.config import SearchConfig
+from pipeline_lib.grading import GradingPool
+from pipeline_lib.policy.protocol import Policy, SampleRequest, SampleResult, SamplingParams, sample_all
+from pipeline_lib.problems.formats import format_of
+from pipeline_lib.search import SearchStats, TreeBuilder, search_trees, split_steps, total_stats
+from pipeline_lib.search.rollout import Rollout, read_rollout
+from pipeline_lib.search.simulation import Simulation, Simulations
+from pipeline_lib.seeding import derive_generator, derive_seed
+from pipeline_lib.types import Outcome, Problem, SearchTree
+
+Draw = tuple[Problem, Simulations, Simulation]
+
+
+def search_figures(
+    policy: Policy, problems: Sequence[Problem], config: SearchConfig, *, rounds: int = 3, num_sequential: int = 4
+) -> tuple[list[Figure], list[SearchTree]]:
+    """The figures of the room ``search``, and the trees of the last round.
+
+    Args:
+        policy: nothing in flight.
+        problems: of one dataset.
+        config: of the search.
+        rounds: turns per schedule.
+        num_sequential: problems that the sequential schedule gets; its rate does not depend on how many.
+    """
+    few = problems[:num_sequential]
+    one_by_one = config.model_copy(update={"parallel_simulations": 1})
+    stats: list[SearchStats] = []
+    trees: list[SearchTree] = []
+
+    def search(turn: int) -> None:
+        trees.clear()
+        stats.append(_search(policy, problems, config, turn, trees))
+
+    def sequential(turn: int) -> None:
+        for problem in few:
+            _search(policy, [problem], one_by_one, turn, [])
+
+    works: dict[str, Callable[[int], None]] = {
+        "raw": lambda turn: _raw(policy, problems, config, turn),
+        "search": search,
+        "lockstep": lambda turn: _lockstep(policy, problems, config, turn),
+        "sequential": sequential,
+    }
+    sample_all(policy, raw_requests(policy, few, config, seed=rounds))  # first calls pay for allocations
+    costs = in_turns({name: partial(_tokens, policy, work) for name, work in works.items()}, rounds=rounds)
+    clock = clock_for(costs["raw"])
+    compare = partial(speedup, clock=clock)
+    total = total_stats(stats)
+    shares = {
+        "engine_idle_share": round(total.engine_idle_share, 4),
+        "problems": len(problems),
+        "rollouts": total.num_rollouts // rounds,
+    }
+    raw = compare(
+        "search.throughput_vs_raw", costs["search"], costs["raw"], target=0.9, labels=("search_tokens", "raw_tokens")
+    )
+    raw.details.update(shares)  # type: ignore[attr-defined]
+    names = ("search_tokens", "sequential_tokens"), ("search_tokens", "lockstep_tokens")
+    return [
+        raw,
+        compare("search.speedup_vs_sequential", costs["search"], costs["sequential"], target=8.0, labels=names[0]),
+        compare("search.speedup_vs_lockstep", costs["search"], costs["lockstep"], target=1.1, labels=names[1]),
+        Figure("search.tokens_kept_share", total.tokens_kept_share, 0.98, details={"tokens": total.tokens_generated}),
+    ], trees
+
+
+def raw_requests(
+    policy: Policy, problems: Sequence[Problem], config: SearchConfig, *, seed: int
+) -> list[SampleRequest]:
+    """`num_simulations` independent rollouts of every problem."""
+    params = SamplingParams(config.max_new_tokens, config.temperature, config.top_p)
+    requests = []
+    for problem in problems:
+        prompt = policy.codec.encode_prompt(problem.question)
+        for index in range(config.num_simulations):
+            key = f"{problem.problem_id}#{index}"
+            requests.append(SampleRequest(key, prompt, params, derive_seed(seed, problem.problem_id, index)))
+    return requests
+
+
+def batch_variance(policy: Policy, other: Policy, requests: Sequence[SampleRequest]) -> Figure:
+    """Share of rollouts that come out otherwise when the same requests meet other company.
+
+    Args:
+        policy: gets all requests at once.
+        other: the same model with another capacity; gets them shuffled, a few at a time.
+        requests: what both are asked.
+    """
+    expected = sample_all(policy, requests)
+    order = derive_generator("benchmark", "batches").permutation(len(requests))
+    found: dict[str, SampleResult] = {}
+    for part in np.array_split(order, max(1, len(requests) // 7)):
+        other.submit([requests[int(index)] for index in part])
+        found |= {result.request_id: result for result in other.poll()}
+    while other.num_in_flight:
+        found |= {result.request_id: result for result in other.poll()}
+    num_different = sum(not np.array_equal(expected[key].token_ids, found[key].token_ids) for key in expected)
+    details = {"rollouts": len(requests), "capacities": [policy.capacity, other.capacity]}
+    details["claimed_invariant"] = policy.batch_invariant
+    return Figure("policy.batch_variance_share", num_different / len(requests), 0.0, at_least=False, details=details)
+
+
+def _tokens(policy: Policy, work: Callable[[int], None], turn: int) -> float:
+    """Tokens that the engine generated for `work`."""
+    before = policy.stats.tokens_generated
+    work(turn)
+    return float(policy.stats.tokens_generated - before)
+
+
+def _search(
+    policy: Policy, problems: Sequence[Problem], config: SearchConfig, seed: int, trees: list[SearchTree]
+) -> SearchStats:
+    delimiter = format_of(problems[0].dataset).step_delimiter
+    with GradingPool() as grader:
+        return search_trees(problems, policy, grader, config, seed=seed, step_delimiter=delimiter, on_tree=trees.append)
+
+
+def _raw(policy: Policy, problems: Sequence[Problem], config: SearchConfig, seed: int) -> None:
+    sample_all(policy, raw_requests(policy, problems, config, seed=seed))
+
+
+def _lockstep(policy: Policy, problems: Sequence[Problem], config: SearchConfig, seed: int) -> None:
+    """All trees march: select one simulation each, sample all, grade all, back all up, again."""
+    one_each = config.model_copy(update={"parallel_simulations": 1})
+    marching: list[Draw] = []
+    for problem in problems:
+        prompt = policy.codec.encode_prompt(problem.question)
+        tree_seed = derive_seed(seed, problem.problem_id)
+        tree = TreeBuilder(problem.problem_id, policy.policy_id, prompt, seed=tree_seed, config=one_each)
+        simulations = Simulations(tree, one_each)
+        marching += [(problem, simulations, simulation) for simulation in simulations.start()]
+    with GradingPool() as grader:
+        while marching:
+            marching = _march(policy, grader, one_each, marching)
+
+
+def _march(policy: Policy, grader: GradingPool, config: SearchConfig, draws: Sequence[Draw]) -> list[Draw]:
+    """One round; the draws of the next."""
+    results = sample_all(policy, [simulation.request for _, _, simulation in draws])
+    rollouts: dict[str, Rollout] = {}
+    pieces: dict[int, str] = {}
+    for problem, simulations, simulation in draws:
+        key = simulation.request.request_id
+        delimiter = format_of(problem.dataset).step_delimiter
+        split = partial(split_steps, codec=policy.codec, delimiter=delimiter, pieces=pieces)
+        depth = simulations.depth(simulation)
+        rollouts[key] = read_rollout(results[key], split, policy.codec, depth=depth, config=config)
+        if rollouts[key].outcome is Outcome.OPEN:
+            grader.submit(key, simulations.prefix_text(simulation) + rollouts[key].text, problem.answer)
+    while grader.num_in_flight:
+        for key, grade in grader.poll(block=True):
+            rollouts[key] = rollouts[key].graded(grade)
+    return [
+        (problem, simulations, following)
+        for problem, simulations, simulation in draws
+        for following in simulations.finish(simulation, rollouts[simulation.request.request_id])
+    ]

@@ -1,0 +1,69 @@
+"""Where the tests' runs live, and one Prefect server for all of them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def outside_the_checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test writes to the checkout's own home, and none asks a server that the user has running."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COPPICE_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("TOKENIZERS_PARALLELISM", "false")
+        patch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+        patch.setenv("DO_NOT_TRACK", "true")
+        for name in ("COPPICE_TRACKING_URI", "COPPICE_DEBUG", "PREFECT_API_URL"):
+            patch.delenv(name, raising=False)
+        yield
+
+
+@pytest.fixture(scope="session")
+def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of one Prefect server that the session's flows, also those of other processes, talk to."""
+    from prefect.settings import (
+        PREFECT_API_URL,
+        PREFECT_LOCAL_STORAGE_PATH,
+        PREFECT_LOGGING_LEVEL,
+        temporary_settings,
+    )
+    from prefect.testing.utilities import prefect_test_harness
+
+    storage = tmp_path_factory.mktemp("prefect")
+    updates = {PREFECT_LOCAL_STORAGE_PATH: str(storage), PREFECT_LOGGING_LEVEL: "CRITICAL"}
+    # Seconds on a free machine; the rest is patience with a busy one.
+    with temporary_settings(updates=updates), prefect_test_harness(server_startup_timeout=120):
+        yield str(PREFECT_API_URL.value())
+
+
+@pytest.fixture(scope="session")
+def new_home(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """Makes homes whose tracking database has its tables already: creating them takes seconds each time."""
+    from mlflow import MlflowClient
+
+    template = tmp_path_factory.mktemp("tracking") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{template}").search_experiments()
+
+    def make() -> Path:
+        home = tmp_path_factory.mktemp("home")
+        shutil.copy(template, home / "mlflow.db")
+        return home
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """Folder of the public datasets, ``gsm8k/train.parquet`` and so on; the test is skipped where there is none."""
+    path = Path(os.environ.get("COPPICE_TEST_DATA") or ROOT.parent / "shared" / "data")
+    if not (path / "gsm8k" / "train.parquet").is_file():
+        pytest.skip(f"no gsm8k/train.parquet in {path}; set COPPICE_TEST_DATA to the folder that holds gsm8k/")
+    return path

@@ -1,0 +1,64 @@
+import json
+import math
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from benchmarks.measuring import Cost, Figure, clock_for, speedup
+
+FOLDER = Path(__file__).parent / "benchmarks"
+
+
+def test_a_speedup_is_the_median_over_turns_by_the_chosen_clock():
+    fast = [Cost(10, 1, 1), Cost(10, 2, 1), Cost(10, 1, 1)]
+    slow = [Cost(10, 4, 3), Cost(10, 4, 3), Cost(20, 4, 3)]
+    figure = speedup("a.b", fast, slow, clock="wall", target=2.0, labels=("f", "s"))
+    assert figure.details["wall_ratios"] == [4, 2, 2]
+    assert figure.details["cpu_ratios"] == [3, 3, 1.5]
+    assert figure.value == 2
+    assert figure.is_met
+    assert speedup("a.b", fast, slow, clock="cpu", target=4.0, labels=("f", "s")).is_met is False
+
+
+def test_a_shared_core_is_noticed():
+    assert clock_for([Cost(1, 10, 9.5)]) == "wall"
+    assert clock_for([Cost(1, 10, 5), Cost(1, 10, 9.9), Cost(1, 10, 8)]) == "cpu"
+
+
+def test_targets_are_bounds_from_either_side():
+    assert Figure("a", 0.1, 0.1, at_least=False).is_met
+    assert not Figure("a", 0.2, 0.1, at_least=False).is_met
+    assert Figure("a", 5.0).is_met is None
+
+
+@pytest.mark.slow
+def test_search_and_training_are_measured_on_the_tiny_preset(monkeypatch):
+    monkeypatch.setattr(sys, "path", ["", *sys.path])  # the script replaces the first entry
+    script = runpy.run_path(str(FOLDER / "__main__.py"))
+    config = script["tiny"]()
+    config = config.model_copy(update={"search": config.search.model_copy(update={"num_simulations": 8})})
+    figures = script["library_figures"](config, num_problems=12, rounds=1, num_compared=4)
+    report = json.loads(json.dumps(script["as_json"](figures, 1.0)))
+    values = {figure.name: figure.value for figure in figures}
+    assert {name: report[name] for name in values} == values
+    assert list(values) == [
+        "search.throughput_vs_raw",
+        "search.speedup_vs_sequential",
+        "search.speedup_vs_lockstep",
+        "search.tokens_kept_share",
+        "policy.batch_variance_share",
+        "train.speedup_vs_per_step",
+        "train.tokens_vs_unique",
+    ]
+    assert all(math.isfinite(value) for value in values.values())
+    assert values["search.tokens_kept_share"] >= 0.98
+    assert values["policy.batch_variance_share"] == 0
+    assert values["train.speedup_vs_per_step"] > 1
+    assert report["details"]["train.speedup_vs_per_step"]["gradient_error"] <= 1e-5
+
+
+def test_the_script_says_what_it_does():
+    result = subprocess.run([sys.executable, str(FOLDER), "--help"], capture_output=True, text=True, check=True)
+    assert "--json" in result.stdout

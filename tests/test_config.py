@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import pytest
+
+from pipeline_lib.config import ConfigError, PipelineConfig, apply_overrides, dial_names
+
+NAMED_IN_THE_CONTRACT = [
+    "seed",
+    "num_iterations",
+    "problems.dataset",
+    "problems.path",
+    "problems.num_problems",
+    "policy.backend",
+    "policy.model",
+    "search.num_simulations",
+    "search.num_candidates",
+    "search.c_uct",
+    "score.baseline",
+    "score.scaling",
+    "train.objective",
+    "train.kl_beta",
+    "train.negative_clip",
+    "train.lora_rank",
+    "gate.patience",
+    "gate.min_gain",
+]
+
+
+def test_every_promised_dial_is_there():
+    assert set(NAMED_IN_THE_CONTRACT) <= set(dial_names())
+
+
+def test_every_dial_says_what_it_is():
+    schema = PipelineConfig.model_json_schema()
+    groups = [schema, *schema["$defs"].values()]
+    missing = [
+        (group["title"], name)
+        for group in groups
+        for name, field in group["properties"].items()
+        if "description" not in field and "$ref" not in field
+    ]
+    assert missing == []
+
+
+def test_overrides_are_read_as_json_or_text():
+    config = apply_overrides(
+        PipelineConfig(), ["search.c_uct=0.5", "problems.dataset=gsm8k", 'evaluation.datasets=["gsm8k"]', "seed=7"]
+    )
+    assert (config.search.c_uct, config.problems.dataset, config.seed) == (0.5, "gsm8k", 7)
+    assert config.evaluation.datasets == ("gsm8k",)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("search.num_simulation=3", "nearest is 'search.num_simulations'"),
+        ("search.num_simulations", "expected NAME=VALUE"),
+        ("search.num_simulations=0", "search.num_simulations=0: Input should be greater than or equal to 1"),
+        ("score.baseline=all", "score.baseline='all'"),
+        ("search=3", "nearest is 'search."),
+    ],
+)
+def test_a_bad_override_is_refused_in_one_line(override, said):
+    with pytest.raises(ConfigError) as caught:
+        apply_overrides(PipelineConfig(), [override])
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)

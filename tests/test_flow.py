@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from run_fixtures import SMALL, children, client, manifests, small_config
+
+from deployments import cli
+from pipeline_lib.config import PipelineConfig
+from pipeline_lib.store import Entry
+from pipeline_lib.types import RunResult
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("prefect_api"),
+    pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"),  # MLflow's and Prefect's own
+]
+
+EVALUATIONS = 3  # validation and two test sets
+
+
+def run_in(home: Path, config: PipelineConfig) -> RunResult:
+    from flows.self_training import self_training
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COPPICE_HOME", str(home))
+        return self_training(config)
+
+
+@pytest.fixture(scope="module")
+def finished(new_home: Callable[[], Path]) -> tuple[Path, RunResult]:
+    """A home in which the small run has ended."""
+    home = new_home()
+    return home, run_in(home, small_config())
+
+
+@pytest.fixture
+def commits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Stages whose body ran to its end."""
+    names: list[str] = []
+    commit = Entry.commit
+
+    def counted(self: Entry, *args: object, **kwargs: object) -> object:
+        names.append(self.path.parent.name)
+        return commit(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Entry, "commit", counted)
+    return names
+
+
+def test_the_same_run_in_two_homes_gives_the_same_bytes(
+    finished: tuple[Path, RunResult], new_home: Callable[[], Path]
+) -> None:
+    home, result = finished
+    other = new_home()
+    again = run_in(other, small_config())
+    assert manifests(other) == manifests(home)
+    assert [record.refs for record in again.records] == [record.refs for record in result.records]
+    assert [record.policy for record in again.records] == [record.policy for record in result.records]
+    assert again.decision == result.decision
+
+
+def test_a_finished_run_is_not_computed_again(finished: tuple[Path, RunResult], commits: list[str]) -> None:
+    home, result = finished
+    again = run_in(home, small_config())
+    assert commits == []
+    assert again.records == result.records
+    assert again.tracking_run == result.tracking_run
+
+
+def test_one_parent_with_one_child_per_iteration(finished: tuple[Path, RunResult]) -> None:
+    home, result = finished
+    run_in(home, small_config())
+    assert result.tracking_run is not None
+    mlflow = client(home)
+    parent = mlflow.get_run(result.tracking_run)
+    runs = [parent, *children(home, result.tracking_run)]
+    assert sorted(run.info.run_name for run in runs) == ["base", "iteration 1", "tiny seed 0"]
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert parent.data.params["search.num_simulations"] == "8"
+    for run in runs:
+        for name in run.data.metrics:
+            steps = [point.step for point in mlflow.get_metric_history(run.info.run_id, name)]
+            assert len(steps) == len(set(steps)), name
+
+
+def test_the_audit_stops_with_its_reason(finished: tuple[Path, RunResult], commits: list[str]) -> None:
+    home, _ = finished
+    result = run_in(home, small_config("audit.min_informative_share=1.0"))
+    # Two shards searched on, their scores, the audits before and after; no training.
+    assert sorted(commits) == ["audit-iteration"] * 2 + ["score-steps"] + ["search-shard"] * 2
+    audit = result.records[-1].audit
+    assert audit is not None
+    assert (audit.passed, audit.remedied) == (False, True)
+    assert result.stopped_because == f"audit: {audit.reason}; {audit.advice}"
+    assert result.decision.champion == 0
+    rollouts = sum(client(home).get_run(r.tracking_run).data.metrics["search/num_rollouts"] for r in result.records[1:])
+    assert rollouts > 24 * 8  # those before the remedy count too
+    run = client(home).get_run(result.tracking_run)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["coppice.stopped_because"] == result.stopped_because
+
+
+def test_a_failed_stage_is_all_that_runs_again(
+    finished: tuple[Path, RunResult], commits: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline_lib.training import loop
+
+    home, _ = finished
+    config = small_config("train.num_epochs=1")
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("the disk is on fire")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train", fail)
+        with pytest.raises(RuntimeError, match="disk is on fire"):
+            run_in(home, config)
+    mlflow = client(home)
+    failed = mlflow.search_runs(["1"], "tags.`coppice.error` != ''")
+    assert [run.info.status for run in failed] == ["FAILED"]
+    assert "disk is on fire" in failed[0].data.tags["coppice.error"]
+    assert commits == []
+    result = run_in(home, config)
+    assert commits == ["train-policy"] + ["evaluate-policy"] * EVALUATIONS
+    assert result.tracking_run == failed[0].info.run_id
+    assert mlflow.get_run(result.tracking_run).info.status == "FINISHED"
+
+
+def test_gsm8k_is_audited_and_stopped(
+    test_data: Path, new_home: Callable[[], Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = new_home()
+    summary = home / "summary.json"
+    own = ["problems.dataset=gsm8k", f"problems.path={test_data / 'gsm8k' / 'train.parquet'}"]
+    small = [*SMALL, "problems.num_problems=12", "problems.num_validation=6", "evaluation.num_problems=6"]
+    overrides = [argument for override in [*small, *own] for argument in ("--set", override)]
+    monkeypatch.setenv("COPPICE_HOME", str(home))
+    monkeypatch.setattr("deployments.environment.prepare_environment", lambda *_, **__: None)  # it outlives a test
+    monkeypatch.setattr(sys, "argv", ["coppice", "run", "--preset", "tiny", *overrides, "--summary", str(summary)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    written = json.loads(summary.read_text())
+    assert written["champion"]["iteration"] == 0
+    assert written["iterations"][0]["audit"]["passed"] is False
+    reason = written["stopped_because"]
+    assert "nothing informative" in reason
+    assert "take a model" in reason
+    assert f"stopped because: {reason}" in capsys.readouterr().out
+    [run] = client(home).search_runs(["1"], "tags.`coppice.stopped_because` != ''")
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["coppice.stopped_because"] == reason

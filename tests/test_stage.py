@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline_lib.config import PipelineConfig, SearchConfig, apply_overrides, dial_names
+from pipeline_lib.policy.protocol import SamplingParams
+from pipeline_lib.policy.scripted import CharCodec, ScriptedPolicy
+from pipeline_lib.problems.tiny import make_problem, worked_script
+from pipeline_lib.search import search_trees
+from pipeline_lib.search.records import tree_to_dict
+from pipeline_lib.types import Grade, Ref
+from tasks.stage import Stage, stage
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Dials that no stage's result depends on, and where they act instead.
+OUTSIDE_THE_STAGES = {
+    "preset": "names the run and the registered model in MLflow",
+    "num_iterations": "how often the flow's loop runs",
+    "policy.device": "where the same numbers are computed",
+    "policy.max_batch": "how many rows share a decode step; a row's result does not depend on the others",
+    "policy.num_threads": "how many cores compute the same numbers",
+    "train.checkpoint_every": "how much a killed training repeats",
+    "gate.patience": "the gate is decided anew in every run, from the records",
+    "gate.min_gain": "likewise",
+    "gate.require_interval": "likewise",
+}
+# Values for dials that are no number and no switch; `{other}` is a second file of problems.
+OTHER_VALUES = {
+    "preset": "other",
+    "problems.dataset": "math",
+    "problems.path": "{other}",
+    "problems.on_bad_row": "refuse",
+    "policy.backend": "scripted",
+    "policy.model": "owner/other",
+    "policy.revision": "abc",
+    "policy.device": "cuda",
+    "policy.dtype": "bfloat16",
+    "policy.instruction": "Think.",
+    "search.max_tokens_per_problem": 9,
+    "score.baseline": "group",
+    "score.scaling": "sqrt",
+    "train.objective": "rft",
+    "evaluation.datasets": '["tiny-word"]',
+}
+
+
+def write_problems(path: Path, question: str) -> Path:
+    path.write_text(json.dumps({"question": question, "problem": question, "answer": "1"}) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    monkeypatch.setenv("COPPICE_HOME", str(tmp_path / "home"))
+    return write_problems(tmp_path / "own.jsonl", "q"), write_problems(tmp_path / "other.jsonl", "r")
+
+
+def config_for(path: Path) -> PipelineConfig:
+    return apply_overrides(
+        PipelineConfig(), ["problems.dataset=file", f"problems.path={path}", "policy.model=owner/name"]
+    )
+
+
+def entries(config: PipelineConfig) -> set[str]:
+    """Where the stages of one iteration would put their results."""
+    from tasks.audit import audit_iteration
+    from tasks.evaluate import evaluate_policy
+    from tasks.policies import base_policy
+    from tasks.problems import draw_problems, draw_test_problems
+    from tasks.score import score_steps
+    from tasks.search import search_shard
+    from tasks.train import train_policy
+
+    ref = Ref(uri="stage/key", sha256="0" * 64, num_rows=1, schema_version=1)
+    policy = base_policy(config)
+    of_all = {"config": config, "iteration": 1}
+    found = [
+        draw_problems.entry(**of_all),
+        search_shard.entry(**of_all, problems=ref, policy=policy, shard=0, earlier=()),
+        score_steps.entry(**of_all, trees=(ref,)),
+        audit_iteration.entry(**of_all, trees=(ref,), scores=ref, remedied=False),
+        train_policy.entry(**of_all, trees=(ref,), scores=ref, policy=policy),
+        evaluate_policy.entry(config=config, problems=ref, policy=policy, split="test", name="any"),
+    ]
+    for name in config.evaluation.datasets:
+        found.append(draw_test_problems.entry(config=config, dataset=name, path=None))
+    return {entry.uri for entry in found}
+
+
+def other_value(config: PipelineConfig, name: str, other: Path) -> Any:
+    if name in OTHER_VALUES:
+        value = OTHER_VALUES[name]
+        return str(other) if value == "{other}" else value
+    value = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    if isinstance(value, bool):
+        return json.dumps(not value)
+    return value + 1 if isinstance(value, int) else value * 0.5 + 0.01  # type: ignore[operator]
+
+
+def test_every_dial_reaches_a_stage_or_is_known_not_to(files: tuple[Path, Path]) -> None:
+    path, other = files
+    config = config_for(path)
+    plain = entries(config)
+    assert entries(config) == plain
+    without_effect = {
+        name
+        for name in dial_names()
+        if entries(apply_overrides(config, [f"{name}={other_value(config, name, other)}"])) == plain
+    }
+    assert without_effect == set(OUTSIDE_THE_STAGES)
+
+
+def test_every_dial_is_read_somewhere() -> None:
+    modules = [path for room in ("pipeline_lib", "tasks", "flows") for path in (ROOT / room).rglob("*.py")]
+    read = {
+        node.attr
+        for path in modules
+        if path.name != "config.py"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute)
+    }
+    assert [name for name in dial_names() if name.rpartition(".")[2] not in read] == []
+
+
+class RecordingPolicy(ScriptedPolicy):
+    """Remembers how it was asked to sample."""
+
+    asked: set[SamplingParams]
+
+    def submit(self, requests: Any) -> None:
+        self.asked = getattr(self, "asked", set()) | {request.params for request in requests}
+        super().submit(requests)
+
+
+class InstantGrader:
+    """Right when the last line is the gold's."""
+
+    def __init__(self) -> None:
+        self.graded: list[tuple[str, Grade]] = []
+
+    @property
+    def num_in_flight(self) -> int:
+        return len(self.graded)
+
+    def submit(self, key: str, prediction: str, gold: str) -> None:
+        self.graded.append((key, Grade.CORRECT if prediction.endswith(f"#### {gold}") else Grade.WRONG))
+
+    def poll(self, *, block: bool) -> list[tuple[str, Grade]]:
+        graded, self.graded = self.graded, []
+        return graded
+
+
+def searched(config: SearchConfig) -> tuple[dict[str, Any], set[SamplingParams]]:
+    problems = [make_problem("tiny-word", "train", i) for i in range(8)]
+    policy = RecordingPolicy(worked_script(problems, lambda question: question), CharCodec())
+    trees: dict[str, Any] = {}
+    search_trees(
+        problems,
+        policy,
+        InstantGrader(),
+        config,
+        seed=0,
+        step_delimiter="\n",
+        on_tree=lambda tree: trees.update({tree.problem_id: tree_to_dict(tree)}),
+    )
+    return trees, policy.asked
+
+
+def test_every_search_dial_changes_the_search() -> None:
+    config = SearchConfig(num_simulations=24)
+    changes: dict[str, Any] = {
+        "num_simulations": 25,
+        "num_candidates": 2,
+        "c_uct": 0.1,
+        "parallel_simulations": 1,
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "max_depth": 2,
+        "max_new_tokens": 40,
+        "max_step_tokens": 10,
+        "max_tokens_per_problem": 200,
+    }
+    assert set(changes) == set(SearchConfig.model_fields) - {"num_shards"}
+    plain = searched(config)
+    assert searched(config) == plain
+    assert [name for name in changes if searched(config.model_copy(update={name: changes[name]})) == plain] == []
+
+
+def test_the_same_rows_elsewhere_are_the_same_problems(files: tuple[Path, Path], tmp_path: Path) -> None:
+    from tasks.problems import draw_problems
+
+    path, _ = files
+    before = draw_problems.entry(config=config_for(path), iteration=1).uri
+    moved = path.rename(tmp_path / "moved.jsonl")
+    assert draw_problems.entry(config=config_for(moved), iteration=1).uri == before
+    write_problems(moved, "another question")
+    assert draw_problems.entry(config=config_for(moved), iteration=1).uri != before
+
+
+def make_stage(version: int = 1) -> Stage[Any]:
+    def body(entry: Any, *, inputs: tuple[Ref, ...], number: int) -> None:
+        """Does nothing."""
+
+    return stage(lambda *, inputs, number: {"number": number}, version=version, run_name="any")(body)
+
+
+def test_a_result_is_named_by_spec_inputs_and_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COPPICE_HOME", str(tmp_path))
+    first, second = (Ref(uri=f"s/{x}", sha256=x * 64, num_rows=1, schema_version=1) for x in "ab")
+
+    def uri(*inputs: Ref, number: int = 1, version: int = 1) -> str:
+        return make_stage(version).entry(inputs=inputs, number=number).uri
+
+    assert uri(first) == uri(first)
+    assert uri(first) == uri(first.model_copy(update={"uri": "elsewhere"}))
+    different = [uri(first), uri(second), uri(first, second), uri(second, first), uri(first, number=2)]
+    assert len({*different, uri(first, version=2)}) == 6
