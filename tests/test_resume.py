@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from run_fixtures import manifests
+
+from deployments.cli import build_config
+from pipeline_lib.search.records import read_trees_parquet, tree_to_dict
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"),  # MLflow's and Prefect's own
+]
+
+ROOT = Path(__file__).resolve().parents[1]
+SETTINGS = (
+    "num_iterations=1",
+    "problems.num_validation=8",
+    "search.num_shards=1",
+    "evaluation.num_problems=8",
+    "train.checkpoint_every=1",
+    "train.num_epochs=1",
+    "train.tokens_per_update=512",
+    "train.tokens_per_microbatch=512",
+)
+SCRIPTED = ("policy.backend=scripted", "problems.num_problems=40", "policy.max_batch=8")  # few trees are live at once
+TRANSFORMERS = ("problems.num_problems=24", "search.num_simulations=8", "policy.max_batch=24")
+TIME_LIMIT_S = 240
+
+
+@contextmanager
+def coppice_run(home: Path, api: str, *settings: str) -> Iterator[subprocess.Popen[str]]:
+    """`coppice run` in a process of its own, which is gone when the block ends."""
+    arguments = [argument for setting in (*SETTINGS, *settings) for argument in ("--set", setting)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "deployments.cli", "run", "--preset", "tiny", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "COPPICE_HOME": str(home), "PREFECT_API_URL": api},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def run_to_the_end(home: Path, api: str, *settings: str) -> None:
+    with coppice_run(home, api, *settings) as process:
+        output, _ = process.communicate(timeout=TIME_LIMIT_S)
+        assert process.returncode == 0, output
+
+
+def run_uninterrupted(home: Path, *settings: str) -> None:
+    """The same in this process, which saves the start of another one."""
+    from flows.self_training import self_training
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COPPICE_HOME", str(home))
+        self_training(build_config("tiny", [*SETTINGS, *settings]))
+
+
+def wait_for(process: subprocess.Popen[str], happened: Callable[[], bool]) -> None:
+    """Returns as soon as it has happened; fails when the process ends before."""
+    deadline = time.monotonic() + TIME_LIMIT_S
+    while not happened():
+        if process.poll() is not None:
+            pytest.fail(f"ended too early:\n{process.communicate()[0]}")
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+def whole_lines(home: Path) -> list[bytes]:
+    """Finished problems of the search under way; a torn last line is left out."""
+    return [
+        line
+        for path in home.glob("store/search-shard/*/.partial/trees.jsonl")
+        for line in path.read_bytes().splitlines(keepends=True)
+        if line.endswith(b"\n")
+    ]
+
+
+def updates(home: Path) -> list[int]:
+    """Updates after which there is a checkpoint, in order."""
+    folders = home.glob("store/train-policy/*/.partial/checkpoint/update-*")
+    return sorted(int(path.name.removeprefix("update-")) for path in folders)
+
+
+def killed_in_search(home: Path, api: str, *settings: str) -> list[bytes]:
+    with coppice_run(home, api, *settings) as process:
+        wait_for(process, lambda: len(whole_lines(home)) >= 3)
+        kill(process)
+    assert not list(home.glob("store/search-shard/*/manifest.json"))
+    return whole_lines(home)
+
+
+def killed_in_training(home: Path, api: str, kept: list[bytes], *settings: str) -> int:
+    """Kills the resumed run once it has a few updates; the finished problems must stay as they were."""
+    seen: list[bytes] = []
+
+    def trained() -> bool:
+        nonlocal seen
+        seen = whole_lines(home) or seen
+        return bool(updates(home)[-1:] >= [3])
+
+    with coppice_run(home, api, *settings) as process:
+        wait_for(process, trained)
+        kill(process)
+    assert seen[: len(kept)] == kept
+    names = [json.loads(line)["problem_id"] for line in seen]
+    assert len(names) == len(set(names))
+    assert not list(home.glob("store/train-policy/*/manifest.json"))
+    return updates(home)[-1]
+
+
+def check_kept(home: Path, kept: list[bytes]) -> None:
+    """The finished trees of a killed search are in the search's result as they were."""
+    [path] = home.glob("store/search-shard/*/trees.parquet")
+    trees = {tree.problem_id: tree_to_dict(tree) for tree in read_trees_parquet(path)}
+    assert all(trees[tree["problem_id"]] == tree for tree in map(json.loads, kept))
+
+
+def test_killed_in_search_and_in_training_it_ends_as_if_uninterrupted(
+    prefect_api: str, new_home: Callable[[], Path]
+) -> None:
+    killed, whole = new_home(), new_home()
+    kept = killed_in_search(killed, prefect_api, *SCRIPTED)
+    last_update = killed_in_training(killed, prefect_api, kept, *SCRIPTED)
+    before, seen = set(updates(killed)), set[int]()
+
+    def trained() -> bool:
+        seen.update(updates(killed))
+        return bool(list(killed.glob("store/train-policy/*/manifest.json")))
+
+    with coppice_run(killed, prefect_api, *SCRIPTED) as process:
+        wait_for(process, trained)
+        output, _ = process.communicate(timeout=TIME_LIMIT_S)
+        assert process.returncode == 0, output
+    assert min(seen - before) > last_update
+    check_kept(killed, kept)
+    run_uninterrupted(whole, *SCRIPTED)
+    assert manifests(killed) == manifests(whole)
+
+
+def test_a_resumed_search_of_the_model_itself_gives_the_same_trees(
+    prefect_api: str, new_home: Callable[[], Path]
+) -> None:
+    killed, whole = new_home(), new_home()
+    kept = killed_in_search(killed, prefect_api, *TRANSFORMERS)
+    run_to_the_end(killed, prefect_api, *TRANSFORMERS)
+    check_kept(killed, kept)
+    run_uninterrupted(whole, *TRANSFORMERS)
+    assert manifests(killed) == manifests(whole)
