@@ -36,7 +36,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  fi; \
 	  set -x; \
 	  { [ -x $(BIN)/python ] || uv venv --python $(PYTHON) .venv; } && \
-	  uv pip install --python $(BIN)/python $(PACKAGES); \
+	  uv pip install --compile-bytecode --python $(BIN)/python $(PACKAGES); \
 	else \
 	  set -x; \
 	  { [ -x $(BIN)/python ] || $(PYTHON) -m venv .venv; } && \

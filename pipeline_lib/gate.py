@@ -54,7 +54,12 @@ def decide(records: Sequence[IterationRecord], config: GateConfig, *, dataset: s
             f"iteration{'s' * (without > 1)} (patience {config.patience})"
         )
         return GateDecision(proceed=False, champion=champion, reason=reason)
-    state = "base" if len(reports) == 1 else f"best so far {reports[best].accuracy:.1%} in iteration {champion}"
+    if len(reports) == 1:
+        state = "the base"
+    elif best == len(reports) - 1:
+        state = "the best so far"
+    else:
+        state = f"best so far {reports[best].accuracy:.1%} in iteration {champion}"
     return GateDecision(proceed=True, champion=champion, reason=f"validation accuracy {last:.1%}, {state}")
 
 

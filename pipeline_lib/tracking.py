@@ -210,9 +210,10 @@ def _open_client(settings: Settings) -> Any:
     uri = tracking_uri(settings)
     if settings.tracking_uri is None:
         settings.home.mkdir(parents=True, exist_ok=True)
-    for name in ("alembic", "mlflow"):  # a new database logs every one of its migrations
+    mlflow = _mlflow()
+    for name in ("alembic", "mlflow"):  # a new database logs every one of its migrations; importing sets the level
         logging.getLogger(name).setLevel(logging.WARNING)
-    return _mlflow().MlflowClient(tracking_uri=uri, registry_uri=uri)
+    return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 def _experiment_id(client: Any, settings: Settings) -> str:

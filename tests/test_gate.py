@@ -57,13 +57,13 @@ def audit(*, passed):
 def test_the_base_alone_goes_on():
     decision = decide(records(0.4), GateConfig())
     assert (decision.proceed, decision.champion) == (True, 0)
-    assert decision.reason == "validation accuracy 40.0%, base"
+    assert decision.reason == "validation accuracy 40.0%, the base"
 
 
 def test_rising_accuracy_goes_on_with_the_last_as_champion():
     decision = decide(records(0.4, 0.5, 0.6), GateConfig())
     assert (decision.proceed, decision.champion) == (True, 2)
-    assert decision.reason == "validation accuracy 60.0%, best so far 60.0% in iteration 2"
+    assert decision.reason == "validation accuracy 60.0%, the best so far"
 
 
 def test_the_champion_is_the_best_and_not_the_last():

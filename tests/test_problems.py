@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -9,18 +8,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline_lib.config import ConfigError
 from pipeline_lib.grading import extract_answer
 from pipeline_lib.problems.formats import format_of, gold_in_box
+from pipeline_lib.problems.records import read_problems, write_problems
 from pipeline_lib.problems.rows import ProblemsError
 from pipeline_lib.problems.sampling import draw_problems, hold_out
 from pipeline_lib.problems.sources import ProblemPool, load_problems
 from pipeline_lib.types import Problem
-
-DATA = Path(os.environ.get("COPPICE_TEST_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
 
 
 def write_jsonl(path: Path, rows: list[Any]) -> Path:
@@ -84,6 +82,15 @@ def test_parquet_cells_that_are_not_utf8_are_named(tmp_path: Path) -> None:
     assert [(bad.row, bad.field) for bad in pool.skipped] == [(2, "question")]
 
 
+def test_large_parquet_text_is_read_likewise(tmp_path: Path) -> None:
+    offsets = pa.py_buffer(b"".join(end.to_bytes(8, "little") for end in (0, 4, 6)))
+    questions = pa.LargeStringArray.from_buffers(2, offsets, pa.py_buffer(b"fine\xff\xfe"))
+    pq.write_table(pa.table({"question": questions, "answer": [1, 2]}), tmp_path / "own.parquet")
+    pool = load_problems("file", "train", path=tmp_path / "own.parquet")
+    assert [p.question for p in pool] == ["fine"]
+    assert pool.skipped[0].reason.endswith("own.parquet, row 2, field 'question': not UTF-8; save the file as UTF-8")
+
+
 def test_csv_says_which_row_lost_its_quotes(tmp_path: Path) -> None:
     path = tmp_path / "own.csv"
     path.write_text('question,answer\n"One, two?",3\nOne, two?,3\n"Two\nlines?",4\n', encoding="utf-8")
@@ -97,11 +104,12 @@ def test_csv_says_which_row_lost_its_quotes(tmp_path: Path) -> None:
 
 
 def test_own_answers_may_be_solutions(tmp_path: Path) -> None:
-    answers = ["3/4", r"so \boxed{7}", "1+1=2\n#### 2", "long\nstory", None, True, 0.5]
+    cut_short = ["####", r"so \boxed{}", r"\boxed{3"]
+    answers = ["3/4", r"so \boxed{7}", "1+1=2\n#### 2", "long\nstory", None, True, 0.5, *cut_short, 10**400]
     path = write_jsonl(tmp_path / "own.jsonl", [{"question": "q", "answer": answer} for answer in answers])
     pool = load_problems("file", "test", path=path, extract_gold=extract_answer)
-    assert [p.answer for p in pool] == ["3/4", "7", "2", "0.5"]
-    assert [bad.row for bad in pool.skipped] == [4, 5, 6]
+    assert [p.answer for p in pool] == ["3/4", "7", "2", "0.5", str(10**400)]
+    assert [bad.row for bad in pool.skipped] == [4, 5, 6, 8, 9, 10]
 
 
 def test_math_survives_the_oddities_of_the_real_rows(tmp_path: Path) -> None:
@@ -137,6 +145,16 @@ def test_math_500_brings_its_own_answer(tmp_path: Path) -> None:
     pool = load_problems("math", "test", path=write_jsonl(tmp_path / "test.jsonl", [row]))
     assert pool[0].answer == r"\pi"
     assert pool[0].metadata == {"level": "3", "subject": "Geometry"}
+
+
+@settings(max_examples=25)
+@given(st.lists(st.builds(Problem, st.text(), st.text(), st.text(), st.text(), st.dictionaries(st.text(), st.text()))))
+def test_problems_outlive_the_disk(tmp_path_factory: pytest.TempPathFactory, problems: list[Problem]) -> None:
+    folder = tmp_path_factory.mktemp("problems")
+    write_problems(problems, folder / "a.parquet")
+    write_problems(problems, folder / "b.parquet")
+    assert read_problems(folder / "a.parquet") == problems
+    assert (folder / "a.parquet").read_bytes() == (folder / "b.parquet").read_bytes()
 
 
 @given(st.text(alphabet="ab\\{}$ 12", max_size=30))
@@ -202,10 +220,8 @@ def test_tiny_pools_make_only_what_is_drawn() -> None:
         load_problems("tiny-word", "dev")
 
 
-def test_all_of_gsm8k_loads() -> None:
-    path = DATA / "gsm8k" / "train.parquet"
-    if not path.is_file():
-        pytest.skip(f"no GSM8K at {DATA}/gsm8k; set COPPICE_TEST_DATA to the folder that holds gsm8k/")
+def test_all_of_gsm8k_loads(test_data: Path) -> None:
+    path = test_data / "gsm8k" / "train.parquet"
     pools = [load_problems("gsm8k", split, path=path, on_bad_row="refuse") for split in ("train", "test")]
     assert [len(pool) for pool in pools] == [7473, 1319]
     assert pools[0][0].answer == "72"

@@ -17,18 +17,18 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # so that this folder is `benchmarks`, as in the tests
 
-from benchmarks.flow import flow_figures
-from benchmarks.measuring import Figure
-from benchmarks.search_throughput import batch_variance, raw_requests, search_figures
-from benchmarks.training import training_figures
-from rich.console import Console
-from rich.table import Table
+from benchmarks.flow import flow_figures  # noqa: E402
+from benchmarks.measuring import Figure  # noqa: E402
+from benchmarks.search_throughput import batch_variance, raw_requests, search_figures  # noqa: E402
+from benchmarks.training import training_figures  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
 
-from deployments.presets import tiny
-from pipeline_lib.config import PipelineConfig
-from pipeline_lib.policy.models import model_path
-from pipeline_lib.policy.transformers_policy import TransformersPolicy
-from pipeline_lib.problems.tiny import make_problem
+from deployments.presets import tiny  # noqa: E402
+from pipeline_lib.config import PipelineConfig  # noqa: E402
+from pipeline_lib.policy.models import model_path  # noqa: E402
+from pipeline_lib.policy.transformers_policy import TransformersPolicy  # noqa: E402
+from pipeline_lib.problems.tiny import make_problem  # noqa: E402
 
 
 def main() -> None:
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def library_figures(
-    config: PipelineConfig, *, num_problems: int | None = None, rounds: int = 3, num_compared: int = 12
+    config: PipelineConfig, *, num_problems: int | None = None, rounds: int = 3, num_compared: int = 48
 ) -> list[Figure]:
     """Search, batch invariance and training on the embedded model.
 
@@ -61,8 +61,8 @@ def library_figures(
     count = num_problems or config.problems.num_problems // config.search.num_shards
     problems = [make_problem(config.problems.dataset, "train", index) for index in range(count)]
     policy = open_policy(config, config.policy.max_batch)
-    figures, trees = search_figures(policy, problems, config.search, rounds=rounds)
     other = open_policy(config, max(1, config.policy.max_batch // 3))
+    figures, trees = search_figures(policy, problems, config.search, rounds=rounds)
     figures.append(batch_variance(policy, other, raw_requests(policy, problems[:32], config.search, seed=0)))
     eos_token_id = int(policy.codec.tokenizer.eos_token_id)
     policy.close()
@@ -96,8 +96,11 @@ def table(figures: Sequence[Figure], seconds: float) -> Table:
 def as_json(figures: Sequence[Figure], seconds: float) -> dict[str, object]:
     """Each figure by name, and under ``details`` its target, the clock it was taken by and the single turns."""
     details = {f.name: {"target": f.target, "met": f.is_met, **f.details} for f in figures}
-    machine = {"num_cores": os.cpu_count(), "num_threads": tiny().policy.num_threads}
-    machine["load_average"] = round(os.getloadavg()[0], 2)  # type: ignore[assignment]
+    machine = {
+        "num_cores": os.cpu_count(),
+        "num_threads": tiny().policy.num_threads,
+        "load_average": round(os.getloadavg()[0], 2),
+    }
     return {**{f.name: f.value for f in figures}, "wall_s": seconds, "machine": machine, "details": details}
 
 

@@ -73,7 +73,7 @@ def search_figures(
     raw = compare(
         "search.throughput_vs_raw", costs["search"], costs["raw"], target=0.9, labels=("search_tokens", "raw_tokens")
     )
-    raw.details.update(shares)  # type: ignore[attr-defined]
+    raw.details.update(shares)
     names = ("search_tokens", "sequential_tokens"), ("search_tokens", "lockstep_tokens")
     return [
         raw,
