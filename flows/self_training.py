@@ -22,6 +22,7 @@ from tasks.train import train_policy
     validate_parameters=True,
     on_failure=[end_unfinished],
     on_crashed=[end_unfinished],
+    on_cancellation=[end_unfinished],
 )
 def self_training(config: PipelineConfig) -> RunResult:
     """Improves a policy with data that it makes itself (arXiv 2501.01478).

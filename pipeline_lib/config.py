@@ -24,7 +24,7 @@ class ConfigError(ValueError):
 class Group(BaseModel):
     """Base of every stage's configuration."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ProblemsConfig(Group):
@@ -55,7 +55,11 @@ class PolicyConfig(Group):
     backend: Literal["transformers", "scripted"] = Field("transformers", description="What samples the policy.")
     model: str = Field("tiny", description="Model folder or hub name; `tiny` is the base that comes with Coppice.")
     revision: str | None = Field(None, description="Hub revision of the model.")
-    device: str = Field("auto", description="auto | cpu | cuda | cuda:1; auto takes CUDA when there is one.")
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="auto | cpu | cuda | cuda:1; auto takes CUDA when there is one.",
+    )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Weights while sampling and training.")
     max_batch: int = Field(128, ge=1, description="Rows decoded together by the transformers backend.")
     max_context_tokens: int = Field(

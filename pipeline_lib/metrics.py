@@ -47,7 +47,9 @@ def record_metrics(record: IterationRecord) -> dict[str, float]:
         metrics |= _evaluation_metrics(report)
     for test in record.paired:
         prefix = f"{_split_prefix(test.split)}/{test.dataset}/paired_{test.against}"
+        low, high = test.interval
         metrics |= {f"{prefix}/difference": test.difference, f"{prefix}/p_value": test.p_value}
+        metrics |= {f"{prefix}/difference_low": low, f"{prefix}/difference_high": high}
     if record.audit is not None:
         metrics |= _audit_metrics(record.audit)
     metrics |= {f"search/{name}": value for name, value in record.search.items()}

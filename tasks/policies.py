@@ -30,9 +30,13 @@ def trained_policy(config: PipelineConfig, trained: Ref, *, iteration: int) -> P
 
 
 def folder_policy(config: PipelineConfig, folder: str) -> PolicyRef:
-    """The base with the adapter, or the full weights, of a folder outside the store."""
+    """The base with the adapter, or the full weights, of a folder outside the store.
+
+    Its id names both: one adapter on two bases is two policies, and an evaluation is found again by the id.
+    """
+    base = base_policy(config)
     return PolicyRef(
-        policy_id=fingerprint(Path(folder)),
+        policy_id=f"{base.policy_id}-{fingerprint(Path(folder))}",
         base_model=config.policy.model,
         revision=config.policy.revision,
         adapter_uri=folder,

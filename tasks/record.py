@@ -141,9 +141,19 @@ def _correct(report: EvalReport) -> dict[str, bool]:
 
 
 def _search_metrics(refs: Sequence[Ref]) -> dict[str, float]:
+    """Stats of all shards, and whether they equal an uninterrupted search: they do where the engine is batch-invariant.
+
+    ``num_resumed`` counts trees that an earlier, killed process had finished; the other counters are without them.
+    """
+    if not refs:
+        return {}
     names = set(SearchStats.model_fields)
-    shards = [{k: v for k, v in _observations(ref).items() if k in names} for ref in refs]
-    return total_stats([SearchStats.model_validate(shard) for shard in shards if shard]).metrics() if refs else {}
+    observed = [_observations(ref) for ref in refs]
+    shards = [{k: v for k, v in shard.items() if k in names} for shard in observed]
+    return total_stats([SearchStats.model_validate(shard) for shard in shards if shard]).metrics() | {
+        "num_resumed": sum(shard.get("num_resumed", 0.0) for shard in observed),
+        "batch_invariant": min(shard.get("batch_invariant", 1.0) for shard in observed),
+    }
 
 
 def _seconds(stages: Stages) -> dict[str, float]:

@@ -80,9 +80,10 @@ def search_shard(
             progress.advance()
 
         if to_do:
+            num_resumed, engine = len(found), open_policy(config, policy, to_do)
             stats = search_trees(
                 to_do,
-                open_policy(config, policy, to_do),
+                engine,
                 grader,
                 search,
                 seed=derive_seed(config.seed, "search", iteration),
@@ -91,6 +92,7 @@ def search_shard(
                 resume={p.problem_id: resume[p.problem_id] for p in to_do if p.problem_id in resume},
             )
             observations = stats.model_dump()
+            observations |= {"batch_invariant": float(engine.batch_invariant), "num_resumed": float(num_resumed)}
     trees = [done.get(problem.problem_id) or found[problem.problem_id] for problem in mine]
     write_trees_parquet(trees, entry.path / TREES)
     entry.commit(len(trees), {**observations, "stage_seconds": time.perf_counter() - started})

@@ -29,9 +29,8 @@ from pipeline_lib.search.tree import TreeBuilder
 from pipeline_lib.seeding import derive_seed
 from pipeline_lib.types import Grade, Grader, Outcome, Problem, SearchTree
 
-QUEUE_SHARE = (
-    8  # one request waits for every eight slots: rows that finish together are refilled in the same decode step
-)
+# One request waits for every eight slots: rows that finish together are refilled in the same decode step.
+QUEUE_SHARE = 8
 
 
 def search_trees(

@@ -109,7 +109,9 @@ def _probe(token_ids: list[int], positions: list[int], subtree_ends: list[int]) 
 
 def _load(source: Path | str, policy: PolicyConfig, dtype: torch.dtype, device: torch.device) -> Any:
     revision = None if Path(source).is_dir() else policy.revision
-    model = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=dtype, attn_implementation="sdpa")
+    model = AutoModelForCausalLM.from_pretrained(
+        source, revision=revision, dtype=dtype, attn_implementation="sdpa", use_safetensors=True
+    )
     return model.to(device)
 
 

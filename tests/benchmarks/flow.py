@@ -14,8 +14,8 @@ from pipeline_lib.config import PipelineConfig, Settings
 def flow_figures(config: PipelineConfig, home: Path) -> list[Figure]:
     """The figures of the room ``flow``: one whole run in this process, then the same one again.
 
-    The overhead holds everything from the call of the flow to its return that is not inside a stage's own clock:
-    the start of the orchestrator's server too.
+    The overhead is what of the flow run's wall time, its tracking included, no stage's own clock has seen. The
+    start of an ephemeral orchestration server comes before the flow run and is reported beside it.
 
     Args:
         config: what is run.
@@ -38,14 +38,14 @@ def flow_figures(config: PipelineConfig, home: Path) -> list[Figure]:
             stages[name] = stages.get(name, 0.0) + seconds
     inside = sum(stages.values())
     details = {
-        "wall_s": round(wall_s, 2),
-        "flow_run_s": round(result.wall_s, 2),  # by the orchestrator's clock, without the start of its server
-        "overhead_share_of_flow_run": round(1 - inside / result.wall_s, 4),
+        "flow_run_s": round(result.wall_s, 2),
+        "with_server_start_s": round(wall_s, 2),
+        "overhead_share_with_server_start": round(1 - inside / wall_s, 4),
         "stage_s": {name: round(seconds, 2) for name, seconds in stages.items()},
         "iterations": len(result.records) - 1,
     }
     return [
-        Figure("flow.overhead_share", 1 - inside / wall_s, 0.1, at_least=False, details=details),
+        Figure("flow.overhead_share", 1 - inside / result.wall_s, 0.1, at_least=False, details=details),
         Figure("flow.cached_rerun_s", rerun_s),
     ]
 
