@@ -144,13 +144,19 @@ def build_config(preset: str, overrides: list[str], model: str | None = None) ->
     """
     from deployments import presets
     from pipeline_lib.config import ConfigError, apply_overrides
+    from pipeline_lib.policy.models import model_path
+    from pipeline_lib.problems.formats import format_of
 
     names = list(presets.preset_names())
     if preset not in names:
         nearest = difflib.get_close_matches(preset, names, n=1, cutoff=0.0)[0]
         raise ConfigError(f"--preset {preset}: there is none of that name; the nearest is {nearest!r}")
     chosen = [] if model is None else [f"policy.model={json.dumps(model)}"]
-    return apply_overrides(presets.preset(preset), [*overrides, *chosen])
+    config = apply_overrides(presets.preset(preset), [*overrides, *chosen])
+    for dataset in (config.problems.dataset, *(name.partition("=")[0] for name in config.evaluation.datasets)):
+        format_of(dataset)
+    model_path(config.policy.model)
+    return config
 
 
 def describe_error(error: Exception) -> tuple[str, int]:

@@ -10,7 +10,7 @@ from tasks.pretrain import install_base, measure_base, pretrain_base
 
 
 @flow(name="build-base", flow_run_name="scale-{scale}-seed-{seed}")
-def build_base(output_dir: Path, scale: int = 1, seed: int = 0, num_threads: int = 2) -> dict[str, float]:
+def build_base(output_dir: Path, scale: int = 1, seed: int = 0, num_threads: int = 1) -> dict[str, float]:
     """Pretrains a small transformer on worked solutions that hold misconceptions.
 
     1. Write the corpus as it is read, train tokenizer and model on it; resumable.

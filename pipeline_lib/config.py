@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -164,12 +164,26 @@ class EvaluationConfig(Group):
     """What is measured after every iteration."""
 
     datasets: tuple[str, ...] = Field(
-        ("tiny-word", "tiny-algebra"), description="Test sets, all reported each iteration: `name` or `name=path`."
+        ("tiny-word", "tiny-algebra"),
+        description="Test sets, all reported each iteration: `name` or `name=path`; one, or a JSON list.",
     )
     num_problems: int = Field(500, ge=1, description="Problems of each test set.")
     num_samples: int = Field(0, ge=0, description="Samples per problem for maj@k and pass@k; 0 leaves them out.")
     sampled_problems: int = Field(100, ge=1, description="Problems of each test set that are sampled.")
     max_new_tokens: int = Field(256, ge=1, description="Tokens of one answer.")
+
+    @field_validator("datasets", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("datasets")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        names = [dataset.partition("=")[0] for dataset in value]
+        if len(set(names)) < len(names):
+            raise ValueError("a dataset stands twice; reports tell datasets apart by name")
+        return value
 
 
 class GateConfig(Group):

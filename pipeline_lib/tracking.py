@@ -125,8 +125,8 @@ class Tracker(TrackedRun):
     def register_adapter(self, record: IterationRecord, adapter_dir: Path) -> str:
         """Logs the adapter as a model of its iteration, registers it as `candidate`, returns its version.
 
-        A policy that is registered already keeps its version. To load one again:
-        ``AutoPeftModelForCausalLM.from_pretrained(mlflow.artifacts.download_artifacts("models:/coppice-tiny@champion"))``.
+        A policy that is registered already keeps its version. To load one again on its
+        base: ``PeftModel.from_pretrained(base, mlflow.artifacts.download_artifacts("models:/coppice-tiny@champion"))``.
         """
         version = self._version_of(record.policy.policy_id)
         if version is None:
@@ -135,11 +135,16 @@ class Tracker(TrackedRun):
         return version
 
     def set_champion(self, record: IterationRecord) -> str | None:
-        """Points the alias `champion` at the record's adapter; None, and no alias, for the base."""
+        """Points the alias `champion` at the record's adapter; None, and no alias, for the base.
+
+        The registered model is the preset's: its champion is that of the preset's last run.
+        """
         self.set_tags({CHAMPION: str(record.index)})
         version = self._version_of(record.policy.policy_id) if record.policy.adapter_uri else None
         if version is not None:
             self._client.set_registered_model_alias(self.model_name, "champion", version)
+        elif self._client.search_registered_models(f"name = '{self.model_name}'"):
+            self._client.delete_registered_model_alias(self.model_name, "champion")
         return version
 
     def finish(self, result: RunResult, *, texts: Mapping[str, str] | None = None) -> None:

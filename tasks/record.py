@@ -23,9 +23,9 @@ from pipeline_lib.tracking import Tracker
 from pipeline_lib.types import EvalReport, GateDecision, IterationRecord, PairedTest, PolicyRef, Ref, RunResult
 from tasks.audit import AUDIT, load_audit
 from tasks.evaluate import PREDICTIONS, load_report
-from tasks.policies import adapter_folder
+from tasks.policies import adapter_folder, base_policy
 from tasks.score import SCORES
-from tasks.search import TREES
+from tasks.search import TOTALS, TREES
 from tasks.stage import open_store
 from tasks.train import load_history
 
@@ -143,7 +143,8 @@ def _correct(report: EvalReport) -> dict[str, bool]:
 def _search_metrics(refs: Sequence[Ref]) -> dict[str, float]:
     """Stats of all shards, and whether they equal an uninterrupted search: they do where the engine is batch-invariant.
 
-    ``num_resumed`` counts trees that an earlier, killed process had finished; the other counters are without them.
+    ``num_resumed`` counts trees that an earlier, killed process had finished. Rollouts and tokens are those of the
+    whole search, rates and seconds those of the process that ended it.
     """
     if not refs:
         return {}
@@ -151,6 +152,7 @@ def _search_metrics(refs: Sequence[Ref]) -> dict[str, float]:
     observed = [_observations(ref) for ref in refs]
     shards = [{k: v for k, v in shard.items() if k in names} for shard in observed]
     return total_stats([SearchStats.model_validate(shard) for shard in shards if shard]).metrics() | {
+        **{name: sum(shard.get(f"total/{name}", 0.0) for shard in observed) for name in TOTALS},
         "num_resumed": sum(shard.get("num_resumed", 0.0) for shard in observed),
         "batch_invariant": min(shard.get("batch_invariant", 1.0) for shard in observed),
     }
@@ -168,12 +170,13 @@ def _tracker(config: PipelineConfig, flow_run: FlowRun | None = None) -> Tracker
     """The MLflow run of this flow run.
 
     A flow run of a deployment is named by its id, so that Retry attaches to the same MLflow run; one
-    from the terminal by its configuration, so that the same command goes on where it was killed.
+    from the terminal by its configuration, base and commit, so that the same command goes on where it was killed.
     """
     context = FlowRunContext.get()
     flow_run = flow_run or (context.flow_run if context else None)
-    key = hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:16]
     tags = describe_environment()
+    identity = (config.model_dump_json(), base_policy(config).policy_id, tags.get("mlflow.source.git.commit", ""))
+    key = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:16]
     if flow_run is not None:
         tags["prefect.flow_run_id"] = str(flow_run.id)
         if flow_run.deployment_id is not None:

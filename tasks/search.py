@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from pipeline_lib.config import PipelineConfig
@@ -19,6 +20,7 @@ from tasks.progress import Progress
 from tasks.stage import open_store, stage
 
 TREES = "trees.parquet"
+TOTALS = ("num_rollouts", "tokens_generated", "tokens_kept", "num_timeouts")
 
 
 def _spec(
@@ -95,7 +97,16 @@ def search_shard(
             observations |= {"batch_invariant": float(engine.batch_invariant), "num_resumed": float(num_resumed)}
     trees = [done.get(problem.problem_id) or found[problem.problem_id] for problem in mine]
     write_trees_parquet(trees, entry.path / TREES)
+    observations |= _totals(trees, load_trees(earlier))
     entry.commit(len(trees), {**observations, "stage_seconds": time.perf_counter() - started})
+
+
+def _totals(trees: Sequence[SearchTree], earlier: Sequence[SearchTree]) -> dict[str, float]:
+    """What the whole search added, over all processes that worked on it; the other observations are the last one's."""
+    return {
+        f"total/{name}": sum(getattr(t, name) for t in trees) - sum(getattr(t, name) for t in earlier)
+        for name in TOTALS
+    }
 
 
 def _resumable(earlier: tuple[Ref, ...]) -> tuple[dict[str, SearchTree], dict[str, SearchTree]]:

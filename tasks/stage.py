@@ -35,8 +35,6 @@ class Stage(Generic[P]):
         body: Callable[Concatenate[Entry, P], None],
         spec: Callable[..., Mapping[str, Any]],
         version: int,
-        retries: int,
-        timeout_s: float | None,
         run_name: str,
     ) -> None:
         self.name = getattr(body, "__name__").replace("_", "-")  # noqa: B009 - Callable has no __name__ for mypy
@@ -48,8 +46,6 @@ class Stage(Generic[P]):
             cache_key_fn=self._cache_key,
             persist_result=True,
             result_serializer="json",
-            retries=retries,
-            timeout_seconds=timeout_s,
         )
 
     def entry(self, **arguments: Any) -> Entry:
@@ -87,8 +83,6 @@ def stage(
     spec: Callable[..., Mapping[str, Any]],
     *,
     version: int = 1,
-    retries: int = 0,
-    timeout_s: float | None = None,
     run_name: str,
 ) -> Callable[[Callable[Concatenate[Entry, P], None]], Stage[P]]:
     """Makes a stage of a function that fills a store entry and commits it.
@@ -96,13 +90,11 @@ def stage(
     Args:
         spec: from the stage's arguments to all, besides upstream references, that its result depends on.
         version: raise it when the stage's code changes its result.
-        retries: for stages that touch a network.
-        timeout_s: limit on one attempt.
         run_name: the task run's name in the UI, a template over the arguments.
     """
 
     def decorate(body: Callable[Concatenate[Entry, P], None]) -> Stage[P]:
-        return Stage(body, spec, version, retries, timeout_s, run_name)
+        return Stage(body, spec, version, run_name)
 
     return decorate
 

@@ -65,3 +65,10 @@ def test_a_bad_override_is_refused_in_one_line(override, said):
         apply_overrides(PipelineConfig(), [override])
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_single_test_set_needs_no_list_and_none_stands_twice():
+    one = apply_overrides(PipelineConfig(), ["evaluation.datasets=gsm8k=/data/test.parquet"])
+    assert one.evaluation.datasets == ("gsm8k=/data/test.parquet",)
+    with pytest.raises(ConfigError, match="stands twice"):
+        apply_overrides(PipelineConfig(), ['evaluation.datasets=["gsm8k=/a", "gsm8k=/b"]'])

@@ -6,17 +6,14 @@ cores); each further one doubles width and updates, for those who own a GPU.
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 
+from pipeline_lib.training.checkpoint import load_checkpoint, save_checkpoint
 from pipeline_lib.training.tokenizer import build_tokenizer
 
 Corpus = Callable[[int], Iterator[tuple[str, str]]]
@@ -81,15 +78,17 @@ def pretrain(
     tokenizer = build_tokenizer(texts, plan.vocab_size)
     model = _build_model(plan, tokenizer).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=plan.peak_rate, betas=(0.9, 0.95), weight_decay=0.05)
-    start = _load_checkpoint(checkpoint_dir, model, optimizer)
-    pairs = corpus(start * plan.batch_size)
-    for update in range(start, plan.num_updates):
+    parameters, fingerprint = dict(model.named_parameters()), str(plan)
+    history = load_checkpoint(checkpoint_dir, fingerprint, parameters, optimizer)
+    pairs = corpus(len(history) * plan.batch_size)
+    for update in range(len(history), plan.num_updates):
         batch = [next(pairs) for _ in range(plan.batch_size)]
         loss = _update(model, optimizer, _pack(tokenizer, batch, device), _rate(plan, update))
+        history.append({"loss": loss})
         if on_update:
             on_update(update + 1, loss)
         if (update + 1) % plan.checkpoint_every == 0:
-            _save_checkpoint(checkpoint_dir, model, optimizer, update + 1)
+            save_checkpoint(checkpoint_dir, history, fingerprint, parameters, optimizer)
     model.save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
 
@@ -179,28 +178,3 @@ def _update(model: Any, optimizer: torch.optim.Optimizer, batch: _Packed, rate: 
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     return float(loss.detach())
-
-
-def _save_checkpoint(folder: Path, model: Any, optimizer: torch.optim.Optimizer, updates: int) -> None:
-    temporary = folder.with_suffix(".new")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    tensors = {f"model/{name}": p.detach().clone() for name, p in model.named_parameters()}
-    for name, parameter in model.named_parameters():
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"{key}/{name}"] = value.detach().clone()
-    save_file(tensors, temporary / "state.safetensors")
-    (temporary / "updates.json").write_text(json.dumps(updates))
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
-
-
-def _load_checkpoint(folder: Path, model: Any, optimizer: torch.optim.Optimizer) -> int:
-    """Updates already done; 0 without a checkpoint."""
-    if not (folder / "updates.json").exists():
-        return 0
-    tensors = load_file(folder / "state.safetensors")
-    for name, parameter in model.named_parameters():
-        parameter.data.copy_(tensors[f"model/{name}"])
-        optimizer.state[parameter] = {key: tensors[f"{key}/{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-    return int(json.loads((folder / "updates.json").read_text()))
