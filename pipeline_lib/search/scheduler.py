@@ -2,8 +2,9 @@
 
 The one idea: events. The engine reports a finished rollout, just that tree advances, and the free
 slot is filled at once: from the oldest live tree that has a simulation ready, else by opening the
-next problem. So few trees are live, problems finish early, and the engine has work until the last
-ones. Grading happens elsewhere; the search waits for a grade only when the engine has nothing to do.
+next problem. So few trees are live and problems finish early. The last problems are opened together
+and advance evenly: one after the other, the very last would keep the engine up for a few
+rollouts at a time. Grading happens elsewhere; the search waits for a grade only when the engine has nothing to do.
 
 Departures from the paper (arXiv 2501.01478), which says nothing about scheduling:
     1. Several simulations of a tree are in flight under virtual loss (see `simulation`, `tree`).
@@ -31,6 +32,7 @@ from pipeline_lib.types import Grade, Grader, Outcome, Problem, SearchTree
 
 # One request waits for every eight slots: rows that finish together are refilled in the same decode step.
 QUEUE_SHARE = 8
+SLOTS_PER_LAST_TREE = 2  # so many trees end together; each may fill `parallel_simulations` slots
 
 
 def search_trees(
@@ -120,6 +122,7 @@ class _Scheduler:
         resume: Mapping[str, SearchTree],
     ) -> None:
         self._unopened: Iterator[tuple[int, Problem]] = iter(enumerate(problems))
+        self._first_of_last = max(0, len(problems) - policy.capacity // SLOTS_PER_LAST_TREE)
         self._policy = policy
         self._grader = grader
         self._config = config
@@ -127,7 +130,7 @@ class _Scheduler:
         self._on_tree = on_tree
         self._resume = resume
         self._split = partial(split_steps, codec=policy.codec, delimiter=step_delimiter, pieces={})
-        self._ready: list[tuple[int, int, _Draw]] = []
+        self._ready: list[tuple[int, int, int, _Draw]] = []
         self._sampling: dict[str, _Draw] = {}
         self._grading: dict[str, _Draw] = {}
         self._counters: Counter[str] = Counter()
@@ -154,7 +157,7 @@ class _Scheduler:
         """Tops the engine up from the oldest live trees, then from new problems."""
         room = self._policy.capacity + self._policy.capacity // QUEUE_SHARE + 1 - len(self._sampling)
         requests: list[SampleRequest] = []
-        while len(requests) < room and (self._ready or self._open_next()):
+        while len(requests) < room and (self._ready or self._open()):
             if self._ready:
                 draw = heapq.heappop(self._ready)[-1]
                 self._sampling[draw.simulation.request.request_id] = draw
@@ -162,11 +165,18 @@ class _Scheduler:
         if requests:
             self._policy.submit(requests)
 
-    def _open_next(self) -> bool:
+    def _open(self) -> bool:
+        """Opens the next problem, or all of the last ones, if there are any."""
+        opened = self._open_next()
+        while opened is not None and opened >= self._first_of_last and self._open_next() is not None:
+            pass
+        return opened is not None
+
+    def _open_next(self) -> int | None:
         """Opens the next problem, if there is one."""
         order, problem = next(self._unopened, (None, None))
         if order is None or problem is None:
-            return False
+            return None
         resumed = self._resume.get(problem.problem_id)
         if resumed is not None:
             tree = TreeBuilder.from_tree(resumed, self._config)
@@ -176,12 +186,13 @@ class _Scheduler:
             tree = TreeBuilder(problem.problem_id, self._policy.policy_id, prompt, seed=seed, config=self._config)
         live = _LiveTree(order, problem, Simulations(tree, self._config))
         self._queue(live, live.simulations.start())
-        return True
+        return order
 
     def _queue(self, live: _LiveTree, started: list[Simulation]) -> None:
         """Queues what `live` started, or hands it over when it is complete."""
+        turn = min(live.order, self._first_of_last)
         for simulation in started:
-            heapq.heappush(self._ready, (live.order, simulation.index, _Draw(live, simulation)))
+            heapq.heappush(self._ready, (turn, simulation.index, live.order, _Draw(live, simulation)))
         if not started and live.simulations.is_complete:
             self._hand_over(live.simulations.build())
 

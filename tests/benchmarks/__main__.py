@@ -30,6 +30,8 @@ from pipeline_lib.policy.models import model_path  # noqa: E402
 from pipeline_lib.policy.transformers_policy import TransformersPolicy  # noqa: E402
 from pipeline_lib.problems.tiny import make_problem  # noqa: E402
 
+NUM_PROBLEMS = 200  # fewer, and the last rollouts of a search weigh too much
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="coppice bench", description=__doc__)
@@ -54,11 +56,11 @@ def library_figures(
 
     Args:
         config: the preset.
-        num_problems: None takes what one search task of the preset gets.
+        num_problems: None takes `NUM_PROBLEMS`, or all that an iteration of the preset has.
         rounds: turns per side of every comparison.
         num_compared: trees on which packed and per-step training are compared.
     """
-    count = num_problems or config.problems.num_problems // config.search.num_shards
+    count = num_problems or min(NUM_PROBLEMS, config.problems.num_problems)
     problems = [make_problem(config.problems.dataset, "train", index) for index in range(count)]
     policy = open_policy(config, config.policy.max_batch)
     other = open_policy(config, max(1, config.policy.max_batch // 3))
