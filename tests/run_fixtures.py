@@ -10,6 +10,7 @@ from deployments.presets import preset
 from pipeline_lib.config import PipelineConfig, apply_overrides
 
 SMALL = (
+    "search.num_shards=2",
     "num_iterations=1",
     "problems.num_problems=24",
     "problems.num_validation=16",
