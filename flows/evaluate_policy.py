@@ -27,6 +27,5 @@ def evaluate_policy(
     policy = base_policy(config) if adapter_dir is None else folder_policy(config, adapter_dir)
     return [
         load_report(evaluate_on(config=config, problems=problems, policy=policy, split=split, name=name))
-        for name, found_split, problems in evaluation_sets(config)
-        if found_split == split
+        for name, split, problems in evaluation_sets(config, [split])
     ]

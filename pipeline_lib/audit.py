@@ -78,11 +78,6 @@ def audit_scores(
     )
 
 
-def uninformative(trees: Sequence[SearchTree]) -> list[str]:
-    """Ids of the problems whose rollouts were all right or all wrong, in order: what the remedy searches on."""
-    return [tree.problem_id for tree in trees if not tree.is_informative]
-
-
 class _Steps:
     """All steps of all trees, roots left out; S of them."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +76,13 @@ def draw_test_problems(entry: Entry, *, config: PipelineConfig, dataset: str, pa
     _save(entry, pool, [pool[i] for i in range(min(config.evaluation.num_problems, len(pool)))], started)
 
 
-def evaluation_sets(config: PipelineConfig) -> Iterator[tuple[str, str, Ref]]:
-    """(name, split, problems) of the validation set and of every test set."""
-    yield f"{config.problems.dataset} validation", "validation", draw_problems(config=config, iteration=0)
-    for name in config.evaluation.datasets:
+def evaluation_sets(
+    config: PipelineConfig, splits: Sequence[str] = ("validation", "test")
+) -> Iterator[tuple[str, str, Ref]]:
+    """(name, split, problems) of the validation set and of every test set; only those of `splits` are read."""
+    if "validation" in splits:
+        yield f"{config.problems.dataset} validation", "validation", draw_problems(config=config, iteration=0)
+    for name in config.evaluation.datasets if "test" in splits else ():
         dataset, _, path = name.partition("=")
         yield f"{dataset} test", "test", draw_test_problems(config=config, dataset=dataset, path=path or None)
 

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tree_fixtures import flat_tree, make_tree, trees
 
-from pipeline_lib.audit import auc, audit_scores, uninformative
+from pipeline_lib.audit import auc, audit_scores
 from pipeline_lib.config import AuditConfig, ScoreConfig
 from pipeline_lib.score import score_tree
 from pipeline_lib.types import AuditReport, Outcome
@@ -106,14 +106,6 @@ def test_scores_that_are_all_zero_stop_even_without_a_threshold():
     report = audit_scores([tree], scores, AuditConfig(min_variance=0), remedied=False)
     assert (report.num_informative, report.num_scored_steps, report.passed) == (1, 0, False)
     assert "score.min_visits" in report.advice
-
-
-def test_the_remedy_is_for_problems_all_right_or_all_wrong():
-    searched = [
-        flat_tree(*outcomes, problem_id=name)
-        for name, outcomes in {"a": [WRONG, WRONG], "b": [CORRECT, WRONG], "c": [CORRECT], "d": [UNPARSED]}.items()
-    ]
-    assert uninformative(searched) == ["a", "c", "d"]
 
 
 @pytest.mark.parametrize(("num_wrong", "passed"), [(19, True), (20, False)])

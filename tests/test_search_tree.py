@@ -144,7 +144,7 @@ def assert_is_sound(tree):
     return tree.visits[~is_terminal] - below[~is_terminal]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**32),
     num_simulations=st.integers(1, 24),

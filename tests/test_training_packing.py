@@ -86,7 +86,7 @@ def test_a_tree_without_a_prompt_is_refused():
 
 
 @given(st.integers(0, 10_000))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_each_token_sees_exactly_its_path(seed):
     tree = random_tree(seed)
     weights = np.ones(tree.num_nodes) * (np.arange(tree.num_nodes) > 0)

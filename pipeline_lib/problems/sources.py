@@ -166,12 +166,18 @@ def _read_hub(name: str, split: str) -> Iterator[Row]:
         yield Row(f"{repository} ({split})", number, values)
 
 
-def _parse_gsm8k(row: Row) -> Parsed:
-    question, solution = text_of(row, "question"), text_of(row, "answer")
+def _question_and_answer(row: Row) -> tuple[str, str] | BadRow:
+    question, answer = text_of(row, "question"), text_of(row, "answer")
     if isinstance(question, BadRow):
         return question
-    if isinstance(solution, BadRow):
-        return solution
+    return answer if isinstance(answer, BadRow) else (question, answer)
+
+
+def _parse_gsm8k(row: Row) -> Parsed:
+    texts = _question_and_answer(row)
+    if isinstance(texts, BadRow):
+        return texts
+    question, solution = texts
     gold = gold_after_hashes(solution)
     if gold is None:
         return row.bad("answer", "it does not end in `#### ` and a number; add that line or drop the row")
@@ -197,11 +203,10 @@ def _parse_math(row: Row) -> Parsed:
 
 
 def _parse_file(row: Row, extract_gold: ExtractGold) -> Parsed:
-    question, answer = text_of(row, "question"), text_of(row, "answer")
-    if isinstance(question, BadRow):
-        return question
-    if isinstance(answer, BadRow):
-        return answer
+    texts = _question_and_answer(row)
+    if isinstance(texts, BadRow):
+        return texts
+    question, answer = texts
     gold = extract_gold(answer)
     if gold is None and not re.search(r"\n|####|\\boxed", answer):
         gold = answer  # the answer alone; a mark with nothing behind it is a solution cut short
