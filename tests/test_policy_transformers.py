@@ -96,6 +96,15 @@ def test_reuse_copies_all_but_the_last_prompt_token_and_counts_both(model_dir: P
     assert (policy.stats.tokens_prefilled, policy.stats.tokens_reused) == (30 + 1 + 1, 29 + 29)
 
 
+def test_a_finished_sequence_can_be_copied_from_after_its_slot_went_to_another_request(model_dir: Path) -> None:
+    alone, policy = open_policy(model_dir, max_batch=1), open_policy(model_dir, max_batch=1)
+    first, other, again = list(range(2, 32)), list(range(40, 70)), [*range(2, 32), 33, 34]
+    for name, prompt in (("a", first), ("b", other), ("c", again)):
+        found = sample_all(policy, [one(prompt, name=name)])
+    assert policy.stats.tokens_reused == 30
+    assert np.array_equal(found["c"].token_ids, sample_all(alone, [one(again, name="c")])["c"].token_ids)
+
+
 def test_idle_share_counts_rows_without_a_request(model_dir: Path) -> None:
     policy = open_policy(model_dir, max_batch=4)
     sample_all(policy, [one([2, 3, 4], max_new_tokens=5)])

@@ -211,7 +211,7 @@ def test_the_engine_is_kept_full_and_few_trees_are_live():
         step_delimiter="\n",
         on_tree=lambda tree: finished.append((tree.problem_id, len(live))),
     )
-    assert policy.most_in_flight == 16 + 16 // 8 + 1
+    assert policy.most_in_flight == 16 + 16 // 3 + 1
     assert stats.engine_idle_share < 0.1
     assert all(opened - position < 24 for position, (_, opened) in enumerate(finished))
     assert finished[0][1] < 24  # the first tree is done long before the last is opened

@@ -27,6 +27,7 @@ _HEAVY = re.compile(
     r"|\^\s*\{?\s*-?\d{5,}|\^[^^]{0,12}\^[^^]{0,12}\^"  # huge exponents, towers of powers
     r"|\d{4,}\s*\}?\)?\s*!|!\s*\)?\s*!"  # huge or repeated factorials
 )
+_INTEGER = re.compile(r"-?[1-9]\d{0,17}", re.ASCII)
 _LONG_NUMBER = re.compile(r"([-+]?)\s*(\d{1,3}(?:,\d{3})+|\d+)(?:\.(\d*))?")
 _ASSIGNMENT = re.compile(r"\s*(?:[A-Za-z](?:_\{?\w+\}?)?(?:\([A-Za-z]\))?|[\d\s.,+\-*/()×÷$]+)\s*=\s*([^=]+)")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
@@ -58,6 +59,8 @@ def judge_at_once(prediction: str, gold: str) -> Grade | Undecided:
         gold = extract_answer(gold) or gold
     if answer == gold:
         return Grade.CORRECT
+    if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(gold):
+        return Grade.WRONG
     answer, gold = _without_left_side(tidy(answer), tidy(gold))
     if _canonical(answer) == _canonical(gold):
         return Grade.CORRECT if gold else Grade.WRONG

@@ -75,7 +75,7 @@ def _boxes(text: str) -> Iterator[tuple[int, str]]:
 
 def _trim(span: str) -> str:
     """Cuts what follows an announcement down to the answer itself."""
-    span = span.strip().strip("*`_ \t").strip()
+    span = _without_loose_end(span.strip().strip("*`_ \t").strip())
     delimited = _DELIMITED.match(span)
     if delimited:
         return str(next(group for group in delimited.groups() if group is not None)).strip()
@@ -92,6 +92,23 @@ def _trim(span: str) -> str:
         if len(numbers) == 1 and not _NO_UNIT_AFTER & set(sentence.lower().split()):
             return str(numbers[0]).strip()
     return sentence.strip("*`_ \t").rstrip(",;:").strip()
+
+
+def _without_loose_end(span: str) -> str:
+    """Drops what closes nothing at the end of an answer: ``42}$.`` becomes ``42``, ``[1, 2)`` stays."""
+    end = span.rstrip(".,;: ")
+    while _ends_loosely(end):
+        span = end = end[:-1].rstrip()
+    return span
+
+
+def _ends_loosely(text: str) -> bool:
+    if text.endswith("$"):
+        return not text.endswith("\\$") and text.count("$") % 2 == 1
+    if text.endswith("}"):
+        return text.count("}") > text.count("{")
+    # An interval may open with one kind of bracket and close with the other.
+    return text.endswith((")", "]")) and text.count(")") + text.count("]") > text.count("(") + text.count("[")
 
 
 def _bare(text: str) -> str | None:

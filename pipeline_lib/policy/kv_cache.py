@@ -22,11 +22,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
 from pipeline_lib.config import ConfigError
+from pipeline_lib.policy.slots import IntArray
 
 ATTENTION_NAME = "coppice-blocks"
 ROW_MULTIPLE = 16  # fewer than 4 rows, or an odd number, takes MKL to other kernels with other sums
@@ -108,12 +110,20 @@ class BlockCache:
             parts.append(self._attend_rows(grouped[cut * num_heads :], keys, values, mask[cut:], first, num_blocks))
         return torch.cat(parts).reshape(query.shape)
 
-    def copy_rows(self, sources: Tensor, targets: Tensor, length: int) -> None:
-        """Copies the first `length` positions, in whole blocks, of rows `sources` to rows `targets`."""
-        num_blocks = self._blocks_for(length)
+    def copy_rows(self, sources: IntArray, targets: IntArray, lengths: IntArray) -> None:
+        """Copies the first ``lengths[i]`` positions, in whole blocks, of row ``sources[i]`` to row ``targets[i]``.
+
+        All are read before any is written. Shapes: `[N]` each.
+        """
+        counts = -(-lengths // self.block)
+        blocks = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        read, write = (
+            torch.from_numpy(np.repeat(rows, counts) + blocks * self.num_rows).to(self.device)
+            for rows in (sources, targets)
+        )
         for tensor in (*self.keys.values(), *self.values.values()):
-            used = tensor[:num_blocks]
-            used.index_copy_(1, targets, used.index_select(1, sources))
+            lines = tensor.view(len(tensor) * self.num_rows, -1)
+            lines.index_copy_(0, write, lines.index_select(0, read))
 
     def clear_rows(self, rows: Tensor) -> None:
         """Zeroes rows that a broken rollout filled with values that are not finite."""

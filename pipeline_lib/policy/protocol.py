@@ -117,7 +117,10 @@ class Policy(Protocol):
         ...
 
     def poll(self) -> list[SampleResult]:
-        """Runs the engine until at least one request has finished; [] when none is in flight."""
+        """Runs the engine until at least one request has finished; [] when none is in flight.
+
+        It may gather several as long as queued requests keep the engine full.
+        """
         ...
 
     @property

@@ -68,11 +68,6 @@ class ModelRunner:
         logits: torch.Tensor = output.logits[0]
         return logits
 
-    def copy_rows(self, sources: IntArray, targets: IntArray, length: int) -> None:
-        """See `BlockCache.copy_rows`."""
-        from_rows, to_rows = (torch.from_numpy(a).to(self.device) for a in (sources, targets))
-        self.cache.copy_rows(from_rows, to_rows, length)
-
     def clear_rows(self, rows: IntArray) -> None:
         """See `BlockCache.clear_rows`."""
         if len(rows):

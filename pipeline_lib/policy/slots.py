@@ -1,9 +1,9 @@
 """Which request sits in which storage row of the key-value cache, and what each row still holds.
 
 One idea: all that the engine knows per row lies in arrays, so that a decoding pass needs no Python loop
-over rows. The first rows are slots, where requests run; the next are retained rows, where finished
-sequences wait, least recently used first out, for a request that starts alike; the last row takes the
-writes of padding.
+over rows. The first rows are slots, where requests run and where a finished sequence stays until its
+slot is needed; the next are retained rows, to which it then moves and waits, least recently used first
+out, for a request that starts alike; the last row takes the writes of padding.
 """
 
 from __future__ import annotations
@@ -70,9 +70,10 @@ class SlotTable:
 
     def match(self, token_ids: Int32Array) -> Match:
         """The best row to copy from; the last prompt token is left out, since it must be computed for its logits."""
-        wanted = token_ids[:-1]
-        equal = self.tokens[:, : len(wanted)] == wanted
-        common = np.where(equal.all(axis=1), len(wanted), equal.argmin(axis=1) if len(wanted) else 0)
+        num_wanted = len(token_ids) - 1
+        equal = np.zeros((self.num_rows, num_wanted + 1), dtype=bool)  # the last column ends every row
+        np.equal(self.tokens[:, :num_wanted], token_ids[:-1], out=equal[:, :num_wanted])
+        common = equal.argmin(axis=1)
         usable = np.minimum(common, self.computed)
         row = int(usable.argmax())
         promised = np.minimum(common, self.lengths - 1)[: self.num_slots].max(initial=0, where=self.occupied)
@@ -99,24 +100,29 @@ class SlotTable:
         self._clock += 1
         self.stamps[row] = self._clock
 
-    def release(self, slots: IntArray) -> None:
-        """Frees `slots`; what they held is not found any more."""
+    def finish(self, slots: IntArray) -> None:
+        """Frees `slots`; what they hold can still be copied from until `vacate`."""
         self.occupied[slots] = False
-        self.computed[slots] = self.lengths[slots] = 0
+        self.lengths[slots] = self.computed[slots]
+        self._clock += 1
+        self.stamps[slots] = self._clock
         for slot in slots:
             self.requests[slot] = None
 
-    def retain(self, slots: IntArray) -> tuple[IntArray, IntArray]:
-        """Takes over what finished `slots` hold into the least recently used rows; (sources, targets) to copy."""
-        slots = slots[: self.num_retained]
-        stamps = self.stamps[self.num_slots : self.padding_row]
-        targets = np.argsort(stamps, kind="stable")[: len(slots)] + self.num_slots
-        for name in ("tokens", "lengths", "computed"):
+    def forget(self, slots: IntArray) -> None:
+        """What the free `slots` held is not found any more."""
+        self.computed[slots] = self.lengths[slots] = 0
+
+    def vacate(self, slot: int) -> int | None:
+        """The retained row that takes over what the free `slot` holds, the least recently used one; None if nothing."""
+        if not self.computed[slot]:
+            return None
+        row = self.num_slots + int(self.stamps[self.num_slots : self.padding_row].argmin())
+        for name in _ROW_ARRAYS:
             array = getattr(self, name)
-            array[targets] = array[slots]
-        for target in targets:
-            self.touch(int(target))
-        return slots, targets
+            array[row] = array[slot]
+        self.touch(row)
+        return row
 
     def move(self, sources: IntArray, targets: IntArray) -> None:
         """Moves running requests to free slots."""
@@ -125,7 +131,8 @@ class SlotTable:
             array[targets] = array[sources]
         for source, target in zip(sources, targets, strict=True):
             self.requests[target] = self.requests[source]
-        self.release(sources)
+        self.finish(sources)
+        self.forget(sources)
 
     def free_slots(self, limit: int) -> IntArray:
         """Free slots among the first `limit`, ascending."""

@@ -30,8 +30,8 @@ from pipeline_lib.search.tree import TreeBuilder
 from pipeline_lib.seeding import derive_seed
 from pipeline_lib.types import Grade, Grader, Outcome, Problem, SearchTree
 
-# One request waits for every eight slots: rows that finish together are refilled in the same decode step.
-QUEUE_SHARE = 8
+# One request waits for every three slots: the engine refills rows at once, and may hand over results in groups.
+QUEUE_SHARE = 3
 SLOTS_PER_LAST_TREE = 2  # so many trees end together; each may fill `parallel_simulations` slots
 
 

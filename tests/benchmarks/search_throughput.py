@@ -6,7 +6,8 @@
 3. ``lockstep``: as many trees as the engine has rows, one simulation of each per round, and a barrier after every
    round. More trees at once were slower: their prefixes push each other out of the engine's cache.
 
-They exist here only. Tokens are counted by the engine, end-of-sequence tokens included, on all sides.
+The last two get a part of the problems: their rates do not depend on how many there are. They exist here
+only. Tokens are counted by the engine, end-of-sequence tokens included, on all sides.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ Draw = tuple[Problem, Simulations, Simulation]
 
 
 def search_figures(
-    policy: Policy, problems: Sequence[Problem], config: SearchConfig, *, rounds: int = 3, num_sequential: int = 2
+    policy: Policy, problems: Sequence[Problem], config: SearchConfig, *, rounds: int = 2, num_sequential: int = 2
 ) -> tuple[list[Figure], list[SearchTree]]:
     """The figures of the room ``search``, and the trees of the last round.
 
@@ -40,9 +41,9 @@ def search_figures(
         problems: of one dataset.
         config: of the search.
         rounds: turns per schedule.
-        num_sequential: problems that the sequential schedule gets; its rate does not depend on how many.
+        num_sequential: problems that the sequential schedule gets; the lockstep schedule gets one or two groups.
     """
-    few = problems[:num_sequential]
+    few, some = problems[:num_sequential], problems[: 2 * policy.capacity]
     one_by_one = config.model_copy(update={"parallel_simulations": 1})
     stats: list[SearchStats] = []
     trees: list[SearchTree] = []
@@ -58,7 +59,7 @@ def search_figures(
     works: dict[str, Callable[[int], None]] = {
         "raw": lambda turn: _raw(policy, problems, config, turn),
         "search": search,
-        "lockstep": lambda turn: _lockstep(policy, problems, config, turn),
+        "lockstep": lambda turn: _lockstep(policy, some, config, turn),
         "sequential": sequential,
     }
     sample_all(policy, raw_requests(policy, few, config, seed=rounds))  # first calls pay for allocations
