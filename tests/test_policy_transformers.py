@@ -107,7 +107,7 @@ def test_a_finished_sequence_can_be_copied_from_after_its_slot_went_to_another_r
 
 def test_idle_share_counts_rows_without_a_request(model_dir: Path) -> None:
     policy = open_policy(model_dir, max_batch=4)
-    sample_all(policy, [one([2, 3, 4], max_new_tokens=5)])
+    sample_all(policy, [one(list(range(2, 22)), max_new_tokens=5)])
     assert policy.stats.slot_steps == policy.stats.tokens_generated
     assert policy.stats.capacity_steps == 4 * policy.stats.slot_steps
 

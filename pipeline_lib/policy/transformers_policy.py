@@ -34,6 +34,7 @@ from pipeline_lib.policy.slots import IntArray, SlotTable
 
 PREFILL_TOKENS = 512  # per pass: bounds memory, and how long running requests wait for entering ones
 GATHERED_SHARE = 4  # one finished request for every four slots is handed over at once, while others wait for a slot
+CATCH_UP_TOKENS = 6  # so few prompt tokens go one by one through the decoding row: cheaper than rows of their own
 WORTH_WAITING = 16  # tokens: a request waits a step for another one's prefill if that saves so many
 
 
@@ -177,7 +178,8 @@ class TransformersPolicy:
         """Token rows of this pass, prefill first, and the slots that decode in it."""
         table = self._table
         pending = np.maximum(table.lengths[: table.num_slots] - 1 - table.computed[: table.num_slots], 0)
-        entering = np.flatnonzero(pending)
+        catching_up = np.flatnonzero((pending > 0) & (pending <= CATCH_UP_TOKENS))
+        entering = np.flatnonzero(pending > CATCH_UP_TOKENS)
         budget = np.cumsum(pending[entering])
         counts = np.clip(PREFILL_TOKENS - (budget - pending[entering]), 0, pending[entering])
         prefill_rows = np.repeat(entering, counts)
@@ -187,12 +189,13 @@ class TransformersPolicy:
         ready = np.flatnonzero(
             table.occupied & (table.computed[: table.num_slots] == table.lengths[: table.num_slots] - 1)
         )
+        decoding = np.concatenate([ready, catching_up])
         num_prefill = round_up(len(prefill_rows), ROW_MULTIPLE)
-        num_decode = round_up(int(ready[-1]) + 1, ROW_MULTIPLE) if len(ready) else ROW_MULTIPLE
+        num_decode = round_up(int(decoding.max(initial=0)) + 1, ROW_MULTIPLE)
         rows = Rows.padding(num_prefill, num_decode, table.padding_row)
         rows.fill(np.arange(len(prefill_rows)), prefill_rows, prefill_positions, table.tokens)
-        rows.fill(num_prefill + ready, ready, table.computed[ready], table.tokens)
-        table.computed[ready] += 1
+        rows.fill(num_prefill + decoding, decoding, table.computed[decoding], table.tokens)
+        table.computed[decoding] += 1
         return rows, ready
 
     def _draw(self, logits: torch.Tensor, ready: IntArray) -> IntArray:

@@ -57,14 +57,14 @@ def library_figures(
     Args:
         config: the preset.
         num_problems: None takes `NUM_PROBLEMS`.
-        rounds: turns per side of every comparison.
+        rounds: turns per side of every comparison; the search takes one more.
         num_compared: trees on which packed and per-step training are compared.
     """
     count = num_problems or NUM_PROBLEMS
     problems = [make_problem(config.problems.dataset, "train", index) for index in range(count)]
     policy = open_policy(config, config.policy.max_batch)
     other = open_policy(config, max(1, config.policy.max_batch // 3))
-    figures, trees = search_figures(policy, problems, config.search, rounds=rounds)
+    figures, trees = search_figures(policy, problems, config.search, rounds=rounds + 1)
     figures.append(batch_variance(policy, other, raw_requests(policy, problems[:32], config.search, seed=0)))
     eos_token_id = int(policy.codec.tokenizer.eos_token_id)
     policy.close()
