@@ -87,6 +87,27 @@ def evaluate(
 
 
 @app.command()
+def grade(
+    input_file: Annotated[
+        Path, typer.Option("--input", metavar="FILE", help="JSONL with the texts `gold` and `prediction` in every row.")
+    ],
+    output: Annotated[
+        Path, typer.Option(metavar="FILE", help="Gets the same rows with `grade` and `answer`, replaced if present.")
+    ],
+    grader: Annotated[str, typer.Option(help="math, or your own my_package.my_module:verify.")] = "math",
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; half of the cores if left out.")] = None,
+) -> None:
+    """Grade a file of answers: each is correct, wrong, unparsed or timeout."""
+    _prepare(output)
+    from deployments import terminal
+    from deployments.grade import grade_file, print_counts
+
+    with terminal.show_progress():
+        counts = grade_file(input_file, output, grader=grader, num_workers=workers)
+    print_counts(counts)
+
+
+@app.command()
 def report(
     run_id: Annotated[
         str | None, typer.Option("--run", help="MLflow run id; the latest finished run if left out.")

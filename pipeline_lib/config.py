@@ -204,6 +204,12 @@ class PipelineConfig(Group):
     preset: str = Field("tiny", description="Name of the preset this configuration came from.")
     seed: int = Field(0, ge=0, description="Seed of the whole run.")
     num_iterations: int = Field(3, ge=1, description="Iterations at most. Paper: 2 to 4.")
+    grader: str = Field(
+        "math",
+        pattern=r"^(math|[\w.]+:\w+)$",
+        description="What grades: math, or your own `my_package.my_module:verify`, called in worker processes as "
+        "verify(prediction: str, gold: str) -> bool. Results are kept under its name: rename it when it changes.",
+    )
     problems: ProblemsConfig = Field(default_factory=ProblemsConfig)
     policy: PolicyConfig = Field(default_factory=PolicyConfig)
     search: SearchConfig = Field(default_factory=SearchConfig)

@@ -26,6 +26,7 @@ def _spec(*, config: PipelineConfig, problems: Ref, policy: PolicyRef, split: st
         "evaluation": evaluation,
         "engine": engine,
         "policy_id": policy.policy_id,
+        "grader": config.grader,
         "seed": config.seed,
         "split": split,
     }
@@ -38,7 +39,7 @@ def evaluate_policy(
     """Greedy pass@1 with its interval, and maj@k and pass@k where samples are asked for."""
     started = time.perf_counter()
     asked = read_problems(open_store().open(problems) / PROBLEMS)
-    with GradingPool() as grader:
+    with GradingPool(grader=config.grader) as grader:
         report, predictions = evaluate(
             asked,
             open_policy(config, policy, asked),

@@ -34,6 +34,7 @@ def _spec(
         "search": search,
         "engine": engine,
         "policy_id": policy.policy_id,
+        "grader": config.grader,
         "seed": config.seed,
         "iteration": iteration,
         "shard": [shard, config.search.num_shards],
@@ -74,7 +75,7 @@ def search_shard(
         search = search.model_copy(update={"num_simulations": 2 * search.num_simulations})
     progress = Progress(f"search {iteration}.{shard}" + (" again" if earlier else ""), len(to_do))
     observations: dict[str, float] = {}
-    with TreeWriter(partial / "trees.jsonl") as writer, GradingPool() as grader:
+    with TreeWriter(partial / "trees.jsonl") as writer, GradingPool(grader=config.grader) as grader:
 
         def on_tree(tree: SearchTree) -> None:
             writer.append(tree)

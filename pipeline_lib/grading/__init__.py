@@ -1,8 +1,8 @@
 """Final answers: extract, compare, and the worker processes that compare the hard ones."""
 
 from pipeline_lib.grading.extract import extract_answer
-from pipeline_lib.grading.pool import GradingPool, grade
+from pipeline_lib.grading.pool import Graded, GradingPool, grade, grade_answer
 from pipeline_lib.grading.processes import GradingError
 from pipeline_lib.types import Grade
 
-__all__ = ["Grade", "GradingError", "GradingPool", "extract_answer", "grade"]
+__all__ = ["Grade", "Graded", "GradingError", "GradingPool", "extract_answer", "grade", "grade_answer"]

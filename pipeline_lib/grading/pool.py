@@ -1,7 +1,8 @@
 """Grading for many answers: the easy ones at once, the hard ones in worker processes.
 
 One idea: most answers need no algebra and cost microseconds where they are submitted; only the rest
-goes to other processes, and the first of those starts when the first hard answer comes.
+goes to other processes, and the first of those starts when the first hard answer comes. A user's own
+verifier sees every answer, and always in a worker process.
 """
 
 from __future__ import annotations
@@ -10,42 +11,74 @@ import atexit
 import os
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
-from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Self
 
 from pipeline_lib.grading.compare import judge_at_once
-from pipeline_lib.grading.processes import DEADLINE_S, MEMORY_BYTES, Workers
+from pipeline_lib.grading.exact import tidy
+from pipeline_lib.grading.extract import extract_answer
+from pipeline_lib.grading.processes import DEADLINE_S, MEMORY_BYTES, GradingError, Request, Workers
+from pipeline_lib.grading.verifier import MATH
 from pipeline_lib.types import Grade
 
 
-def _default_num_workers() -> int:
+@dataclass(frozen=True, slots=True)
+class Graded:
+    """A grade with the final answer that it is about.
+
+    Args:
+        grade: the verdict.
+        answer: as extracted from the prediction; None when it announces none.
+    """
+
+    grade: Grade
+    answer: str | None
+
+
+def default_num_workers() -> int:
+    """Half of the cores, at least 1 and at most 8."""
     return max(1, min(8, (os.cpu_count() or 2) // 2))
 
 
 class GradingPool:
     """Grades off the caller's path; implements `pipeline_lib.types.Grader`.
 
-    One thread submits and polls; the comparing goes on elsewhere. An answer that needs no algebra
-    costs microseconds in `submit`, and a pool that only sees such answers starts no process.
+    Any thread may submit and poll. An answer that needs no algebra costs microseconds in `submit`,
+    and a pool that only sees such answers starts no process.
 
     Args:
-        num_workers: processes at most; None takes half of the cores, 8 at most.
+        num_workers: processes at most; None takes `default_num_workers`.
         deadline_s: CPU seconds per answer.
         memory_bytes: memory that one answer may take.
+        grader: ``math``, or ``my_package.my_module:verify``, a function from prediction and gold to bool.
+
+    Raises:
+        GradingError: the verifier could not be loaded.
 
     Example: ``with GradingPool() as pool: pool.submit("a", "#### 5", "5"); pool.poll(block=True)``
     """
 
     def __init__(
-        self, num_workers: int | None = None, *, deadline_s: float = DEADLINE_S, memory_bytes: int = MEMORY_BYTES
+        self,
+        num_workers: int | None = None,
+        *,
+        deadline_s: float = DEADLINE_S,
+        memory_bytes: int = MEMORY_BYTES,
+        grader: str = MATH,
     ) -> None:
-        num_workers = num_workers or _default_num_workers()
-        self._workers = Workers(num_workers, deadline_s, memory_bytes)
+        if grader != MATH and ":" not in grader:
+            raise GradingError(f"grader={grader}: expected {MATH} or my_package.my_module:verify")
+        num_workers = num_workers or default_num_workers()
+        self._grader = grader
+        self._workers = Workers(num_workers, deadline_s, memory_bytes, grader)
         self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="grading")
-        self._finished: SimpleQueue[tuple[str, Grade | BaseException]] = SimpleQueue()
+        self._changed = threading.Condition()
+        self._finished: list[tuple[str, str, Grade | BaseException]] = []
         self._num_in_flight = 0
+        if grader != MATH:
+            self._workers.start()
 
     @property
     def num_in_flight(self) -> int:
@@ -57,17 +90,21 @@ class GradingPool:
         return self._workers.num_processes
 
     def submit(self, key: str, prediction: str, gold: str) -> None:
-        self._num_in_flight += 1
-        verdict = judge_at_once(prediction, gold)
-        if isinstance(verdict, Grade):
-            self._finished.put((key, verdict))
+        request: Grade | Request = (prediction, gold)
+        if self._grader == MATH:
+            request = _judge_at_once(prediction, gold)
+        with self._changed:
+            self._num_in_flight += 1
+        if isinstance(request, Grade):
+            self._finish(key, prediction, request)
             return
 
         def finish(future: Future[Grade]) -> None:
             error = None if future.cancelled() else future.exception()
-            self._finished.put((key, error or (Grade.TIMEOUT if future.cancelled() else future.result())))
+            outcome = error or (Grade.TIMEOUT if future.cancelled() else future.result())
+            self._finish(key, prediction, outcome)
 
-        self._threads.submit(self._workers.judge, verdict).add_done_callback(finish)
+        self._threads.submit(self._workers.judge, request).add_done_callback(finish)
 
     def poll(self, *, block: bool) -> list[tuple[str, Grade]]:
         """Finished (key, grade) pairs; with `block`, waits for at least one when any is in flight.
@@ -75,22 +112,35 @@ class GradingPool:
         Raises:
             GradingError: no worker could be started.
         """
-        grades: list[tuple[str, Grade]] = []
-        while self._num_in_flight:
-            try:
-                key, outcome = self._finished.get(block=block and not grades)
-            except Empty:
-                break
-            self._num_in_flight -= 1
-            if isinstance(outcome, BaseException):
-                raise outcome
-            grades.append((key, outcome))
-        return grades
+        return [(key, grade) for key, _, grade in self._collect(block)]
+
+    def poll_answers(self, *, block: bool) -> list[tuple[str, Graded]]:
+        """Like `poll`, with the extracted answers beside the grades."""
+        return [(key, Graded(grade, extract_answer(text))) for key, text, grade in self._collect(block)]
 
     def close(self) -> None:
         """Drops what is in flight and ends all workers."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._workers.close()
+
+    def _finish(self, key: str, prediction: str, outcome: Grade | BaseException) -> None:
+        with self._changed:
+            self._finished.append((key, prediction, outcome))
+            self._changed.notify()
+
+    def _collect(self, block: bool) -> list[tuple[str, str, Grade]]:
+        with self._changed:
+            while block and self._num_in_flight and not self._finished:
+                self._changed.wait()
+            finished, self._finished = self._finished, []
+            self._num_in_flight -= len(finished)
+            self._changed.notify_all()  # whoever waits in another thread may have nothing left to wait for
+        graded: list[tuple[str, str, Grade]] = []
+        for key, prediction, outcome in finished:
+            if isinstance(outcome, BaseException):
+                raise outcome
+            graded.append((key, prediction, outcome))
+        return graded
 
     def __enter__(self) -> Self:
         return self
@@ -103,7 +153,7 @@ class GradingPool:
 
 @lru_cache(maxsize=1)
 def _shared_workers() -> Workers:
-    workers = Workers(_default_num_workers(), DEADLINE_S, MEMORY_BYTES)
+    workers = Workers(default_num_workers(), DEADLINE_S, MEMORY_BYTES)
     atexit.register(workers.close)
     return workers
 
@@ -126,7 +176,32 @@ def grade(prediction: str, gold: str) -> Grade:
 
     Example: ``grade(r"So it is \boxed{\frac12}.", "0.5")`` is CORRECT; ``grade("Hm.", "5")`` is UNPARSED.
     """
+    return _decide(prediction, gold)
+
+
+def grade_answer(prediction: str, gold: str) -> Graded:
+    r"""Like `grade`, with the extracted answer beside the grade.
+
+    Args:
+        prediction: the policy's raw text.
+        gold: the gold final answer.
+
+    Raises:
+        GradingError: algebra was needed and no worker could be started.
+
+    Example: ``grade_answer(r"So it is \boxed{\frac12}.", "0.5") == Graded(Grade.CORRECT, r"\frac12")``
+    """
+    return Graded(_decide(prediction, gold), extract_answer(prediction))
+
+
+def _judge_at_once(prediction: str, gold: str) -> Grade | Request:
+    """UNPARSED rather than WRONG where the gold holds nothing to compare with."""
     verdict = judge_at_once(prediction, gold)
+    return Grade.UNPARSED if verdict is Grade.WRONG and not tidy(gold) else verdict
+
+
+def _decide(prediction: str, gold: str) -> Grade:
+    verdict = _judge_at_once(prediction, gold)
     if isinstance(verdict, Grade):
         return verdict
     with _shared_lock:

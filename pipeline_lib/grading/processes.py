@@ -9,23 +9,29 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
-from pipeline_lib.grading.compare import Undecided
+from pipeline_lib.grading.verifier import MATH
 from pipeline_lib.types import Grade
 
 DEADLINE_S = 5.0
-MEMORY_BYTES = 1 << 30
+MEMORY_BYTES = 768 << 20  # and about 100 MiB of the idle worker: less than 1 GiB in all
 START_S = 180.0
 WALL_PER_CPU = 4.0
 """The parent kills after this many times the deadline: a net below the worker's own timer."""
 _CACHED_VERDICTS = 16_384
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+_READY = "ready"
+
+Request = tuple[str, ...]
+"""What a worker judges: answer and gold as `compare.Undecided` has them, or a verifier's two arguments."""
 
 
 class GradingError(RuntimeError):
@@ -33,14 +39,21 @@ class GradingError(RuntimeError):
 
 
 class Worker:
-    """One worker process; used by one thread at a time."""
+    """One worker process; used by one thread at a time. It must be `wait_until_ready` before the first `ask`.
 
-    def __init__(self, deadline_s: float, memory_bytes: int) -> None:
+    Args:
+        deadline_s: CPU seconds per answer.
+        memory_bytes: memory that one answer may take.
+        grader: ``math``, or a verifier's name (see `verifier.load_verifier`).
+    """
+
+    def __init__(self, deadline_s: float, memory_bytes: int, grader: str = MATH) -> None:
         path = os.pathsep.join(filter(None, [str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH", "")]))
         one_thread = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        self._grader = grader
         self._wall_s = deadline_s * WALL_PER_CPU
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline_lib.grading.worker", str(deadline_s), str(memory_bytes)],
+            [sys.executable, "-m", "pipeline_lib.grading.worker", str(deadline_s), str(memory_bytes), grader],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -49,10 +62,6 @@ class Worker:
             env={**os.environ, **one_thread, "PYTHONPATH": path},
             start_new_session=True,
         )
-        greeting = self._exchange(None, START_S)
-        if greeting is not True:
-            self.kill()
-            raise GradingError(f"the grading worker did not start: {greeting or 'it ended at once'}; reinstall Coppice")
 
     @property
     def pid(self) -> int:
@@ -62,16 +71,32 @@ class Worker:
     def is_alive(self) -> bool:
         return self._process.poll() is None
 
-    def ask(self, pair: Undecided) -> Grade:
+    def wait_until_ready(self) -> None:
+        """Returns when the worker can be asked.
+
+        Raises:
+            GradingError: it did not start, or the user's verifier could not be imported.
+        """
+        greeting = self._exchange(None, START_S)
+        if greeting == _READY:
+            return
+        self.kill()
+        reason = " ".join((greeting or "it ended at once").split())
+        if self._grader != MATH:
+            raise GradingError(f"grader={self._grader}: cannot be loaded in a worker process: {reason}")
+        raise GradingError(f"the grading worker did not start: {reason}; reinstall Coppice")
+
+    def ask(self, request: Request) -> Grade:
         """TIMEOUT, and a dead worker, when it took too long or too much memory."""
-        verdict = self._exchange(json.dumps(pair) + "\n", self._wall_s)
-        if not isinstance(verdict, bool):
+        verdict = self._exchange(json.dumps(request) + "\n", self._wall_s)
+        if verdict is None:
             self.kill()
             return Grade.TIMEOUT
-        return Grade.CORRECT if verdict else Grade.WRONG
+        return Grade(verdict)
 
     def kill(self) -> None:
-        self._process.kill()
+        """Ends the worker and whatever processes a verifier started in it."""
+        self._kill_group()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
@@ -80,14 +105,22 @@ class Worker:
                 except OSError:  # what could not be written any more
                     continue
 
-    def _exchange(self, line: str | None, limit_s: float) -> bool | str | None:
+    def _kill_group(self) -> None:
+        if self._process.returncode is not None:
+            return  # the number may be another process's by now
+        if hasattr(os, "killpg"):
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.kill()
+
+    def _exchange(self, line: str | None, limit_s: float) -> str | None:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         expired = threading.Event()
 
         def expire() -> None:
             expired.set()
-            self._process.kill()
+            self._kill_group()
 
         timer = threading.Timer(limit_s, expire)
         timer.daemon = True
@@ -102,7 +135,7 @@ class Worker:
         finally:
             timer.cancel()
             timer.join()  # from here on the kill has happened or never will
-        verdict: bool | str | None = json.loads(reply) if reply.endswith("\n") and not expired.is_set() else None
+        verdict: str | None = json.loads(reply) if reply.endswith("\n") and not expired.is_set() else None
         return verdict
 
 
@@ -113,39 +146,64 @@ class Workers:
         num_workers: processes at most.
         deadline_s: CPU seconds per answer.
         memory_bytes: memory that one answer may take.
+        grader: ``math``, or a verifier's name.
     """
 
-    def __init__(self, num_workers: int, deadline_s: float, memory_bytes: int) -> None:
-        self._limits = (deadline_s, memory_bytes)
+    def __init__(self, num_workers: int, deadline_s: float, memory_bytes: int, grader: str = MATH) -> None:
+        self._dials = (deadline_s, memory_bytes, grader)
         self._slots = threading.BoundedSemaphore(num_workers)
         self._lock = threading.Lock()
         self._idle: list[Worker] = []
         self._all: set[Worker] = set()
         self._is_closed = False
         self._owner = os.getpid()
-        self.judge: Callable[[Undecided], Grade] = lru_cache(_CACHED_VERDICTS)(self._judge)
+        self.judge: Callable[[Request], Grade] = self._judge
+        if grader == MATH:  # a verifier's texts may be long, and need not give the same verdict twice
+            self.judge = lru_cache(_CACHED_VERDICTS)(self._judge)
 
     @property
     def num_processes(self) -> int:
         return sum(worker.is_alive for worker in list(self._all))
 
-    def _judge(self, pair: Undecided) -> Grade:
+    def start(self) -> None:
+        """Starts a worker before it is needed, so that what is wrong with it shows at once.
+
+        Raises:
+            GradingError: see `Worker.wait_until_ready`.
+        """
+        worker = self._take()
+        if worker is not None:
+            self._give_back(worker)
+
+    def _judge(self, request: Request) -> Grade:
         with self._slots:
             worker = self._take()
-            verdict = worker.ask(pair)
+            if worker is None:
+                return Grade.TIMEOUT
+            verdict = worker.ask(request)
             self._give_back(worker)
         return verdict
 
-    def _take(self) -> Worker:
+    def _take(self) -> Worker | None:
+        """An idle worker or a new one; None after `close`."""
         with self._lock:
+            if self._is_closed:
+                return None
             while self._idle:
                 worker = self._idle.pop()
                 if worker.is_alive:
                     return worker
                 self._all.discard(worker)
-        worker = Worker(*self._limits)
-        with self._lock:
-            self._all.add(worker)
+            worker = Worker(*self._dials)
+            self._all.add(worker)  # known before it is ready, so that `close` ends it in any case
+        try:
+            worker.wait_until_ready()
+        except GradingError:
+            with self._lock:
+                self._all.discard(worker)
+                if self._is_closed:
+                    return None
+            raise
         return worker
 
     def _give_back(self, worker: Worker) -> None:

@@ -1,58 +1,139 @@
-"""A process that compares answers by algebra, and that the kernel kills when one takes too much.
+"""A process that grades one answer after the other, and that the kernel kills when one takes too much.
 
 One idea: no Python code can stop a hang inside a big integer power, so nothing here tries. Before
 each answer the process arms a timer on its own CPU time whose signal nobody handles; the kernel
 ends the process, even when its parent is long gone. CPU time, so that a busy machine does not
 change grades.
 
-Lines of JSON go in (``[answer, gold]``) and out (true or false); the first line out says that the
-worker is ready (true) or why it is not (a text).
+Lines of JSON go in, the arguments of one judgement, and out, its grade. The first line out is
+``ready``, or why the worker is not.
 
-Example: ``python -m pipeline_lib.grading.worker 5.0 1073741824``
+Example: ``python -m pipeline_lib.grading.worker 5.0 1073741824 math``
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any, TextIO
 
 from pipeline_lib.grading.symbolic import is_equal_by_algebra
+from pipeline_lib.grading.verifier import MATH, load_verifier, verify_answer
+from pipeline_lib.types import Grade
+
+READY = "ready"
 
 
 def main(arguments: list[str]) -> None:
     """Serves until its input ends.
 
     Args:
-        arguments: CPU seconds per answer; bytes of memory beyond those of the idle worker.
+        arguments: CPU seconds per answer; bytes of memory beyond those of the idle worker; ``math``
+            or the name of a verifier.
     """
-    deadline_s, memory_bytes = float(arguments[0]), int(arguments[1])
-    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # a library that prints must not be taken for a reply
+    deadline_s, memory_bytes, grader = float(arguments[0]), int(arguments[1]), arguments[2]
+    requests, replies = _take_pipes()
     logging.disable()
 
-    def reply(value: bool | str) -> None:
-        replies.write(json.dumps(value) + "\n")
+    def reply(text: str) -> None:
+        replies.write(json.dumps(text) + "\n")
         replies.flush()
 
     try:
-        import math_verify  # noqa: F401 - loaded before the cap and the first deadline
-
-        is_equal_by_algebra("x+1", "1+x")
-    except ImportError as error:
-        reply(str(error))
+        judge = _open_judge(grader)  # loaded before the cap and the first deadline
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
+        reply(f"{type(error).__name__}: {error}")
         return
     _cap_memory(memory_bytes)
-    reply(True)
-    for line in sys.stdin:
-        answer, gold = json.loads(line)
+    reply(READY)
+    for line in requests:
+        request = json.loads(line)
         _arm(deadline_s)
-        is_equal = is_equal_by_algebra(answer, gold)
+        verdict = judge(*request)
         _arm(0.0)
-        reply(is_equal)
+        reply(verdict)
+
+
+def _open_judge(grader: str) -> Callable[..., Grade]:
+    if grader != MATH:
+        return partial(verify_answer, load_verifier(grader))
+    import math_verify  # noqa: F401 - its first import takes a second
+
+    read_latex_in_two_stages()
+    _judge_by_algebra("x+1", "1+x")
+    return _judge_by_algebra
+
+
+def read_latex_in_two_stages() -> None:
+    """Makes latex2sympy's parser predict without context first, and with it only where that fails.
+
+    Reading is most of what an answer costs. ANTLR's SLL mode gives the parse of its full LL mode or
+    an error, at a quarter of the price; see ``PredictionMode`` in its documentation. Does nothing
+    when latex2sympy looks other than expected.
+    """
+    modes = importlib.import_module("antlr4.atn.PredictionMode").PredictionMode
+    reader: Any = getattr(importlib.import_module("latex2sympy2_extended.latex2sympy2"), "_Latex2Sympy", None)
+    if not (hasattr(reader, "create_parser") and hasattr(reader, "parse")):
+        return
+    create_parser, parse = reader.create_parser, reader.parse
+    mode = modes.SLL
+
+    def create(self: Any, latex: str) -> Any:
+        parser = create_parser(self, latex)
+        parser._interp.predictionMode = mode
+        return parser
+
+    def parse_in_two_stages(self: Any, latex: str) -> Any:
+        nonlocal mode
+        try:
+            return parse(self, latex)
+        except MemoryError:
+            raise
+        except Exception:
+            mode = modes.LL
+            return parse(self, latex)
+        finally:
+            mode = modes.SLL
+
+    reader.create_parser, reader.parse = create, parse_in_two_stages
+
+
+def _judge_by_algebra(answer: str, gold: str) -> Grade:
+    """UNPARSED rather than WRONG where the gold is no formula: nothing was compared with it."""
+    if is_equal_by_algebra(answer, gold):
+        return Grade.CORRECT
+    return Grade.WRONG if _is_readable(gold) else Grade.UNPARSED
+
+
+def _is_readable(latex: str) -> bool:
+    from math_verify import LatexExtractionConfig, parse
+
+    delimited = latex if "$" in latex else f"${latex}$"
+    try:  # mostly from the parser's cache: the comparison has just read it
+        parsed = parse(delimited, [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None)
+    except MemoryError:
+        raise
+    except Exception:
+        return False
+    return bool(parsed)
+
+
+def _take_pipes() -> tuple[TextIO, TextIO]:
+    """Requests and replies on descriptors of their own: nobody's ``print`` or ``input`` may get between."""
+    requests = os.fdopen(os.dup(0), "r", encoding="utf-8")
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1):
+        os.dup2(nothing, descriptor)
+    os.close(nothing)
+    return requests, replies
 
 
 def _arm(cpu_s: float) -> None:

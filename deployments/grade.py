@@ -1,0 +1,142 @@
+"""``coppice grade``: a JSONL file of predictions and golds in, the same rows with their grades out.
+
+One idea: the whole input is checked before the first row is graded, and the output gets its name only
+when it is complete. So a bad row costs a second, and no file is ever half written.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline_lib.config import ConfigError
+from pipeline_lib.grading import Grade, Graded, GradingPool
+
+LOGGER = logging.getLogger("coppice.progress")
+FIELDS = ("gold", "prediction")
+WINDOW = 4096
+"""Rows read and not yet written: a slow answer holds back the rows after it, and their number is bounded."""
+SHOW_EVERY_S = 0.2
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class GradeCounts:
+    """How many rows got which grade, and in how many seconds, the start of the workers included."""
+
+    grades: Counter[Grade]
+    seconds: float
+
+
+def grade_file(input_file: Path, output: Path, *, grader: str = "math", num_workers: int | None = None) -> GradeCounts:
+    """Writes every row of `input_file` with ``grade`` and ``answer`` to `output`, in the same order.
+
+    Args:
+        input_file: JSONL; each row has the texts ``gold`` and ``prediction``; empty lines are skipped.
+        output: replaced when all rows are graded; may be `input_file`.
+        grader: ``math``, or ``my_package.my_module:verify``.
+        num_workers: processes at most; None takes half of the cores.
+
+    Raises:
+        ConfigError: a file that cannot be read or written, or a bad row; file, row and field are named.
+        GradingError: no worker could be started, or the verifier could not be loaded.
+    """
+    output = output.resolve()  # a link stays a link
+    if output.exists() and not output.is_file():
+        raise ConfigError(f"--output {output}: is no regular file; name another one")
+    num_rows = sum(1 for _ in read_rows(input_file))
+    grades: Counter[Grade] = Counter()
+    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
+    started = shown = time.perf_counter()
+    try:
+        with GradingPool(num_workers, grader=grader) as pool, partial.open("w", encoding="utf-8") as stream:
+            for row in _graded(read_rows(input_file), pool):
+                stream.write(json.dumps(row) + "\n")
+                grades[row["grade"]] += 1
+                if time.perf_counter() - shown > SHOW_EVERY_S:
+                    shown = time.perf_counter()
+                    _show(grades.total(), num_rows)
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)
+    _show(num_rows, num_rows)
+    return GradeCounts(grades, time.perf_counter() - started)
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """The file's rows, each checked.
+
+    Raises:
+        ConfigError: the file cannot be read, a row is no JSON object, or a field is missing or no text.
+    """
+    if not path.is_file():
+        raise ConfigError(f"--input {path}: no such file")
+    with path.open("rb") as stream:  # bytes: only a line feed ends a row, whatever else a text may hold
+        for number, line in enumerate(stream, start=1):
+            if line.strip():
+                yield _checked(line, f"--input {path}, row {number}")
+
+
+def _checked(line: bytes, place: str) -> Row:
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{place}: is no JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise ConfigError(f"{place}: expected an object with the fields {' and '.join(FIELDS)}")
+    for name in FIELDS:
+        if name not in row:
+            raise ConfigError(f"{place}: field {name!r} is missing")
+        if not isinstance(row[name], str):
+            raise ConfigError(f"{place}: field {name!r} is no text; write it in quotes")
+    return row
+
+
+def _graded(rows: Iterator[Row], pool: GradingPool) -> Iterator[Row]:
+    """The rows with their grades, in order; each as soon as all before it are graded."""
+    waiting: deque[tuple[str, Row]] = deque()
+    graded: dict[str, Graded] = {}
+
+    def settled(*, block: bool) -> Iterator[Row]:
+        graded.update(pool.poll_answers(block=block))
+        while waiting and waiting[0][0] in graded:
+            key, row = waiting.popleft()
+            result = graded.pop(key)
+            yield {**row, "grade": result.grade, "answer": result.answer}
+
+    for number, row in enumerate(rows):
+        pool.submit(str(number), row["prediction"], row["gold"])
+        waiting.append((str(number), row))
+        yield from settled(block=False)
+        while len(waiting) >= WINDOW:
+            yield from settled(block=True)
+    while waiting:
+        yield from settled(block=True)
+
+
+def _show(completed: int, total: int) -> None:
+    LOGGER.info("", extra={"stage": "grade", "completed": completed, "total": total})
+
+
+def print_counts(counts: GradeCounts, *, console: Console | None = None) -> None:
+    """Prints one line per grade, and the speed below."""
+    total, seconds = counts.grades.total(), counts.seconds
+    table = Table(title=f"{total} answers in {seconds:.1f} s, {total / seconds:.0f} per second", title_justify="left")
+    table.add_column("grade")
+    for name in ("answers", "share (%)"):
+        table.add_column(name, justify="right")
+    for grade in Grade:
+        count = counts.grades[grade]
+        table.add_row(grade.value, str(count), f"{100 * count / max(total, 1):.1f}")
+    (console or Console()).print(table)

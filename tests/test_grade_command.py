@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROWS = [
+    {"id": 1, "gold": "1+x", "prediction": r"So \boxed{x+1}.", "note": ["kept"]},
+    {"id": 2, "gold": "5", "prediction": "#### 6", "answer": "of an earlier grading"},
+    {"id": 3, "gold": "5", "prediction": "Hm. \ud800"},
+    {"id": 4, "gold": "\u2028 5", "prediction": "#### 5\u2028"},
+]
+
+
+def coppice(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
+    """The real command, in `folder`."""
+    command = [sys.executable, "-m", "deployments.cli", *map(str, arguments)]
+    root = Path(__file__).resolve().parents[1]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(folder)]), "COLUMNS": "200"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def write_rows(path: Path, rows: list[Any]) -> Path:
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n", encoding="utf-8")
+    return path
+
+
+def read_rows(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.slow
+def test_rows_keep_their_order_and_fields_and_get_grade_and_answer(tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "in.jsonl", ROWS)
+    done = coppice("grade", "--input", source, "--output", "out.jsonl", "--workers", 1, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    added = [("correct", "x+1"), ("wrong", "6"), ("unparsed", None), ("correct", "5")]
+    rows = [{**row, "grade": grade, "answer": answer} for row, (grade, answer) in zip(ROWS, added, strict=True)]
+    assert read_rows(tmp_path / "out.jsonl") == rows
+    for text in ("4 answers in", "per second", "correct", "timeout", "50.0"):
+        assert text in done.stdout
+    assert done.stderr == "grade: 4/4\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+@pytest.mark.slow
+def test_a_file_may_be_graded_in_place_by_the_users_own_verifier(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("def same(prediction, gold):\n    return prediction.strip() == gold\n")
+    rows = [{"gold": str(i % 3), "prediction": f" {i % 2}"} for i in range(30)]
+    source = write_rows(tmp_path / "rows.jsonl", rows)
+    done = coppice("grade", "--input", source, "--output", source, "--grader", "own:same", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    expected = ["correct" if i % 3 == i % 2 else "wrong" for i in range(30)]
+    assert [row["grade"] for row in read_rows(source)] == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"gold": "5", "prediction": "5"}\n{"gold": "5"}\n', "rows.jsonl, row 2: field 'prediction' is missing"),
+        ('{"gold": 5, "prediction": "5"}\n', "rows.jsonl, row 1: field 'gold' is no text"),
+        ('\n["gold"]\n', "rows.jsonl, row 2: expected an object with the fields gold and prediction"),
+        ('{"gold": "5", "prediction": "5"\n', "rows.jsonl, row 1: is no JSON"),
+        ("\udcff\n", "rows.jsonl, row 1: is no JSON"),
+        ("[" * 100_000, "rows.jsonl, row 1: is no JSON"),
+        (None, "rows.jsonl: no such file"),
+    ],
+)
+def test_a_bad_input_is_one_line_and_leaves_the_output_alone(tmp_path: Path, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "rows.jsonl").write_text(content, encoding="utf-8", errors="surrogateescape")
+    (tmp_path / "out.jsonl").write_text("before", encoding="utf-8")
+    done = coppice("grade", "--input", "rows.jsonl", "--output", "out.jsonl", folder=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert (tmp_path / "out.jsonl").read_text(encoding="utf-8") == "before"
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--output", "no/folder/out.jsonl"], "cannot be written"),
+        (["--output", "/dev/null"], "is no regular file"),
+        (["--output", "out.jsonl", "--grader", "nowhere:verify"], "grader=nowhere:verify: cannot be loaded"),
+        (["--output", "out.jsonl", "--grader", "verify"], "expected math or my_package.my_module:verify"),
+    ],
+)
+def test_a_bad_option_is_one_line_and_writes_nothing(tmp_path: Path, arguments: list[str], message: str) -> None:
+    source = write_rows(tmp_path / "in.jsonl", ROWS)
+    done = coppice("grade", "--input", source, *arguments, folder=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
