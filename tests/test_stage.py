@@ -33,6 +33,7 @@ OUTSIDE_THE_STAGES = {
 # Values for dials that are no number and no switch; `{other}` is a second file of problems.
 OTHER_VALUES = {
     "preset": "other",
+    "grader": "operator:eq",
     "problems.dataset": "math",
     "problems.path": "{other}",
     "problems.on_bad_row": "refuse",
