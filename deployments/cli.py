@@ -95,15 +95,24 @@ def grade(
         Path, typer.Option(metavar="FILE", help="Gets the same rows with `grade` and `answer`, replaced if present.")
     ],
     grader: Annotated[str, typer.Option(help="math, or your own my_package.my_module:verify.")] = "math",
+    dataset: Annotated[str, typer.Option(help="Whose conventions hold: gsm8k, math, file, ...")] = "math",
+    overrides: SetOption = [],  # noqa: B006  typer copies it
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; half of the cores if left out.")] = None,
 ) -> None:
     """Grade a file of answers: each is correct, wrong, unparsed or timeout."""
+    from pipeline_lib.config import ConfigError, PipelineConfig, apply_overrides
+    from tasks.grading import conventions_of
+
+    for override in overrides:
+        if not override.startswith("grading."):
+            raise ConfigError(f"--set {override}: only grading.* changes anything here, as grading.percent=unit")
+    conventions = conventions_of(apply_overrides(PipelineConfig(), overrides), dataset)
     _prepare(output)
     from deployments import terminal
     from deployments.grade import grade_file, print_counts
 
     with terminal.show_progress():
-        counts = grade_file(input_file, output, grader=grader, num_workers=workers)
+        counts = grade_file(input_file, output, conventions=conventions, grader=grader, num_workers=workers)
     print_counts(counts)
 
 

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline_lib.config import ConfigError
-from pipeline_lib.grading import Grade, Graded, GradingPool
+from pipeline_lib.grading import Conventions, Grade, Graded, GradingPool
 
 LOGGER = logging.getLogger("coppice.progress")
 FIELDS = ("gold", "prediction")
@@ -39,12 +39,20 @@ class GradeCounts:
     seconds: float
 
 
-def grade_file(input_file: Path, output: Path, *, grader: str = "math", num_workers: int | None = None) -> GradeCounts:
+def grade_file(
+    input_file: Path,
+    output: Path,
+    *,
+    conventions: Conventions | None = None,
+    grader: str = "math",
+    num_workers: int | None = None,
+) -> GradeCounts:
     """Writes every row of `input_file` with ``grade`` and ``answer`` to `output`, in the same order.
 
     Args:
         input_file: JSONL; each row has the texts ``gold`` and ``prediction``; empty lines are skipped.
         output: replaced when all rows are graded; may be `input_file`.
+        conventions: what counts as equal where opinions differ; None takes the defaults.
         grader: ``math``, or ``my_package.my_module:verify``.
         num_workers: processes at most; None takes half of the cores.
 
@@ -60,7 +68,8 @@ def grade_file(input_file: Path, output: Path, *, grader: str = "math", num_work
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
     started = shown = time.perf_counter()
     try:
-        with GradingPool(num_workers, grader=grader) as pool, partial.open("w", encoding="utf-8") as stream:
+        pool = GradingPool(num_workers, conventions=conventions or Conventions(), grader=grader)
+        with pool, partial.open("w", encoding="utf-8") as stream:
             for row in _graded(read_rows(input_file), pool):
                 stream.write(json.dumps(row) + "\n")
                 grades[row["grade"]] += 1

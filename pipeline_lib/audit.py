@@ -46,10 +46,11 @@ def audit_scores(
             raise ValueError(f"audit: {tree.problem_id} needs {tree.num_nodes} finite scores; score its tree again")
     steps = _Steps.gather(trees, scores)
     counts = _count_problems(trees)
-    rollouts = max(sum(tree.num_rollouts for tree in trees), 1)
+    rollouts = _count_rollouts(trees)
+    num_rollouts = max(sum(rollouts.values()), 1)
     shares = {
-        "unparsed_share": sum(_ended(tree, Outcome.UNPARSED) for tree in trees) / rollouts,
-        "truncated_share": sum(_ended(tree, Outcome.TRUNCATED) + _failed(tree) for tree in trees) / rollouts,
+        "unparsed_share": (rollouts["unparsed"] + rollouts["timeout"]) / num_rollouts,
+        "truncated_share": rollouts["truncated"] / num_rollouts,
     }
     variance = float(steps.scores.var()) if len(steps.scores) else 0.0
     reason, advice = _verdict(counts, shares, variance, config, remedied)
@@ -58,6 +59,7 @@ def audit_scores(
         informative_share=counts["num_informative"] / counts["num_problems"],
         unparsed_share=shares["unparsed_share"],
         truncated_share=shares["truncated_share"],
+        rollouts=rollouts,
         num_steps=len(steps.scores),
         num_scored_steps=int(np.count_nonzero(steps.scores)),
         variance=variance,
@@ -101,6 +103,18 @@ def _count_problems(trees: Sequence[SearchTree]) -> dict[str, int]:
         "num_informative": informative,
         "num_all_correct": len(trees) - informative - wrong,
         "num_all_wrong": wrong,
+    }
+
+
+def _count_rollouts(trees: Sequence[SearchTree]) -> dict[str, int]:
+    ended = {outcome: sum(_ended(tree, outcome) for tree in trees) for outcome in Outcome}
+    timeouts = sum(tree.num_timeouts for tree in trees)
+    return {
+        "correct": ended[Outcome.CORRECT],
+        "wrong": ended[Outcome.WRONG],
+        "unparsed": ended[Outcome.UNPARSED] - timeouts,
+        "timeout": timeouts,
+        "truncated": ended[Outcome.TRUNCATED] + sum(_failed(tree) for tree in trees),
     }
 
 

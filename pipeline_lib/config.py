@@ -198,6 +198,23 @@ class GateConfig(Group):
     )
 
 
+class GradingConfig(Group):
+    """What counts as equal where opinions differ; None takes the dataset's convention, else the default."""
+
+    any_order: bool | None = Field(None, description="`1, 2` is `2, 1`; default true. Tuples are always ordered.")
+    percent: Literal["either", "fraction", "unit"] | None = Field(
+        None, description="`5%` is 0.05 (fraction), 5 (unit) or both (either, the default; gsm8k: unit)."
+    )
+    ignore_units: bool | None = Field(None, description="`5 cm` is 5; default true. `5 cm` is never `5 m`.")
+    rounded: bool | None = Field(
+        None, description="A decimal with two or more digits after its point is what rounds to it; default false."
+    )
+    mixed_numbers: bool | None = Field(None, description="`1 1/2` is 3/2; default true.")
+    last_number: bool | None = Field(
+        None, description="The last number of a text that announces no answer is its answer; default false."
+    )
+
+
 class PipelineConfig(Group):
     """Everything a run depends on."""
 
@@ -218,6 +235,7 @@ class PipelineConfig(Group):
     train: TrainConfig = Field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     gate: GateConfig = Field(default_factory=GateConfig)
+    grading: GradingConfig = Field(default_factory=GradingConfig)
 
 
 class Settings(BaseSettings):

@@ -111,7 +111,8 @@ def _evaluation_metrics(report: EvalReport) -> dict[str, float]:
     prefix = f"{_split_prefix(report.split)}/{report.dataset}"
     low, high = report.interval
     metrics = {"accuracy": report.accuracy, "accuracy_low": low, "accuracy_high": high, **report.sampled}
-    counts = {name: getattr(report, name) for name in ("num_problems", "num_correct", "num_unparsed", "num_truncated")}
+    names = ("num_problems", "num_correct", "num_wrong", "num_unparsed", "num_timeouts", "num_truncated")
+    counts = {name: getattr(report, name) for name in names}
     return {f"{prefix}/{name}": value for name, value in (metrics | counts).items()}
 
 
@@ -119,6 +120,7 @@ def _audit_metrics(audit: AuditReport) -> dict[str, float]:
     metrics = {f"score/{name}": float(getattr(audit, name)) for name in AUDIT_METRICS}
     metrics |= {f"score/variance/depth/{depth}": value for depth, value in audit.variance_by_depth.items()}
     metrics |= {f"score/variance/visits/{bucket}": value for bucket, value in audit.variance_by_visits.items()}
+    metrics |= {f"search/rollouts/{name}": float(count) for name, count in audit.rollouts.items()}
     metrics |= {f"score/oracle/{name}": value for name, value in audit.oracle.items()}
     metrics["score/audit_passed"] = float(audit.passed)
     return metrics

@@ -209,6 +209,10 @@ class EvalReport(Record):
     )
     predictions: Ref | None = None
 
+    @property
+    def num_wrong(self) -> int:
+        return self.num_problems - self.num_correct - self.num_unparsed - self.num_timeouts
+
 
 class PairedTest(Record):
     """Two policies on the same problems: exact McNemar test and the paired difference."""
@@ -247,6 +251,10 @@ class AuditReport(Record):
     negative_mass: float = Field(description="Sum of negative scores, at most 0.")
     unparsed_share: float = Field(description="Unparsed rollouts over all rollouts.")
     truncated_share: float
+    rollouts: dict[str, int] = Field(
+        default_factory=dict,
+        description="Rollouts by how they ended: `correct`, `wrong`, `unparsed`, `timeout`, `truncated`.",
+    )
     histogram: Histogram
     remedied: bool = Field(description="The uninformative problems were searched again with twice the simulations.")
     passed: bool

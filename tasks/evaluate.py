@@ -7,11 +7,11 @@ from typing import Any
 
 from pipeline_lib.config import PipelineConfig
 from pipeline_lib.evaluation import evaluate, write_predictions
-from pipeline_lib.grading import GradingPool, extract_answer
 from pipeline_lib.problems.records import read_problems
 from pipeline_lib.seeding import derive_seed
 from pipeline_lib.store import Entry, read_json, write_json
 from pipeline_lib.types import EvalReport, PolicyRef, Ref
+from tasks.grading import extractor, grading_spec, open_grader
 from tasks.policies import open_policy
 from tasks.problems import PROBLEMS
 from tasks.stage import open_store, stage
@@ -26,7 +26,7 @@ def _spec(*, config: PipelineConfig, problems: Ref, policy: PolicyRef, split: st
         "evaluation": evaluation,
         "engine": engine,
         "policy_id": policy.policy_id,
-        "grader": config.grader,
+        **grading_spec(config),
         "seed": config.seed,
         "split": split,
     }
@@ -39,7 +39,8 @@ def evaluate_policy(
     """Greedy pass@1 with its interval, and maj@k and pass@k where samples are asked for."""
     started = time.perf_counter()
     asked = read_problems(open_store().open(problems) / PROBLEMS)
-    with GradingPool(grader=config.grader) as grader:
+    dataset = asked[0].dataset
+    with open_grader(config, dataset) as grader:
         report, predictions = evaluate(
             asked,
             open_policy(config, policy, asked),
@@ -47,7 +48,7 @@ def evaluate_policy(
             split=split,
             config=config.evaluation,
             seed=derive_seed(config.seed, "evaluate"),
-            extract=extract_answer,
+            extract=extractor(config, dataset),
         )
     write_json(entry.path / REPORT, report)
     write_predictions(predictions, entry.path / PREDICTIONS)

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline_lib.config import PipelineConfig
-from pipeline_lib.grading import GradingPool
 from pipeline_lib.problems.formats import format_of
 from pipeline_lib.problems.records import read_problems
 from pipeline_lib.search import TreeWriter, read_trees, read_trees_parquet, search_trees, write_trees_parquet
 from pipeline_lib.seeding import derive_seed
 from pipeline_lib.store import Entry
 from pipeline_lib.types import PolicyRef, Ref, SearchTree
+from tasks.grading import grading_spec, open_grader
 from tasks.policies import open_policy
 from tasks.problems import PROBLEMS
 from tasks.progress import Progress
@@ -34,7 +34,7 @@ def _spec(
         "search": search,
         "engine": engine,
         "policy_id": policy.policy_id,
-        "grader": config.grader,
+        **grading_spec(config),
         "seed": config.seed,
         "iteration": iteration,
         "shard": [shard, config.search.num_shards],
@@ -75,7 +75,7 @@ def search_shard(
         search = search.model_copy(update={"num_simulations": 2 * search.num_simulations})
     progress = Progress(f"search {iteration}.{shard}" + (" again" if earlier else ""), len(to_do))
     observations: dict[str, float] = {}
-    with TreeWriter(partial / "trees.jsonl") as writer, GradingPool(grader=config.grader) as grader:
+    with TreeWriter(partial / "trees.jsonl") as writer, open_grader(config, config.problems.dataset) as grader:
 
         def on_tree(tree: SearchTree) -> None:
             writer.append(tree)

@@ -5,12 +5,14 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline_lib.grading import Grade, GradingPool, extract_answer, grade
+from pipeline_lib.config import ConfigError, GradingConfig, PipelineConfig, apply_overrides
+from pipeline_lib.grading import Conventions, Grade, Graded, GradingPool, extract_answer, grade, grade_answer
 from pipeline_lib.grading.compare import Undecided, judge_at_once
 from pipeline_lib.grading.exact import parse_number
 
@@ -22,7 +24,10 @@ DATA = Path(os.environ.get("COPPICE_TEST_DATA") or Path(__file__).resolve().pare
     [
         ("5+7=12\n#### 12", "12"),
         ("#### 5\nno, wait\n#### 7", "7"),
-        ("#### 42 dollars, not 43", "42"),
+        ("#### 42 dollars, not 43", "42 dollars"),
+        ("#### 5 in all", "5"),
+        ("#### 60 miles per hour on average", "60 miles per hour"),
+        ("The answer is $2$, $3$ and $x$.", "2, 3, x"),
         ("#### 42. That is 6 times 7.", "42"),
         ("####\n42", "42"),
         ("#### $1,234.50", "$1,234.50"),
@@ -104,7 +109,7 @@ def test_numbers_are_read_exactly(text: str, value: Fraction) -> None:
         "2^3",
         "1+1",
         "12:30",
-        "5 p.m.",
+        "5 x",
         "3i",
         "1e9999",
         "--5",
@@ -226,3 +231,48 @@ def test_brackets_matter_and_a_hang_in_a_thread_leaves_no_process() -> None:
         grades = threads.submit(work).result(timeout=60)
     assert grades == {"hang": Grade.TIMEOUT, "closed": Grade.WRONG, "order": Grade.CORRECT}
     assert set(psutil.Process().children(recursive=True)) <= before
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "convention", "by_default", "when_changed"),
+    [
+        ("2, 1", "1, 2", {"any_order": False}, Grade.CORRECT, Grade.WRONG),
+        ("1, 2", "1, 2, 3", {"any_order": False}, Grade.WRONG, Grade.WRONG),
+        (r"\{2, 1\}", r"\{1, 2\}", {"any_order": False}, Grade.CORRECT, Grade.CORRECT),
+        ("(2, 1)", "(1, 2)", {"any_order": True}, Grade.WRONG, Grade.WRONG),
+        (r"5\%", "0.05", {"percent": "unit"}, Grade.CORRECT, Grade.WRONG),
+        (r"5\%", "5", {"percent": "unit"}, Grade.CORRECT, Grade.CORRECT),
+        (r"5\%", "5", {"percent": "fraction"}, Grade.CORRECT, Grade.WRONG),
+        ("5", r"5\text{ cm}", {"ignore_units": False}, Grade.CORRECT, Grade.WRONG),
+        ("5 apples", "5", {"ignore_units": False}, Grade.CORRECT, Grade.CORRECT),
+        ("5 m", "5 cm", {"ignore_units": True}, Grade.WRONG, Grade.WRONG),
+        ("0.333", r"\frac{1}{3}", {"rounded": True}, Grade.WRONG, Grade.CORRECT),
+        ("0.34", r"\frac{1}{3}", {"rounded": True}, Grade.WRONG, Grade.WRONG),
+        ("0.3", r"\frac{1}{3}", {"rounded": True}, Grade.WRONG, Grade.WRONG),
+        (r"33.3\%", r"\frac{1}{3}", {"rounded": True}, Grade.WRONG, Grade.CORRECT),
+        ("3.14", r"\pi", {"rounded": True}, Grade.WRONG, Grade.CORRECT),
+        ("3.15", r"\pi", {"rounded": True}, Grade.WRONG, Grade.WRONG),
+        (r"2\sqrt{3}", "3.464", {"rounded": True}, Grade.WRONG, Grade.CORRECT),
+        (r"1\frac{1}{2}", "1.5", {"mixed_numbers": False}, Grade.CORRECT, Grade.WRONG),
+    ],
+)
+def test_conventions_change_what_counts_as_equal(
+    answer: str, gold: str, convention: dict[str, Any], by_default: Grade, when_changed: Grade
+) -> None:
+    prediction = rf"\boxed{{{answer}}}"
+    assert grade(prediction, gold) is by_default
+    assert grade(prediction, gold, conventions=Conventions(**convention)) is when_changed
+
+
+def test_the_last_number_is_an_answer_only_where_that_is_asked_for() -> None:
+    text = "He pays 3 * 4 = 12 dollars for 3 books."
+    assert grade_answer(text, "3") == Graded(Grade.UNPARSED, None)
+    assert grade_answer(text, "3", conventions=Conventions(last_number=True)) == Graded(Grade.CORRECT, "3")
+    assert grade(text + "\n#### 12", "3", conventions=Conventions(last_number=True)) is Grade.WRONG
+
+
+def test_a_users_convention_goes_before_the_datasets_and_that_before_the_default() -> None:
+    user, dataset = GradingConfig(rounded=True), GradingConfig(rounded=False, percent="unit")
+    assert Conventions.of(user, dataset) == Conventions(rounded=True, percent="unit")
+    with pytest.raises(ConfigError, match=r"grading\.percent"):
+        apply_overrides(PipelineConfig(), ["grading.percent=maybe"])

@@ -48,6 +48,12 @@ OTHER_VALUES = {
     "score.scaling": "sqrt",
     "train.objective": "rft",
     "evaluation.datasets": '["tiny-word"]',
+    "grading.any_order": False,
+    "grading.percent": "unit",
+    "grading.ignore_units": False,
+    "grading.rounded": True,
+    "grading.mixed_numbers": False,
+    "grading.last_number": True,
 }
 
 

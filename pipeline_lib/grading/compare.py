@@ -16,8 +16,10 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from pipeline_lib.grading.conventions import DEFAULT, Conventions
 from pipeline_lib.grading.exact import MAX_NUMBER_CHARS, parse_number, tidy
 from pipeline_lib.grading.extract import extract_answer
+from pipeline_lib.grading.units import split_unit, units_agree
 from pipeline_lib.types import Grade
 
 MAX_ALGEBRA_CHARS = 600
@@ -29,7 +31,12 @@ _HEAVY = re.compile(
 )
 _INTEGER = re.compile(r"-?[1-9]\d{0,17}", re.ASCII)
 _LONG_NUMBER = re.compile(r"([-+]?)\s*(\d{1,3}(?:,\d{3})+|\d+)(?:\.(\d*))?")
-_ASSIGNMENT = re.compile(r"\s*(?:[A-Za-z](?:_\{?\w+\}?)?(?:\([A-Za-z]\))?|[\d\s.,+\-*/()×÷$]+)\s*=\s*([^=]+)")
+_ASSIGNMENT = re.compile(
+    r"\s*(?:[A-Za-z](?:_\{?\w+\}?)?(?:\([A-Za-z]\))?|(?:[\d\s.,+\-*/()×÷$^{}]|\\(?:times|cdot|div|d?frac|sqrt|left|right))+)\s*=\s*([^=]+)"
+)
+_MIXED_NUMBER = re.compile(r"(\d)\s*(\\frac|(?<=\s)\d+\s*/)")
+_NUMERAL = re.compile(r"([0-9A-Fa-f]{1,64})(?:_\{?(\d{1,2})\}?)?")
+_AND = re.compile(r"\s*,?\s*(?:\\text\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b)\s*")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _PHRASE = re.compile(r"[A-Za-z]{4,}")
 _TEXT_COMMANDS = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)(?![A-Za-z])")
@@ -41,18 +48,20 @@ class Undecided(NamedTuple):
 
     answer: str
     gold: str
+    rounded: bool = False
 
 
-def judge_at_once(prediction: str, gold: str) -> Grade | Undecided:
+def judge_at_once(prediction: str, gold: str, conventions: Conventions = DEFAULT) -> Grade | Undecided:
     """The grade where it takes no algebra, else what a worker needs.
 
     Args:
         prediction: the policy's raw text.
         gold: the final answer alone; one that still carries its announcement is cut down to it.
+        conventions: what counts as equal where opinions differ.
 
     Example: ``judge_at_once("... #### 1,234", "1234")`` is CORRECT.
     """
-    answer = extract_answer(prediction)
+    answer = extract_answer(prediction, last_number=conventions.last_number)
     if answer is None:
         return Grade.UNPARSED
     if "####" in gold or "\\boxed" in gold:
@@ -61,19 +70,41 @@ def judge_at_once(prediction: str, gold: str) -> Grade | Undecided:
         return Grade.CORRECT
     if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(gold):
         return Grade.WRONG
-    answer, gold = _without_left_side(tidy(answer), tidy(gold))
+    return _judge_formulas(*_without_left_side(_listed(tidy(answer)), _listed(tidy(gold))), conventions)
+
+
+def _listed(text: str) -> str:
+    """``1 and 2`` as ``1, 2``; a phrase stays."""
+    return text if _is_phrase(text) else _AND.sub(", ", text)
+
+
+def _judge_formulas(answer: str, gold: str, conventions: Conventions) -> Grade | Undecided:
+    """`judge_at_once` for two tidied formulas, numbers or phrases."""
     if _canonical(answer) == _canonical(gold):
-        return Grade.CORRECT if gold else Grade.WRONG
-    left, right = parse_number(answer), parse_number(gold)
+        return _grade(bool(gold))
+    left, right = (parse_number(side, mixed_numbers=conventions.mixed_numbers) for side in (answer, gold))
     if left is not None and right is not None:
-        return Grade.CORRECT if left.equals(right) else Grade.WRONG
+        return _grade(left.equals(right, conventions))
     if max(len(answer), len(gold)) > MAX_NUMBER_CHARS and (digits := _digits(answer)) and (others := _digits(gold)):
-        return Grade.CORRECT if digits == others else Grade.WRONG
+        return _grade(digits == others)
+    if (based := _parse_based(answer)) and (others := _parse_based(gold)):
+        return _grade(_same_based(based, others))
+    (answer, unit), (gold, gold_unit) = split_unit(answer), split_unit(gold)
+    if not units_agree(unit, gold_unit, ignore_units=conventions.ignore_units):
+        return Grade.WRONG
     if not answer or not gold or _is_phrase(answer) or _is_phrase(gold):
-        return Grade.CORRECT if _same_phrase(answer, gold) else Grade.WRONG
+        return _grade(_same_phrase(answer, gold))
     if _is_too_heavy(answer) or _is_too_heavy(gold):
         return Grade.UNPARSED
-    return Undecided(answer, gold)
+    if not conventions.mixed_numbers:
+        answer, gold = (_MIXED_NUMBER.sub(r"\1\\cdot \2", side) for side in (answer, gold))
+    if not conventions.any_order and _is_bare_list(answer) and _is_bare_list(gold):
+        answer, gold = f"({answer})", f"({gold})"
+    return Undecided(answer, gold, conventions.rounded)
+
+
+def _grade(is_right: bool) -> Grade:
+    return Grade.CORRECT if is_right else Grade.WRONG
 
 
 def _without_left_side(answer: str, gold: str) -> tuple[str, str]:
@@ -81,6 +112,31 @@ def _without_left_side(answer: str, gold: str) -> tuple[str, str]:
     if ("=" in answer) != ("=" in gold):
         answer, gold = (tidy(match[1]) if (match := _ASSIGNMENT.fullmatch(side)) else side for side in (answer, gold))
     return answer, gold
+
+
+def _parse_based(text: str) -> tuple[str, int | None] | None:
+    """Digits and base of a numeral such as ``1011_2``; base None where it is not written."""
+    match = _NUMERAL.fullmatch(text)
+    return (match[1].upper(), int(match[2]) if match[2] else None) if match else None
+
+
+def _same_based(left: tuple[str, int | None], right: tuple[str, int | None]) -> bool:
+    if left[1] is None or right[1] is None:
+        return left[0] == right[0]
+    try:
+        return int(left[0], left[1]) == int(right[0], right[1])
+    except ValueError:  # a digit or a base that is none
+        return False
+
+
+def _is_bare_list(text: str) -> bool:
+    """Whether a comma stands outside all brackets."""
+    depth = 0
+    for character in text:
+        depth += (character in "{([") - (character in "})]")
+        if character == "," and depth == 0:
+            return True
+    return False
 
 
 def _digits(text: str) -> tuple[bool, str, str] | None:

@@ -7,23 +7,15 @@ and refuse everything else, so that a sum, a pair or a power never passes for it
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
 
+from pipeline_lib.grading.conventions import DEFAULT, MIN_ROUNDED_DECIMALS, Conventions
+from pipeline_lib.grading.units import unit_of, units_agree
+
 MAX_NUMBER_CHARS = 20_000
 """Longer numbers are compared as text: exact arithmetic on them costs more than an answer is worth."""
-
-# fmt: off
-NOT_UNITS = frozenset({
-    "pi", "hundred", "thousand", "million", "billion", "trillion", "dozen", "half", "halves", "third", "thirds",
-    "quarter", "quarters", "tenths", "percent", "sqrt", "sin", "cos", "tan", "log", "ln", "exp", "squared", "cubed",
-    "factorial", "infinity", "and", "or", "to", "by", "mod", "times", "plus", "minus", "over",
-})
-SHORT_UNITS = frozenset({
-    "cm", "mm", "km", "kg", "mg", "lb", "lbs", "oz", "ft", "in", "yd", "mi", "ml", "hr", "hrs", "min", "mph", "sq",
-})
-# fmt: on
 
 _REWRITES = (
     (re.compile(r"[−–‐‑]"), "-"),
@@ -34,6 +26,7 @@ _REWRITES = (
     (re.compile(r"\\([$%])"), r"\1"),
     (re.compile(r"\s*\^\s*\{?\s*\\circ\s*\}?|\\degree|°"), ""),
     (re.compile(r"\s*percent\b"), "%"),
+    (re.compile(r"\\(?:mathrm|text|operatorname)\s*\{\s*([ei])\s*\}"), r"\1"),
 )
 _WRAPPERS = re.compile(
     r"\$\$(.*)\$\$|\$((?:[^$\\]|\\.)*)\$|\\\((.*)\\\)|\\\[(.*)\\\]|\*\*(.*)\*\*|"
@@ -51,38 +44,58 @@ def _operand(name: str) -> str:
 
 
 _NUMBER = re.compile(
-    rf"""(?P<sign>[-+]?)\s*(?:[$€£]\s*(?P<inner_sign>-?)\s*)?(?:
+    rf"""(?P<sign>[-+]?)\s*(?:(?P<currency>[$€£])\s*(?P<inner_sign>-?)\s*)?(?:
         (?:(?P<whole>\d+)\s*)?\\frac\s*{_operand("a")}\s*{_operand("b")}
       | (?:(?P<whole2>\d+)\s+)?(?P<c>{_PLAIN})\s*/\s*(?P<d>{_PLAIN})
       | (?P<plain>{_PLAIN})
         (?:[eE](?P<e>[-+]?\d{{1,3}})|\s*(?:\\times|\\cdot|×|\*)\s*10\s*\^\s*(?:\{{\s*(?P<p>-?\d{{1,3}})\s*\}}|(?P<p1>\d)))?
-    )\s*(?P<percent>%?)(?P<unit>.*)""",
+    )(?:\s*(?P<percent>%))?(?P<unit>.*)""",
     re.VERBOSE | re.DOTALL,
-)
-_UNIT = re.compile(
-    r"\s*\\(?:text|mathrm|textrm|mbox|rm)\s*\{\s*(?P<set>[A-Za-z ./-]+?)\s*\}\s*(?:\^\s*\{?[23]\}?)?|"
-    r"(?P<space>\s*)(?P<words>[A-Za-z]+(?:[ -][A-Za-z]+){0,4})(?:\^\{?[23]\}?)?"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """An exact value; ``5%`` has value 5 and is also 1/20."""
+    """An exact value as it was written.
+
+    Args:
+        value: without regard to percent sign and unit.
+        is_percent: a percent sign follows.
+        unit: as `units.unit_of` has it.
+        decimals: digits after the decimal point; None for a fraction.
+    """
 
     value: Fraction
     is_percent: bool = False
+    unit: str = ""
+    decimals: int | None = 0
 
-    def equals(self, other: Number) -> bool:
-        """Equal as written, or with one side's percent sign read as a hundredth.
+    def equals(self, other: Number, conventions: Conventions = DEFAULT) -> bool:
+        """Whether both are the same number under `conventions`.
 
         Example: ``5%`` equals 5 (the sign as a unit) and 0.05 (the sign as a factor).
         """
-        if self.value == other.value:
-            return True
-        if self.is_percent == other.is_percent:
+        if not units_agree(self.unit, other.unit, ignore_units=conventions.ignore_units):
             return False
-        percent, plain = (self.value, other.value) if self.is_percent else (other.value, self.value)
-        return percent / 100 == plain
+        if self.is_percent == other.is_percent:
+            return self._is(other, conventions.rounded)
+        reads_unit, reads_fraction = conventions.percent != "fraction", conventions.percent != "unit"
+        return (reads_unit and self._is(other, conventions.rounded)) or (
+            reads_fraction and self._hundredth()._is(other._hundredth(), conventions.rounded)
+        )
+
+    def _is(self, other: Number, rounded: bool) -> bool:
+        return self.value == other.value or (rounded and (self._rounds(other) or other._rounds(self)))
+
+    def _rounds(self, other: Number) -> bool:
+        """Whether this is `other`, rounded to the digits that are written here."""
+        digits = self.decimals or 0
+        return digits >= MIN_ROUNDED_DECIMALS and abs(self.value - other.value) <= Fraction(1, 2 * 10**digits)
+
+    def _hundredth(self) -> Number:
+        if not self.is_percent:
+            return self
+        return replace(self, value=self.value / 100, decimals=None if self.decimals is None else self.decimals + 2)
 
 
 def tidy(text: str) -> str:
@@ -101,24 +114,29 @@ def _unwrap(text: str) -> str:
     return text
 
 
-def parse_number(text: str) -> Number | None:
+def parse_number(text: str, *, mixed_numbers: bool = True) -> Number | None:
     r"""The number that `text` is, with sign, currency, thousands commas, percent sign or trailing unit; else None.
 
     Integers, decimals, ``a/b``, ``\frac{a}{b}`` in all its spellings, mixed numbers, ``1.5\times 10^{3}``.
     Exponents have three digits at most.
+
+    Args:
+        text: an answer alone.
+        mixed_numbers: whether ``1 1/2`` is 3/2; else it is not read here.
 
     Example: ``parse_number("-$1,234.50 dollars").value == Fraction(-2469, 2)``
     """
     if len(text) > MAX_NUMBER_CHARS:
         return None
     match = _NUMBER.fullmatch(tidy(text))
-    if match is None or not _is_unit(match["unit"]):
+    if match is None or not (mixed_numbers or match["whole"] is match["whole2"] is None):
         return None
-    value = _value(match)
-    if value is None:
+    value, unit = _value(match), unit_of(match["unit"])
+    if value is None or unit is None:
         return None
     is_negative = (match["sign"] == "-") != (match["inner_sign"] == "-")
-    return Number(-value if is_negative else value, bool(match["percent"]))
+    unit = unit or {"$": "$", "€": "€"}.get(match["currency"] or "", "")
+    return Number(-value if is_negative else value, bool(match["percent"]), unit, _decimals(match))
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
@@ -137,18 +155,8 @@ def _fraction(digits: str) -> Fraction:
     return Fraction(Decimal(re.sub(r"[,\s]", "", digits)))
 
 
-def _is_unit(text: str) -> bool:
-    """Whether what follows a number only names what is counted; ``2 pi`` and ``5 million`` do not."""
-    if not text.strip():
-        return True
-    match = _UNIT.fullmatch(text)
-    if match is None:
-        return False
-    words = re.findall(r"[a-z]+", (match["set"] or match["words"]).lower())
-    if any(word in NOT_UNITS for word in words):
-        return False
-    if match["set"] is not None:
-        return words not in (["e"], ["i"], ["a", "m"], ["p", "m"], ["am"], ["pm"])
-    return all(len(word) > 2 or word in SHORT_UNITS or word in ("a", "of", "in", "an") for word in words) and (
-        len(words[0]) > 1
-    )
+def _decimals(match: re.Match[str]) -> int | None:
+    if match["plain"] is None:
+        return None
+    exponent = int(match["e"] or match["p"] or match["p1"] or 0)
+    return len(match["plain"].partition(".")[2]) - exponent

@@ -2,7 +2,8 @@ r"""The final answer in a policy's raw text.
 
 One idea: an answer has to be announced. ``#### n`` and ``\boxed{...}`` announce it for certain, and
 the last of them wins whatever prose follows; then comes "the answer is ...". A number that merely
-stands last in the text is not an answer: guessing it would reward rollouts that broke off.
+stands last in the text is not an answer unless that is asked for: guessing it would reward rollouts
+that broke off.
 
 Everything here is linear in the text's length.
 """
@@ -12,7 +13,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-from pipeline_lib.grading.exact import NOT_UNITS, parse_number
+from pipeline_lib.grading.exact import parse_number
+from pipeline_lib.grading.units import NOT_UNITS, unit_of
 
 _BOX_TOKENS = re.compile(r"\\f?box(?:ed)?\b\s*\{|\\boxed(?![A-Za-z])|\\.|[{}]", re.DOTALL)
 _BRACELESS = re.compile(r"\s*([^\s$]+)")
@@ -24,11 +26,13 @@ _NUMBER = r"[-+−]?\s?(?:\\?\$|€|£)?-?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(?:\
 _LEADING_NUMBER = re.compile(rf"({_NUMBER})(?=[\s.,;:!?)*\"']|$)(?!\s*[ap]\.?m\b)[\s.,;:!?()*\"']*([A-Za-z]+|$)")
 _ANY_NUMBER = re.compile(rf"(?<![\w.,]){_NUMBER}(?![\w%])")
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
+_JOINT = re.compile(r"\s*(?:,|,?\s*\band\b|,?\s*\bor\b)\s*")
+_WORDS_AFTER = re.compile(r" (?:[ap]\.m\b|[A-Za-z]+(?:[ /][A-Za-z]+){0,3})")
 _WORD = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{4,}")
 _NO_UNIT_AFTER = NOT_UNITS | {"and", "or", "to", "by", "mod", "times", "plus", "minus", "over", "am", "pm"}
 
 
-def extract_answer(text: str) -> str | None:
+def extract_answer(text: str, *, last_number: bool = False) -> str | None:
     r"""The final answer that `text` announces, without the prose around it; None when there is none.
 
     In this order: the last ``#### ...`` or non-empty ``\boxed{...}`` (``\fbox``, nested braces and
@@ -37,6 +41,7 @@ def extract_answer(text: str) -> str | None:
 
     Args:
         text: as sampled, any length.
+        last_number: whether the last number of a text without any of these is its answer.
 
     Example: ``extract_answer(r"So $x=\boxed{\frac{1}{2}}$, not 3.")`` is ``\frac{1}{2}``.
     """
@@ -45,7 +50,12 @@ def extract_answer(text: str) -> str | None:
     if certain:
         return max(certain)[1]
     unsure = _trimmed(lines) or _trimmed((match.start(), match[1]) for match in _ANNOUNCED.finditer(text))
-    return max(unsure)[1] if unsure else _bare(text)
+    if unsure:
+        return max(unsure)[1]
+    answer = _bare(text)
+    if answer is None and last_number and (numbers := _ANY_NUMBER.findall(text)):
+        answer = str(numbers[-1]).strip()
+    return answer
 
 
 def _trimmed(spans: Iterable[tuple[int, str]]) -> list[tuple[int, str]]:
@@ -76,12 +86,12 @@ def _boxes(text: str) -> Iterator[tuple[int, str]]:
 def _trim(span: str) -> str:
     """Cuts what follows an announcement down to the answer itself."""
     span = _without_loose_end(span.strip().strip("*`_ \t").strip())
-    delimited = _DELIMITED.match(span)
-    if delimited:
-        return str(next(group for group in delimited.groups() if group is not None)).strip()
+    formulas = _leading_formulas(span)
+    if formulas:
+        return ", ".join(formulas)
     number = _LEADING_NUMBER.match(span)
     if number and number[2].lower() not in _NO_UNIT_AFTER:
-        return number[1].strip()
+        return (number[1] + _unit_after(span[number.end(1) :])).strip()
     end = _SENTENCE_END.search(span)
     sentence = span[: end.start()] if end else span
     if _WORD.search(sentence):
@@ -92,6 +102,27 @@ def _trim(span: str) -> str:
         if len(numbers) == 1 and not _NO_UNIT_AFTER & set(sentence.lower().split()):
             return str(numbers[0]).strip()
     return sentence.strip("*`_ \t").rstrip(",;:").strip()
+
+
+def _leading_formulas(span: str) -> list[str]:
+    """The formula in dollars at the start, and those that a comma or an "and" joins to it."""
+    formulas: list[str] = []
+    match = _DELIMITED.match(span)
+    while match:
+        formulas.append(next(str(group) for group in match.groups() if group is not None).strip())
+        joint = _JOINT.match(span, match.end())
+        match = _DELIMITED.match(span, joint.end()) if joint else None
+    return formulas
+
+
+def _unit_after(text: str) -> str:
+    """The unit of measure that `text` begins with; "" where it begins with anything else."""
+    words = _WORDS_AFTER.match(text)
+    while words:
+        if unit_of(words[0]) not in ("", "in", None):  # "5 in all" is no length
+            return words[0]
+        words = _WORDS_AFTER.match(words[0].rpartition(" ")[0])
+    return ""
 
 
 def _without_loose_end(span: str) -> str:

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from pipeline_lib.grading.compare import judge_at_once
+from pipeline_lib.grading.conventions import DEFAULT, Conventions
 from pipeline_lib.grading.exact import tidy
 from pipeline_lib.grading.extract import extract_answer
 from pipeline_lib.grading.processes import DEADLINE_S, MEMORY_BYTES, GradingError, Request, Workers
@@ -52,6 +53,7 @@ class GradingPool:
         num_workers: processes at most; None takes `default_num_workers`.
         deadline_s: CPU seconds per answer.
         memory_bytes: memory that one answer may take.
+        conventions: what counts as equal where opinions differ; a verifier does not see them.
         grader: ``math``, or ``my_package.my_module:verify``, a function from prediction and gold to bool.
 
     Raises:
@@ -66,12 +68,13 @@ class GradingPool:
         *,
         deadline_s: float = DEADLINE_S,
         memory_bytes: int = MEMORY_BYTES,
+        conventions: Conventions = DEFAULT,
         grader: str = MATH,
     ) -> None:
         if grader != MATH and ":" not in grader:
             raise GradingError(f"grader={grader}: expected {MATH} or my_package.my_module:verify")
         num_workers = num_workers or default_num_workers()
-        self._grader = grader
+        self._conventions, self._grader = conventions, grader
         self._workers = Workers(num_workers, deadline_s, memory_bytes, grader)
         self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="grading")
         self._changed = threading.Condition()
@@ -92,7 +95,7 @@ class GradingPool:
     def submit(self, key: str, prediction: str, gold: str) -> None:
         request: Grade | Request = (prediction, gold)
         if self._grader == MATH:
-            request = _judge_at_once(prediction, gold)
+            request = _judge_at_once(prediction, gold, self._conventions)
         with self._changed:
             self._num_in_flight += 1
         if isinstance(request, Grade):
@@ -116,7 +119,10 @@ class GradingPool:
 
     def poll_answers(self, *, block: bool) -> list[tuple[str, Graded]]:
         """Like `poll`, with the extracted answers beside the grades."""
-        return [(key, Graded(grade, extract_answer(text))) for key, text, grade in self._collect(block)]
+        return [(key, Graded(grade, self._extract(text))) for key, text, grade in self._collect(block)]
+
+    def _extract(self, text: str) -> str | None:
+        return extract_answer(text, last_number=self._conventions.last_number)
 
     def close(self) -> None:
         """Drops what is in flight and ends all workers."""
@@ -164,44 +170,47 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_shared_workers.cache_clear)
 
 
-def grade(prediction: str, gold: str) -> Grade:
+def grade(prediction: str, gold: str, *, conventions: Conventions = DEFAULT) -> Grade:
     r"""Whether the final answer in `prediction` equals `gold`; safe in any thread.
 
     Args:
         prediction: the policy's raw text.
         gold: the gold final answer.
+        conventions: what counts as equal where opinions differ.
 
     Raises:
         GradingError: algebra was needed and no worker could be started.
 
     Example: ``grade(r"So it is \boxed{\frac12}.", "0.5")`` is CORRECT; ``grade("Hm.", "5")`` is UNPARSED.
     """
-    return _decide(prediction, gold)
+    return _decide(prediction, gold, conventions)
 
 
-def grade_answer(prediction: str, gold: str) -> Graded:
+def grade_answer(prediction: str, gold: str, *, conventions: Conventions = DEFAULT) -> Graded:
     r"""Like `grade`, with the extracted answer beside the grade.
 
     Args:
         prediction: the policy's raw text.
         gold: the gold final answer.
+        conventions: what counts as equal where opinions differ.
 
     Raises:
         GradingError: algebra was needed and no worker could be started.
 
     Example: ``grade_answer(r"So it is \boxed{\frac12}.", "0.5") == Graded(Grade.CORRECT, r"\frac12")``
     """
-    return Graded(_decide(prediction, gold), extract_answer(prediction))
+    answer = extract_answer(prediction, last_number=conventions.last_number)
+    return Graded(_decide(prediction, gold, conventions), answer)
 
 
-def _judge_at_once(prediction: str, gold: str) -> Grade | Request:
+def _judge_at_once(prediction: str, gold: str, conventions: Conventions) -> Grade | Request:
     """UNPARSED rather than WRONG where the gold holds nothing to compare with."""
-    verdict = judge_at_once(prediction, gold)
+    verdict = judge_at_once(prediction, gold, conventions)
     return Grade.UNPARSED if verdict is Grade.WRONG and not tidy(gold) else verdict
 
 
-def _decide(prediction: str, gold: str) -> Grade:
-    verdict = _judge_at_once(prediction, gold)
+def _decide(prediction: str, gold: str, conventions: Conventions) -> Grade:
+    verdict = _judge_at_once(prediction, gold, conventions)
     if isinstance(verdict, Grade):
         return verdict
     with _shared_lock:

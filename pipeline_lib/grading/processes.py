@@ -30,7 +30,7 @@ _CACHED_VERDICTS = 16_384
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 _READY = "ready"
 
-Request = tuple[str, ...]
+Request = tuple[str | bool, ...]
 """What a worker judges: answer and gold as `compare.Undecided` has them, or a verifier's two arguments."""
 
 

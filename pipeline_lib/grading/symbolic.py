@@ -11,12 +11,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipeline_lib.grading.conventions import MIN_ROUNDED_DECIMALS
+from pipeline_lib.grading.exact import parse_number
+
 EXACT_TOLERANCE = 1e-12
 FLOAT_TOLERANCE = 1e-6
 
 
-def is_equal_by_algebra(answer: str, gold: str) -> bool:
+def is_equal_by_algebra(answer: str, gold: str, *, rounded: bool = False) -> bool:
     """Whether two LaTeX expressions are the same mathematical object; False where one cannot be read.
+
+    Args:
+        answer: without delimiters.
+        gold: likewise.
+        rounded: whether a decimal equals what rounds to it, see `conventions.Conventions`.
 
     Raises:
         MemoryError: the process's memory cap was reached.
@@ -24,9 +32,11 @@ def is_equal_by_algebra(answer: str, gold: str) -> bool:
     from math_verify import verify
 
     try:
-        left, right = _parse(answer), _parse(gold)
+        left, right = (_with_imaginary_unit(_parse(side)) for side in (answer, gold))
         if not left or not right or not _comparable(left[0], right[0]):
             return False
+        if rounded and (_rounds(answer, right[0]) or _rounds(gold, left[0])):
+            return True
         return bool(verify(right, left, timeout_seconds=None)) and _constants_agree(left[0], right[0])
     except MemoryError:
         raise
@@ -45,6 +55,17 @@ def _parse(text: str) -> list[Any]:
     return parsed
 
 
+def _with_imaginary_unit(parsed: list[Any]) -> list[Any]:
+    """Reads the letter i as the imaginary unit, as a final answer means it."""
+    import sympy
+
+    def read(side: Any) -> Any:
+        letters = [symbol for symbol in getattr(side, "free_symbols", ()) if symbol.name == "i"]
+        return side.subs(dict.fromkeys(letters, sympy.I)) if letters else side
+
+    return [read(side) for side in parsed]
+
+
 def _comparable(left: Any, right: Any) -> bool:
     import sympy
 
@@ -52,6 +73,18 @@ def _comparable(left: Any, right: Any) -> bool:
         return True
     equation = left if isinstance(left, sympy.Eq) else right
     return all(factor.is_Symbol or factor.is_Function for factor in sympy.Mul.make_args(equation.lhs))
+
+
+def _rounds(decimal: str, value: Any) -> bool:
+    """Whether `decimal` is the constant `value`, rounded to the digits that are written."""
+    import sympy
+
+    number = parse_number(decimal)
+    digits = (number.decimals or 0) if number else 0
+    if number is None or digits < MIN_ROUNDED_DECIMALS or not (isinstance(value, sympy.Expr) and value.is_number):
+        return False
+    written = sympy.Rational(number.value.numerator, number.value.denominator)
+    return bool(abs(sympy.N(value - written, 30)) <= sympy.Rational(1, 2 * 10**digits))
 
 
 def _constants_agree(left: Any, right: Any) -> bool:

@@ -105,9 +105,9 @@ def read_latex_in_two_stages() -> None:
     reader.create_parser, reader.parse = create, parse_in_two_stages
 
 
-def _judge_by_algebra(answer: str, gold: str) -> Grade:
+def _judge_by_algebra(answer: str, gold: str, rounded: bool = False) -> Grade:
     """UNPARSED rather than WRONG where the gold is no formula: nothing was compared with it."""
-    if is_equal_by_algebra(answer, gold):
+    if is_equal_by_algebra(answer, gold, rounded=rounded):
         return Grade.CORRECT
     return Grade.WRONG if _is_readable(gold) else Grade.UNPARSED
 

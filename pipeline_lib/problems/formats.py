@@ -6,9 +6,9 @@ One idea: everything that depends on the dataset's name, apart from reading its 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from pipeline_lib.config import ConfigError
+from pipeline_lib.config import ConfigError, GradingConfig
 
 _STEPWISE = "Solve the problem step by step and write each step on a line of its own."
 
@@ -21,11 +21,13 @@ class DatasetFormat:
         name: the dataset's, without ``@scale``.
         step_delimiter: what ends a step; it belongs to the step that it ends.
         instruction: appended to every question; "" where the policy was trained on the bare question.
+        grading: conventions in which the dataset departs from the defaults.
     """
 
     name: str
     step_delimiter: str
     instruction: str
+    grading: GradingConfig = field(default_factory=GradingConfig)
 
 
 FORMATS = {
@@ -33,7 +35,12 @@ FORMATS = {
     for form in (
         DatasetFormat("tiny-word", "\n", ""),
         DatasetFormat("tiny-algebra", "\n", ""),
-        DatasetFormat("gsm8k", "\n", f"{_STEPWISE} The last line is `#### ` and the answer as a plain number."),
+        DatasetFormat(
+            "gsm8k",
+            "\n",
+            f"{_STEPWISE} The last line is `#### ` and the answer as a plain number.",
+            GradingConfig(percent="unit"),  # its golds are integers: 20 for 20%
+        ),
         DatasetFormat("math", "\n", rf"{_STEPWISE} Put the final answer, and nothing else, into \boxed{{}}."),
         DatasetFormat("file", "\n", rf"{_STEPWISE} Put the final answer, and nothing else, into \boxed{{}}."),
     )
