@@ -28,12 +28,14 @@ _HEAVY = re.compile(
     r"\d{120,}"  # sympy factors and prints what it reads
     r"|\^\s*\{?\s*-?\d{5,}|\^[^^]{0,12}\^[^^]{0,12}\^"  # huge exponents, towers of powers
     r"|\d{4,}\s*\}?\)?\s*!|!\s*\)?\s*!"  # huge or repeated factorials
+    r"|binom\s*\{?\s*\d{5,}"
 )
 _INTEGER = re.compile(r"-?[1-9]\d{0,17}", re.ASCII)
 _LONG_NUMBER = re.compile(r"([-+]?)\s*(\d{1,3}(?:,\d{3})+|\d+)(?:\.(\d*))?")
 _ASSIGNMENT = re.compile(
     r"\s*(?:[A-Za-z](?:_\{?\w+\}?)?(?:\([A-Za-z]\))?|(?:[\d\s.,+\-*/()×÷$^{}]|\\(?:times|cdot|div|d?frac|sqrt|left|right))+)\s*=\s*([^=]+)"
 )
+_BRACKETS = ("(", "[", "\\{")
 _MIXED_NUMBER = re.compile(r"(\d)\s*(\\frac|(?<=\s)\d+\s*/)")
 _NUMERAL = re.compile(r"([0-9A-Fa-f]{1,64})(?:_\{?(\d{1,2})\}?)?")
 _AND = re.compile(r"\s*,?\s*(?:\\text\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b)\s*")
@@ -82,15 +84,11 @@ def _judge_formulas(answer: str, gold: str, conventions: Conventions) -> Grade |
     """`judge_at_once` for two tidied formulas, numbers or phrases."""
     if _canonical(answer) == _canonical(gold):
         return _grade(bool(gold))
-    left, right = (parse_number(side, mixed_numbers=conventions.mixed_numbers) for side in (answer, gold))
-    if left is not None and right is not None:
-        return _grade(left.equals(right, conventions))
-    if max(len(answer), len(gold)) > MAX_NUMBER_CHARS and (digits := _digits(answer)) and (others := _digits(gold)):
-        return _grade(digits == others)
-    if (based := _parse_based(answer)) and (others := _parse_based(gold)):
-        return _grade(_same_based(based, others))
+    equal = _are_equal_numbers(answer, gold, conventions)
+    if equal is not None:
+        return _grade(equal)
     (answer, unit), (gold, gold_unit) = split_unit(answer), split_unit(gold)
-    if not units_agree(unit, gold_unit, ignore_units=conventions.ignore_units):
+    if not units_agree(unit, gold_unit, ignore_units=conventions.ignore_units) or _have_other_brackets(answer, gold):
         return Grade.WRONG
     if not answer or not gold or _is_phrase(answer) or _is_phrase(gold):
         return _grade(_same_phrase(answer, gold))
@@ -101,6 +99,18 @@ def _judge_formulas(answer: str, gold: str, conventions: Conventions) -> Grade |
     if not conventions.any_order and _is_bare_list(answer) and _is_bare_list(gold):
         answer, gold = f"({answer})", f"({gold})"
     return Undecided(answer, gold, conventions.rounded)
+
+
+def _are_equal_numbers(answer: str, gold: str, conventions: Conventions) -> bool | None:
+    """None unless both sides are numbers."""
+    left, right = (parse_number(side, mixed_numbers=conventions.mixed_numbers) for side in (answer, gold))
+    if left is not None and right is not None:
+        return left.equals(right, conventions)
+    if max(len(answer), len(gold)) > MAX_NUMBER_CHARS and (digits := _digits(answer)) and (others := _digits(gold)):
+        return digits == others
+    if (numeral := _parse_based(answer)) and (other := _parse_based(gold)):
+        return _same_based(numeral, other)
+    return None
 
 
 def _grade(is_right: bool) -> Grade:
@@ -127,6 +137,12 @@ def _same_based(left: tuple[str, int | None], right: tuple[str, int | None]) -> 
         return int(left[0], left[1]) == int(right[0], right[1])
     except ValueError:  # a digit or a base that is none
         return False
+
+
+def _have_other_brackets(answer: str, gold: str) -> bool:
+    """A set against a tuple or an interval; Math-Verify would take them for equal."""
+    is_bracketed = answer.startswith(_BRACKETS) and gold.startswith(_BRACKETS)
+    return is_bracketed and answer.startswith("\\{") != gold.startswith("\\{")
 
 
 def _is_bare_list(text: str) -> bool:

@@ -17,7 +17,21 @@ from pipeline_lib.grading.units import unit_of, units_agree
 MAX_NUMBER_CHARS = 20_000
 """Longer numbers are compared as text: exact arithmetic on them costs more than an answer is worth."""
 
+_SIGNS = str.maketrans(
+    {
+        "⁄": "/",
+        "²": "^2",
+        "³": "^3",
+        "π": r"\pi ",
+        "∞": r"\infty ",
+        "≤": r"\le ",
+        "≥": r"\ge ",
+        "∪": r"\cup ",
+        "·": r"\cdot ",
+    }
+)
 _REWRITES = (
+    (re.compile(r"√\s*(?:\(([^()]*)\)|(\d+|[A-Za-z]))"), r"\\sqrt{\1\2}"),
     (re.compile(r"[−–‐‑]"), "-"),
     (re.compile(r"(?<!\\)\\[!,;:]|[\u2009\u202f\u00a0]|\\left(?![A-Za-z])|\\right(?![A-Za-z])|\\displaystyle"), ""),
     (re.compile(r"(?<!\\)\\ |~|\\quad"), " "),
@@ -100,18 +114,23 @@ class Number:
 
 def tidy(text: str) -> str:
     r"""Writes the same answer in one way: no spacing commands, no delimiters or ``\text`` around it, no full stop."""
-    text = _unwrap(text)  # before `\\$` loses its backslash
+    text = _unwrap(text).translate(_SIGNS)  # unwrapped before `\\$` loses its backslash
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
     return _unwrap(text)
 
 
 def _unwrap(text: str) -> str:
-    text = text.strip().rstrip(".,;:").strip()
+    text = _without_stop(text)
     while (match := _WRAPPERS.fullmatch(text)) is not None:
-        inner = next(group for group in match.groups() if group is not None)
-        text = str(inner).strip().rstrip(".,;:").strip()
+        text = _without_stop(next(str(group) for group in match.groups() if group is not None))
     return text
+
+
+def _without_stop(text: str) -> str:
+    text = text.strip()
+    short = text.rstrip(".,;: ")
+    return text[: len(short) + 1] if short.endswith("\\") and short != text else short  # `\,` is one command
 
 
 def parse_number(text: str, *, mixed_numbers: bool = True) -> Number | None:

@@ -11,16 +11,15 @@ Everything here is linear in the text's length.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
 
 from pipeline_lib.grading.exact import parse_number
 from pipeline_lib.grading.units import NOT_UNITS, unit_of
 
 _BOX_TOKENS = re.compile(r"\\f?box(?:ed)?\b\s*\{|\\boxed(?![A-Za-z])|\\.|[{}]", re.DOTALL)
-_BRACELESS = re.compile(r"\s*([^\s$]+)")
+_BRACELESS = re.compile(r"\s{0,9}([^\s$]{1,200})")
 _HASHES = re.compile(r"(?<!#)####(?!#)[ \t]*:?\s*([^\n]+)")
 _HEADING = re.compile(r"(?:step|part|case)\b|\d+\s*[.):]\s+[A-Za-z]", re.IGNORECASE)
-_ANNOUNCED = re.compile(r"\banswer(?:\s+is|\s+equals|\s*:|\s*=)\s*:?\s*([^\n]+)", re.IGNORECASE)
+_ANNOUNCED = re.compile(r"\banswer(?:\s+is|\s+equals|\s*:|\s*=)\s*:?\s*(?=([^\n]{1,1000}))", re.IGNORECASE)
 _DELIMITED = re.compile(r"\$\$(.+?)\$\$|\$((?:[^$\\]|\\.)+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _NUMBER = r"[-+−]?\s?(?:\\?\$|€|£)?-?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(?:\s?/\s?\d+)?(?:\s?\\?%)?"
 _LEADING_NUMBER = re.compile(rf"({_NUMBER})(?=[\s.,;:!?)*\"']|$)(?!\s*[ap]\.?m\b)[\s.,;:!?()*\"']*([A-Za-z]+|$)")
@@ -45,42 +44,52 @@ def extract_answer(text: str, *, last_number: bool = False) -> str | None:
 
     Example: ``extract_answer(r"So $x=\boxed{\frac{1}{2}}$, not 3.")`` is ``\frac{1}{2}``.
     """
-    lines = [(match.start(), match[1]) for match in _HASHES.finditer(text)]
-    certain = [*_boxes(text), *_trimmed(line for line in lines if not _HEADING.match(line[1]))]
-    if certain:
-        return max(certain)[1]
-    unsure = _trimmed(lines) or _trimmed((match.start(), match[1]) for match in _ANNOUNCED.finditer(text))
-    if unsure:
-        return max(unsure)[1]
+    lines = [match.span(1) for match in _HASHES.finditer(text)]
+    certain = [span for span in lines if not _HEADING.match(text, *span)]
+    answer = _last(text, _boxes(text), certain) or _last(text, [], lines)
+    if answer is None:
+        answer = _last(text, [], [match.span(1) for match in _ANNOUNCED.finditer(text)])
+    if answer is not None:
+        return answer
     answer = _bare(text)
     if answer is None and last_number and (numbers := _ANY_NUMBER.findall(text)):
         answer = str(numbers[-1]).strip()
     return answer
 
 
-def _trimmed(spans: Iterable[tuple[int, str]]) -> list[tuple[int, str]]:
-    return [(start, answer) for start, span in spans if (answer := _trim(span))]
+Span = tuple[int, int]
 
 
-def _boxes(text: str) -> Iterator[tuple[int, str]]:
-    """Start and content of every closed box; one pass with a stack, since boxes nest and break off."""
+def _last(text: str, boxes: list[Span], lines: list[Span]) -> str | None:
+    """The last non-empty one among boxes, taken as they are, and lines, cut down to their answer."""
+    places = [(span, False) for span in boxes] + [(span, True) for span in lines]
+    for (start, end), is_line in sorted(places, reverse=True):
+        answer = _trim(text[start:end]) if is_line else text[start:end].strip()
+        if answer:
+            return answer
+    return None
+
+
+def _boxes(text: str) -> list[Span]:
+    """Where the content of each closed box stands; one pass with a stack, since boxes nest and break off."""
     if "box" not in text:
-        return
-    stack: list[tuple[int, int] | None] = []
+        return []
+    spans: list[Span] = []
+    stack: list[int | None] = []  # where an open box's content starts; None for any other brace
     for token in _BOX_TOKENS.finditer(text):
         if token[0] == "{":
             stack.append(None)
         elif token[0] == "}":
-            opened = stack.pop() if stack else None
-            content = text[opened[1] : token.start()].strip() if opened else ""
-            if opened and content:
-                yield opened[0], content
+            start = stack.pop() if stack else None
+            if start is not None:
+                spans.append((start, token.start()))
         elif token[0].endswith("{") and len(token[0]) > 2:
-            stack.append((token.start(), token.end()))
+            stack.append(token.end())
         elif token[0] == r"\boxed":
             bare = _BRACELESS.match(text, token.end())
-            if bare and (content := bare[1].rstrip(".,;:!?")):
-                yield token.start(), content
+            if bare:
+                spans.append((bare.start(1), bare.start(1) + len(bare[1].rstrip(".,;:!?"))))
+    return spans
 
 
 def _trim(span: str) -> str:

@@ -18,6 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # so that this folder is `benchmarks`, as in the tests
 
 from benchmarks.flow import flow_figures  # noqa: E402
+from benchmarks.grading import grading_figures, read_corpus, ungraded_figure  # noqa: E402
 from benchmarks.measuring import Figure  # noqa: E402
 from benchmarks.search_throughput import batch_variance, raw_requests, search_figures  # noqa: E402
 from benchmarks.training import training_figures  # noqa: E402
@@ -31,6 +32,7 @@ from pipeline_lib.policy.transformers_policy import TransformersPolicy  # noqa: 
 from pipeline_lib.problems.tiny import make_problem  # noqa: E402
 
 NUM_PROBLEMS = 1000  # the paper's iteration has 2,000; with few, the slots that run dry at the end weigh too much
+NUM_GRADED = 200  # for the search with and without grading: both sides draw the same rollouts
 
 
 def main() -> None:
@@ -39,7 +41,7 @@ def main() -> None:
     parser.add_argument("--skip-flow", action="store_true", help="leave out the whole run of the tiny preset")
     arguments = parser.parse_args()
     started, config = time.perf_counter(), tiny()
-    figures = library_figures(config)
+    figures = library_figures(config) + graded_figures(config)
     if not arguments.skip_flow:
         with tempfile.TemporaryDirectory(prefix="coppice-bench-") as home:
             figures += flow_figures(config, Path(home))
@@ -77,6 +79,15 @@ def library_figures(
         rounds=rounds,
         num_compared=num_compared,
     )
+
+
+def graded_figures(config: PipelineConfig) -> list[Figure]:
+    """Grading on the golden corpus, and what it costs the search."""
+    problems = [make_problem(config.problems.dataset, "train", index) for index in range(NUM_GRADED)]
+    policy = open_policy(config, config.policy.max_batch)
+    figure = ungraded_figure(policy, problems, config.search)
+    policy.close()
+    return [*grading_figures(read_corpus()), figure]
 
 
 def open_policy(config: PipelineConfig, capacity: int) -> TransformersPolicy:
