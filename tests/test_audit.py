@@ -28,6 +28,7 @@ def test_every_number_of_a_small_iteration_worked_by_hand():
     assert report.variance_by_visits == pytest.approx({"1": 1 / 7 - (1 / 7) ** 2, "2-3": 2.25})
     assert (report.positive_mass, report.negative_mass) == (3, -1)
     assert (report.unparsed_share, report.truncated_share) == (0.1, 0.1)  # of 4 + 2 + 4 rollouts
+    assert report.rollouts == {"correct": 5, "wrong": 3, "unparsed": 1, "timeout": 0, "truncated": 1}
     assert sum(report.histogram.counts) == 9
     assert (report.histogram.edges[0], report.histogram.edges[-1]) == (-3, 3)
     assert report.histogram.counts[20] == 7  # the middle bin holds the zeros
@@ -173,6 +174,7 @@ def test_counts_add_up_and_the_verdict_agrees_with_the_advice(searched):
     report = audit(*searched)
     kinds = report.num_informative + report.num_all_correct + report.num_all_wrong
     assert kinds == report.num_problems == len(searched)
+    assert sum(report.rollouts.values()) == sum(tree.num_rollouts for tree in searched)
     assert sum(report.histogram.counts) == report.num_steps == sum(tree.num_nodes - 1 for tree in searched)
     assert report.negative_mass <= 0 <= report.positive_mass
     assert report.passed is (report.advice == "")

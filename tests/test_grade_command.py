@@ -60,6 +60,22 @@ def test_a_file_may_be_graded_in_place_by_the_users_own_verifier(tmp_path: Path)
 
 
 @pytest.mark.slow
+def test_conventions_come_from_the_dataset_and_from_the_user(tmp_path: Path) -> None:
+    rows = [{"gold": "0.2", "prediction": r"\boxed{20\%}"}, {"gold": "0.33", "prediction": r"\boxed{1/3}"}]
+    source = write_rows(tmp_path / "in.jsonl", rows)
+    options = {
+        "math": [],
+        "gsm8k": ["--dataset", "gsm8k"],
+        "rounded": ["--set", "grading.rounded=true"],
+    }
+    for name, arguments in options.items():
+        done = coppice("grade", "--input", source, "--output", f"{name}.jsonl", *arguments, folder=tmp_path)
+        assert done.returncode == 0, done.stderr
+    grades = {name: [row["grade"] for row in read_rows(tmp_path / f"{name}.jsonl")] for name in options}
+    assert grades == {"math": ["correct", "wrong"], "gsm8k": ["wrong", "wrong"], "rounded": ["correct", "correct"]}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -92,6 +108,8 @@ def test_a_bad_input_is_one_line_and_leaves_the_output_alone(tmp_path: Path, con
         (["--output", "/dev/null"], "is no regular file"),
         (["--output", "out.jsonl", "--grader", "nowhere:verify"], "grader=nowhere:verify: cannot be loaded"),
         (["--output", "out.jsonl", "--grader", "verify"], "expected math or my_package.my_module:verify"),
+        (["--output", "out.jsonl", "--set", "search.c_uct=1"], "only grading.* changes anything here"),
+        (["--output", "out.jsonl", "--dataset", "gsm9k"], "dataset 'gsm9k' is not known"),
     ],
 )
 def test_a_bad_option_is_one_line_and_writes_nothing(tmp_path: Path, arguments: list[str], message: str) -> None:
