@@ -106,6 +106,11 @@ class TrackedRun:
         for name, value in tags.items():
             self._client.set_tag(self.run_id, name, value)
 
+    def reopen(self) -> None:
+        """Makes a run that had ended RUNNING again."""
+        if self._client.get_run(self.run_id).info.status != "RUNNING":
+            self._client.update_run(self.run_id, status="RUNNING")
+
     def end(self, status: str) -> None:
         """Ends the run as FINISHED, FAILED or KILLED."""
         self._client.set_terminated(self.run_id, status=status)

@@ -81,6 +81,7 @@ class Tracker(TrackedRun):
         tracker = cls(
             client, run_id, experiment_id=experiment_id, run_key=run_key, config=config, root=settings.store_root
         )
+        tracker.reopen()
         tracker.log_params(flatten(config))
         return tracker
 
@@ -111,6 +112,7 @@ class Tracker(TrackedRun):
             The child's run id.
         """
         run = self.iteration(record.index)
+        run.reopen()
         metrics = record_metrics(record)
         run.set_tags({POLICY_ID: record.policy.policy_id})
         run.log_points([(name, record.index, value) for name, value in metrics.items()])
@@ -236,8 +238,6 @@ def _attach(client: Any, experiment_id: str, run_key: str, run_name: str, tags: 
         run = client.create_run(experiment_id, run_name=run_name, tags={**tags, RUN_KEY: run_key})
         return str(run.info.run_id)
     run_id = str(found[0].info.run_id)
-    if found[0].info.status != "RUNNING":
-        client.update_run(run_id, status="RUNNING")
     for name, value in tags.items():
         client.set_tag(run_id, name, value)
     return run_id
