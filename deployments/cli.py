@@ -55,7 +55,7 @@ def run(
         result = self_training(config)
     if summary is not None:
         _write_json(summary, terminal.summary_json(result, config))
-    terminal.print_result(result, tracking_uri=tracking_uri(settings))
+    terminal.print_result(result, config, tracking_uri=tracking_uri(settings))
 
 
 @app.command()

@@ -20,6 +20,8 @@ from rich.table import Table
 
 from pipeline_lib.config import PipelineConfig
 from pipeline_lib.report.rows import IterationRow, format_accuracy, records_table, tested_datasets
+from pipeline_lib.report.sanity import single_iteration_checks
+from pipeline_lib.report.signatures import failure_signatures
 from pipeline_lib.types import EvalReport, IterationRecord, JsonDict, RunResult
 
 PROGRESS_LOGGER = "coppice.progress"
@@ -89,8 +91,10 @@ def results_table(result: RunResult) -> Table:
     return table
 
 
-def print_result(result: RunResult, *, tracking_uri: str, console: Console | None = None) -> None:
-    """Prints the table, the champion and its reason, and how to open both UIs."""
+def print_result(
+    result: RunResult, config: PipelineConfig, *, tracking_uri: str, console: Console | None = None
+) -> None:
+    """Prints the table, the champion and its reason, what went wrong if anything did, and how to open both UIs."""
     console = console or Console()
     if not console.is_terminal:
         console.width = 160  # nobody's window: a pipe would otherwise cut the table at 80
@@ -99,6 +103,7 @@ def print_result(result: RunResult, *, tracking_uri: str, console: Console | Non
     lines = [
         f"champion: {'the base' if champion == 0 else f'iteration {champion}'} ({result.decision.reason})",
         f"stopped because: {result.stopped_because} ({result.wall_s:.0f} s in all)",
+        *notice_lines(result, config),
         *ui_lines(tracking_uri),
     ]
     for line in lines:
@@ -117,6 +122,18 @@ def print_reports(reports: Sequence[EvalReport], *, console: Console | None = No
         ]
         table.add_row(report.dataset, report.split, *counts)
     (console or Console()).print(table)
+
+
+def notice_lines(result: RunResult, config: PipelineConfig) -> list[str]:
+    """A line per failure signature, and what a single iteration can and cannot tell; none for a healthy longer run."""
+    signatures = failure_signatures(result, config)
+    lines = [f"noticed: {found.title[0].lower() + found.title[1:]} ({found.evidence})" for found in signatures]
+    if signatures:
+        lines.append("what that means and what to try: coppice report")
+    if checks := single_iteration_checks(result, config):
+        lines.append("sanity check: " + ", ".join(f"{check.name} {check.verdict}" for check in checks))
+        lines.append("one iteration cannot tell whether a second one gains again or declines: 2 to 4 can")
+    return lines
 
 
 def ui_lines(tracking_uri: str) -> list[str]:

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline_lib.config import GateConfig
-from pipeline_lib.types import EvalReport, GateDecision, IterationRecord
+from pipeline_lib.types import EvalReport, GateDecision, GateTrial, IterationRecord
 
 ROUNDING = 1e-9  # 0.8 - 0.7 is not 0.1; accuracies differ by far more
+TRIED_MIN_GAINS = (0.0, 0.005, 0.01, 0.02, 0.05)
+TRIED_PATIENCES = (1, 2, 3)
 
 
 class GateError(ValueError):
@@ -36,7 +38,7 @@ def decide(records: Sequence[IterationRecord], config: GateConfig, *, dataset: s
     """
     if not records:
         raise GateError("gate: no iteration on record")
-    measured = [record for record in records if record.evaluations or record.audit is None or record.audit.passed]
+    measured = _measured(records)
     reports = [_validation(record, dataset) for record in measured]
     if not reports:
         raise GateError("gate: no iteration on record was evaluated; the first record must be the base's")
@@ -68,14 +70,76 @@ def iterations_without_gain(reports: Sequence[EvalReport], config: GateConfig) -
 
     Example: accuracies 0.5, 0.6, 0.6, 0.59 with ``min_gain`` 0 give 2.
     """
-    best, last_gain = reports[0], 0
-    for position, report in enumerate(reports[1:], 1):
-        gains = report.accuracy - best.accuracy > config.min_gain + ROUNDING
-        if config.require_interval:
-            gains = gains and report.accuracy > best.interval[1]
-        if gains:
-            best, last_gain = report, position
+    last_gain = 0
+    for position, report in enumerate(reports):
+        if report.accuracy > accuracy_to_beat(reports[last_gain], config) + ROUNDING:
+            last_gain = position
     return len(reports) - 1 - last_gain
+
+
+def accuracy_to_beat(best: EvalReport, config: GateConfig) -> float:
+    """What a later accuracy must exceed to count as a gain over `best`, the last that gained."""
+    threshold = best.accuracy + config.min_gain
+    return max(threshold, best.interval[1]) if config.require_interval else threshold
+
+
+def calibration_grid(config: GateConfig) -> list[GateConfig]:
+    """Gates around `config`, itself among them: every tried minimum gain with every tried patience."""
+    min_gains = sorted({*TRIED_MIN_GAINS, config.min_gain})
+    patiences = sorted({*TRIED_PATIENCES, config.patience})
+    return [
+        config.model_copy(update={"min_gain": gain, "patience": patience})
+        for gain in min_gains
+        for patience in patiences
+    ]
+
+
+def replay(
+    records: Sequence[IterationRecord], configs: Sequence[GateConfig], *, dataset: str | None = None
+) -> list[GateTrial]:
+    """Where each gate would have stopped, and with which champion, had it judged these records as they came.
+
+    It cannot tell what later iterations than the last on record would have brought.
+
+    Args:
+        records: base first, in order.
+        configs: gates to try, see `calibration_grid`.
+        dataset: whose validation split is read; None when there is just one.
+
+    Raises:
+        GateError: as `decide`.
+    """
+    return [_trial(records, config, dataset) for config in configs]
+
+
+def _trial(records: Sequence[IterationRecord], config: GateConfig, dataset: str | None) -> GateTrial:
+    for length in range(1, len(records) + 1):
+        decision = decide(records[:length], config, dataset=dataset)
+        if not decision.proceed:
+            break
+    return GateTrial(
+        min_gain=config.min_gain,
+        patience=config.patience,
+        require_interval=config.require_interval,
+        stopped_after=None if decision.proceed else records[length - 1].index,
+        champion=decision.champion,
+        to_beat=_thresholds(records, config, dataset),
+    )
+
+
+def _thresholds(records: Sequence[IterationRecord], config: GateConfig, dataset: str | None) -> dict[int, float]:
+    """By iteration, what its validation accuracy had to exceed; the base has nothing to beat."""
+    measured = _measured(records)
+    reports = [_validation(record, dataset) for record in measured]
+    last_gains = [
+        reports[length - 1 - iterations_without_gain(reports[:length], config)] for length in range(1, len(reports))
+    ]
+    return {record.index: accuracy_to_beat(best, config) for record, best in zip(measured[1:], last_gains, strict=True)}
+
+
+def _measured(records: Sequence[IterationRecord]) -> list[IterationRecord]:
+    """Without iterations that the audit stopped before they trained."""
+    return [record for record in records if record.evaluations or record.audit is None or record.audit.passed]
 
 
 def _validation(record: IterationRecord, dataset: str | None) -> EvalReport:

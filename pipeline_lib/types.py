@@ -293,6 +293,17 @@ class GateDecision(Record):
     reason: str
 
 
+class GateTrial(Record):
+    """What the gate would have done with these records under another minimum gain and patience."""
+
+    min_gain: float = Field(ge=0, description="In [0, 1], as `gate.min_gain`.")
+    patience: int = Field(ge=1)
+    require_interval: bool
+    stopped_after: int | None = Field(description="Index of the last iteration it would have run; None: it goes on.")
+    champion: int = Field(ge=0, description="Which iteration it would have taken at that point.")
+    to_beat: dict[int, float] = Field(description="By iteration: the validation accuracy above which it had gained.")
+
+
 class RunResult(Record):
     """What one pipeline run hands back: its records, and why it ended."""
 

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline_lib.config import GateConfig
-from pipeline_lib.gate import GateError, decide, iterations_without_gain
+from pipeline_lib.gate import GateError, calibration_grid, decide, iterations_without_gain, replay
 from pipeline_lib.types import AuditReport, EvalReport, Histogram, IterationRecord, PolicyRef
 
 
@@ -153,3 +153,52 @@ def test_the_champion_is_always_the_earliest_maximum_and_stopping_means_patience
     decision = decide(records(*accuracies), GateConfig(patience=patience))
     assert decision.champion == accuracies.index(max(accuracies))
     assert decision.proceed is (len(accuracies) - 1 - decision.champion < patience)
+
+
+def test_replay_tells_where_each_gate_had_stopped_and_what_it_had_taken():
+    curve = records(0.5, 0.6, 0.61, 0.60, 0.66)
+    gates = [GateConfig(min_gain=gain, patience=patience) for gain in (0.0, 0.02) for patience in (1, 2, 3)]
+    found = {(t.min_gain, t.patience): (t.stopped_after, t.champion) for t in replay(curve, gates)}
+    assert found == {
+        (0.0, 1): (3, 2),
+        (0.0, 2): (None, 4),
+        (0.0, 3): (None, 4),
+        (0.02, 1): (2, 2),
+        (0.02, 2): (3, 2),
+        (0.02, 3): (None, 4),
+    }
+    strict = replay(curve, gates)[-1]
+    assert strict.to_beat == pytest.approx({1: 0.52, 2: 0.62, 3: 0.62, 4: 0.62})  # 61 % never counted as a gain
+
+
+@given(
+    st.lists(st.integers(0, 20), min_size=1, max_size=6),
+    st.integers(1, 3),
+    st.sampled_from([0.0, 0.05, 0.1]),
+    st.booleans(),
+)
+def test_replay_agrees_with_a_run_under_that_gate(accuracies, patience, min_gain, require_interval):
+    curve = records(*(accuracy / 20 for accuracy in accuracies))
+    config = GateConfig(patience=patience, min_gain=min_gain, require_interval=require_interval)
+    [trial] = replay(curve, [config])
+    length = 1
+    while (decision := decide(curve[:length], config)).proceed and length < len(curve):
+        length += 1
+    assert trial.champion == decision.champion
+    assert trial.stopped_after == (None if decision.proceed else length - 1)
+    assert set(trial.to_beat) == set(range(1, len(curve)))
+
+
+def test_replay_stops_where_the_audit_did():
+    curve = [*records(0.5, 0.6), record(2, audit=audit(passed=False))]
+    [trial] = replay(curve, [GateConfig(patience=3)])
+    assert (trial.stopped_after, trial.champion) == (2, 1)
+    assert trial.to_beat == pytest.approx({1: 0.5})
+
+
+def test_the_calibration_grid_holds_the_gate_itself():
+    own = GateConfig(min_gain=0.03, patience=4, require_interval=True)
+    grid = calibration_grid(own)
+    assert own in grid
+    assert len(grid) == len({(g.min_gain, g.patience) for g in grid}) == 6 * 4
+    assert len(calibration_grid(GateConfig())) == 5 * 3

@@ -4,89 +4,13 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from report_fixtures import make_record, make_result
 
 from pipeline_lib.config import PipelineConfig
 from pipeline_lib.metrics import update_points
 from pipeline_lib.report import figures_of, records_table, render_figures, render_page
 from pipeline_lib.report.page import changed_settings
 from pipeline_lib.report.rows import DASH
-from pipeline_lib.types import (
-    AuditReport,
-    EvalReport,
-    GateDecision,
-    Histogram,
-    IterationRecord,
-    PairedTest,
-    PolicyRef,
-    RunResult,
-)
-
-
-def make_audit(*, passed: bool = True) -> AuditReport:
-    return AuditReport(
-        num_problems=10,
-        num_informative=4,
-        num_all_correct=3,
-        num_all_wrong=3,
-        informative_share=0.4,
-        num_steps=50,
-        num_scored_steps=20,
-        variance=0.125,
-        variance_by_depth={1: 0.1},
-        variance_by_visits={"8+": 0.2},
-        positive_mass=3.0,
-        negative_mass=-3.0,
-        unparsed_share=0.01,
-        truncated_share=0.0,
-        histogram=Histogram(edges=(-1.0, 0.0, 1.0), counts=(5, 45)),
-        remedied=False,
-        passed=passed,
-        reason="4 of 10 problems are informative" if passed else "nothing is <informative>",
-        advice="" if passed else "take easier problems",
-    )
-
-
-def make_record(index: int, *, passed: bool = True) -> IterationRecord:
-    policy = PolicyRef(policy_id=f"p{index}", base_model="tiny", iteration=index)
-    evaluations = tuple(
-        EvalReport(
-            dataset=dataset,
-            split=split,
-            policy_id=policy.policy_id,
-            num_problems=100,
-            num_correct=50 + index,
-            num_unparsed=0,
-            num_truncated=0,
-            accuracy=0.5 + index / 100,
-            interval=(0.4 + index / 100, 0.6 + index / 100),
-        )
-        for dataset, split in (("tiny-word", "validation"), ("tiny-word", "test"), ("tiny-algebra", "test"))
-    )
-    paired = PairedTest(
-        dataset="tiny-word",
-        split="test",
-        against="base",
-        num_fixed=5,
-        num_broken=1,
-        difference=0.04,
-        interval=(0.01, 0.07),
-        p_value=0.22,
-    )
-    return IterationRecord(
-        index=index,
-        policy=policy,
-        evaluations=evaluations if passed else (),
-        paired=(paired,) if index and passed else (),
-        audit=make_audit(passed=passed) if index else None,
-        search={"tokens_generated": 12345.0} if index else {},
-        train={"kl": 0.0625} if index and passed else {},
-        seconds={"evaluate": 2.0, "search": 3.0},
-    )
-
-
-def make_result(*records: IterationRecord, champion: int = 1) -> RunResult:
-    decision = GateDecision(proceed=False, champion=champion, reason="validation rose by 1 point")
-    return RunResult(records=records, decision=decision, stopped_because="all iterations done", wall_s=9.0)
 
 
 class Page(HTMLParser):
@@ -103,7 +27,7 @@ class Page(HTMLParser):
 
 
 def test_rows_hold_the_numbers_of_the_records_and_a_dash_where_there_is_none() -> None:
-    base, first = records_table([make_record(0), make_record(1)], make_result(make_record(0)).decision)
+    base, first = records_table([make_record(0), make_record(1)], make_result([make_record(0)]).decision)
     assert base.name == "base"
     assert base.accuracies == {"tiny-word": "50.0 ±10.0", "tiny-algebra": "50.0 ±10.0"}
     assert (base.informative_share, base.variance, base.kl, base.tokens) == (DASH,) * 4
@@ -112,7 +36,7 @@ def test_rows_hold_the_numbers_of_the_records_and_a_dash_where_there_is_none() -
 
 
 def test_an_iteration_that_the_audit_stopped_is_marked() -> None:
-    result = make_result(make_record(0), make_record(1, passed=False), champion=0)
+    result = make_result([make_record(0), make_record(1, passed=False)], champion=0)
     rows = records_table(result.records, result.decision)
     assert [row.decision for row in rows] == ["champion", "not trained"]
     assert rows[1].accuracies == {"tiny-word": DASH, "tiny-algebra": DASH}
@@ -136,18 +60,18 @@ def test_figures_show_accuracy_transfer_training_and_one_histogram_per_audit() -
 
 def test_the_page_is_one_file_of_at_most_six_megabytes_that_loads_nothing() -> None:
     config = PipelineConfig.model_validate({"seed": 3, "search": {"c_uct": 0.5}})
-    text = render_page(config, make_result(make_record(0), make_record(1)))
+    text = render_page(config, make_result([make_record(0), make_record(1)]))
     page = Page(text)
     assert page.loaded == []
     assert len(text.encode()) <= 6_000_000
     assert text.count("plotly.js v") == 1
     assert "Champion: iteration 1." in text
-    for shown in ("51.0 ±10.0", "search.c_uct", "all iterations done", "4 of 10 problems are informative", "+4.0"):
+    for shown in ("51.0 ±10.0", "search.c_uct", "all iterations done", "4 of 10 problems are informative", "+1.0"):
         assert shown in text
 
 
 def test_a_stopped_run_says_why_and_what_to_change_and_escapes_it() -> None:
-    text = render_page(PipelineConfig(), make_result(make_record(0), make_record(1, passed=False), champion=0))
+    text = render_page(PipelineConfig(), make_result([make_record(0), make_record(1, passed=False)], champion=0))
     assert "nothing is &lt;informative&gt;" in text
     assert "take easier problems" in text
     assert "Champion: the base." in text
