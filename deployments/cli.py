@@ -50,6 +50,9 @@ def run(
     from deployments import terminal
     from flows.self_training import self_training
     from pipeline_lib.tracking import tracking_uri
+    from tasks.runner import check_runner
+
+    check_runner(config)
 
     with terminal.show_progress():
         result = self_training(config)

@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -215,6 +215,20 @@ class GradingConfig(Group):
     )
 
 
+class RayConfig(Group):
+    """What each shard of a search gets when Ray runs it; no result depends on it."""
+
+    cpus_per_shard: float = Field(1.0, gt=0, description="CPU cores that a shard reserves.")
+    gpus_per_shard: float = Field(
+        0.0,
+        ge=0,
+        description="GPUs that a shard reserves; 0.5 puts two on one. More than 1: whole numbers only.",
+    )
+    max_retries: int = Field(
+        3, ge=0, description="Starts again of a shard whose worker or machine died; finished problems are kept."
+    )
+
+
 class PipelineConfig(Group):
     """Everything a run depends on."""
 
@@ -236,6 +250,10 @@ class PipelineConfig(Group):
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     gate: GateConfig = Field(default_factory=GateConfig)
     grading: GradingConfig = Field(default_factory=GradingConfig)
+    runner: Literal["local", "ray"] = Field(
+        "local", description="Where the shards of a search run: here one after another, or each as a Ray task."
+    )
+    ray: RayConfig = Field(default_factory=RayConfig)
 
 
 class Settings(BaseSettings):
@@ -245,6 +263,14 @@ class Settings(BaseSettings):
 
     home: Path = Field(Path(".coppice"), description="Store, tracking database, artifacts, orchestrator results.")
     tracking_uri: str | None = Field(None, description="MLflow server; None uses a database below home.")
+    ray_address: str | None = Field(
+        None,
+        validation_alias=AliasChoices("COPPICE_RAY_ADDRESS", "RAY_ADDRESS"),
+        description="Ray cluster for runner=ray; None starts one on this machine for as long as a search takes.",
+    )
+    lock_wait_s: float = Field(
+        0.0, description="Seconds to wait for another process that makes the same result, before it is an error."
+    )
 
     @property
     def store_root(self) -> Path:

@@ -17,6 +17,7 @@ from tasks.grading import grading_spec, open_grader
 from tasks.policies import open_policy
 from tasks.problems import PROBLEMS
 from tasks.progress import Progress
+from tasks.runner import run_each
 from tasks.stage import open_store, stage
 
 TREES = "trees.parquet"
@@ -128,16 +129,8 @@ def load_trees(refs: tuple[Ref, ...]) -> list[SearchTree]:
 def search_problems(
     *, config: PipelineConfig, problems: Ref, policy: PolicyRef, iteration: int, earlier: tuple[Ref, ...] = ()
 ) -> tuple[Ref, ...]:
-    """All shards of one iteration, one task each."""
+    """All shards of one iteration, one task each; ``runner`` says where they run."""
     shards = range(min(config.search.num_shards, problems.num_rows))
-    return tuple(
-        search_shard(
-            config=config,
-            problems=problems,
-            policy=policy,
-            iteration=iteration,
-            shard=shard,
-            earlier=earlier[shard : shard + 1],
-        )
-        for shard in shards
-    )
+    same = {"config": config, "problems": problems, "policy": policy, "iteration": iteration}
+    calls = [{**same, "shard": shard, "earlier": earlier[shard : shard + 1]} for shard in shards]
+    return run_each(config, search_shard, calls, name=f"search {iteration}" + (" again" if earlier else ""))

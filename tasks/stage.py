@@ -14,6 +14,8 @@ from typing import Any, Concatenate, Generic, ParamSpec
 
 from prefect import task
 from prefect.context import TaskRunContext
+from prefect.futures import PrefectFuture
+from prefect.task_runners import TaskRunner
 
 from pipeline_lib.config import Settings
 from pipeline_lib.store import Entry, Store
@@ -38,6 +40,7 @@ class Stage(Generic[P]):
         run_name: str,
     ) -> None:
         self.name = getattr(body, "__name__").replace("_", "-")  # noqa: B009 - Callable has no __name__ for mypy
+        self.__module__ = body.__module__
         self._body, self._spec, self._version = body, spec, version
         self._task = task(
             self._guarded(),
@@ -59,6 +62,15 @@ class Stage(Generic[P]):
         self._task.with_options(refresh_cache=fresh)(**arguments)
         return self.entry(**arguments).ref()  # what Prefect cached may be of an entry that was removed since
 
+    def submit(self, runner: TaskRunner[Any], **arguments: Any) -> PrefectFuture[Any]:
+        """Hands the stage to a task runner; once it is done, the result is the entry's."""
+        fresh = not self.entry(**arguments).is_complete()
+        return runner.submit(self._task.with_options(refresh_cache=fresh), parameters=arguments)
+
+    def __reduce__(self) -> str:
+        """By name, as modules travel to another process: the code there is this code."""
+        return self._body.__name__
+
     def _cache_key(self, context: TaskRunContext, arguments: dict[str, Any]) -> str:
         return f"{self.name}-{self.entry(**arguments).path.name}"
 
@@ -67,7 +79,7 @@ class Stage(Generic[P]):
 
         def run(**arguments: Any) -> dict[str, Any]:
             entry = self.entry(**arguments)
-            with entry.lock():
+            with entry.lock(Settings().lock_wait_s):
                 if not entry.is_complete():
                     self._body(entry, **arguments)
             return entry.ref().model_dump()

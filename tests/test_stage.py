@@ -25,6 +25,10 @@ OUTSIDE_THE_STAGES = {
     "policy.device": "where the same numbers are computed",
     "policy.max_batch": "how many rows share a decode step; a row's result does not depend on the others",
     "policy.num_threads": "how many cores compute the same numbers",
+    "runner": "where the same shards are searched",
+    "ray.cpus_per_shard": "likewise",
+    "ray.gpus_per_shard": "likewise",
+    "ray.max_retries": "how often a shard whose worker died goes on",
     "train.checkpoint_every": "how much a killed training repeats",
     "gate.patience": "the gate is decided anew in every run, from the records",
     "gate.min_gain": "likewise",
@@ -33,6 +37,7 @@ OUTSIDE_THE_STAGES = {
 # Values for dials that are no number and no switch; `{other}` is a second file of problems.
 OTHER_VALUES = {
     "preset": "other",
+    "runner": "ray",
     "grader": "operator:eq",
     "problems.dataset": "math",
     "problems.path": "{other}",

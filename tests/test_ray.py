@@ -1,0 +1,205 @@
+"""Shards on a local Ray cluster of two worker processes: the same results as here, whoever is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+import pytest
+from prefect import flow, task
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from run_fixtures import manifests, small_config
+
+from pipeline_lib.config import ConfigError, PipelineConfig, RayConfig
+from pipeline_lib.search.records import read_trees_parquet, tree_to_dict
+from pipeline_lib.store import Store
+from pipeline_lib.types import Ref
+from tasks.policies import base_policy
+from tasks.problems import draw_problems
+from tasks.runner import RunnerError, check_runner, ray_cluster, ray_tasks
+from tasks.search import TREES, search_problems
+
+SHARDS = 2
+SCRIPTED = ("policy.backend=scripted", "policy.max_batch=4", "problems.num_problems=80", "search.num_simulations=16")
+TIME_LIMIT_S = 240.0
+
+
+def on_a_cluster(test: Callable[..., None]) -> Callable[..., None]:
+    """Marks a test that needs the module's cluster and the session's Prefect server."""
+    marked: Callable[..., None] = pytest.mark.usefixtures("prefect_api", "cluster")(test)
+    return pytest.mark.slow(marked)
+
+
+@flow(name="search-only")
+def search_only(config: PipelineConfig) -> tuple[Ref, ...]:
+    """The search of one iteration, in a flow of its own."""
+    problems = draw_problems(config=config, iteration=1)
+    return search_problems(config=config, problems=problems, policy=base_policy(config), iteration=1)
+
+
+def search_in(home: Path, *overrides: str) -> tuple[Ref, ...]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COPPICE_HOME", str(home))
+        return search_only(small_config(f"search.num_shards={SHARDS}", *overrides))
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Callable[[], list[psutil.Process]]]:
+    """Two cores of this machine as a Ray cluster, and what lists its processes; all are gone when it ends."""
+    pytest.importorskip("prefect_ray")
+    folder = tempfile.mkdtemp(prefix="ray-")  # pytest's own are too long for the names of sockets
+    others = set(psutil.Process().children(recursive=True))
+
+    def processes() -> list[psutil.Process]:
+        return [child for child in psutil.Process().children(recursive=True) if child not in others]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", folder)
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))  # without one Ray writes one to the user's home
+        with ray_cluster(None, num_cpus=2, num_gpus=1):
+            yield processes
+            last = processes()
+    _, alive = psutil.wait_procs(last, timeout=30)
+    shutil.rmtree(folder, ignore_errors=True)
+    assert alive == []
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One home for all searches on the cluster: its workers are used again by tasks with the same environment."""
+    return tmp_path_factory.mktemp("ray-home")
+
+
+@contextmanager
+def killing(home: Path) -> Iterator[list[list[bytes]]]:
+    """Kills the worker of a shard that has three finished problems; yields the list that gets those problems."""
+    kept: list[list[bytes]] = []
+    thread = threading.Thread(target=lambda: kept.append(kill_a_worker(home)))
+    thread.start()
+    yield kept
+    thread.join(TIME_LIMIT_S)
+
+
+def kill_a_worker(home: Path) -> list[bytes]:
+    deadline = time.monotonic() + TIME_LIMIT_S
+    while time.monotonic() < deadline:
+        for path in home.glob("store/search-shard/*/.partial/trees.jsonl"):
+            if len(whole_lines(path)) >= 3 and (worker := worker_on(path)):
+                worker.send_signal(signal.SIGKILL)
+                worker.wait(TIME_LIMIT_S)
+                return whole_lines(path)
+        time.sleep(0.01)
+    raise AssertionError("no shard was searched")
+
+
+def worker_on(path: Path) -> psutil.Process | None:
+    """The process that appends to `path`, which is a Ray worker."""
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if process.name().startswith("ray::") and str(path) in {file.path for file in process.open_files()}:
+                return process
+    return None
+
+
+def whole_lines(path: Path) -> list[bytes]:
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    return [line for line in lines if line.endswith(b"\n")]
+
+
+def check_kept(home: Path, refs: Sequence[Ref], kept: Sequence[bytes]) -> None:
+    """Finished problems of a killed worker are in the result as they were, and were not searched again."""
+    store = Store(home / "store")
+    trees = {t.problem_id: tree_to_dict(t) for ref in refs for t in read_trees_parquet(store.open(ref) / TREES)}
+    finished = [json.loads(line) for line in kept]
+    assert [trees[tree["problem_id"]] for tree in finished] == finished
+    assert sum(store.observations(ref)["num_resumed"] for ref in refs) >= len(finished) >= 3
+
+
+@on_a_cluster
+def test_two_workers_give_the_bytes_of_one_process(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def searched_here(*_: object, **__: object) -> None:
+        raise AssertionError("a shard ran in the flow's own process")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tasks.search.search_trees", searched_here)
+        refs = search_in(home, "runner=ray", "ray.gpus_per_shard=0.5")
+    assert search_in(tmp_path) == refs
+    assert manifests(tmp_path) == manifests(home)
+
+
+@on_a_cluster
+def test_what_is_there_is_not_sent_to_the_cluster_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refs = search_in(home, "runner=ray")
+    monkeypatch.setattr("tasks.runner.ray_cluster", None)
+    assert search_in(home, "runner=ray") == refs
+
+
+@on_a_cluster
+def test_a_killed_worker_loses_nothing(home: Path, tmp_path: Path) -> None:
+    with killing(home) as killed:
+        refs = search_in(home, "runner=ray", *SCRIPTED)
+    [kept] = killed
+    check_kept(home, refs, kept)
+    assert search_in(tmp_path, *SCRIPTED) == refs
+
+
+@on_a_cluster
+def test_a_worker_killed_too_often_is_an_error_and_the_next_run_goes_on(home: Path) -> None:
+    settings = ("runner=ray", "ray.max_retries=0", "seed=1", *SCRIPTED)
+    with killing(home) as killed, pytest.raises(RunnerError, match=r"^search 1: .*max_retries.* run again"):
+        search_in(home, *settings)
+    [kept] = killed
+    refs = search_in(home, *settings)
+    check_kept(home, refs, kept)
+
+
+@on_a_cluster
+def test_each_shard_gets_its_share(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COPPICE_HOME", str(home))
+
+    @task
+    def surroundings() -> tuple[str, str]:
+        return os.environ["COPPICE_HOME"], os.environ["CUDA_VISIBLE_DEVICES"]
+
+    @flow
+    def two() -> list[tuple[str, str]]:
+        with ray_tasks(RayConfig(gpus_per_shard=0.5)) as runner:
+            return [future.result() for future in [runner.submit(surroundings, {}) for _ in range(2)]]
+
+    assert two() == [(str(home), "0")] * 2
+
+
+@on_a_cluster
+def test_more_than_this_machine_has_is_refused(home: Path) -> None:
+    with pytest.raises(ConfigError, match=r"ray\.gpus_per_shard=2.* has 1 GPUs"):
+        search_in(home, "runner=ray", "ray.gpus_per_shard=2", "seed=2")
+
+
+@on_a_cluster
+def test_nothing_listens_beyond_loopback(cluster: Callable[[], list[psutil.Process]]) -> None:
+    addresses = set()
+    for process in [psutil.Process(), *cluster()]:
+        with suppress(psutil.NoSuchProcess):
+            addresses |= {c.laddr.ip for c in process.net_connections() if c.status == psutil.CONN_LISTEN}
+    assert {address.removeprefix("::ffff:") for address in addresses} == {"127.0.0.1"}
+
+
+def test_without_a_server_the_runner_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small_config("runner=ray")
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
+    with temporary_settings(restore_defaults={PREFECT_API_URL}), pytest.raises(ConfigError, match="PREFECT_API_URL"):
+        check_runner(config)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match=r"coppice\[ray\]"):
+        check_runner(config)
+    check_runner(small_config())
