@@ -206,7 +206,12 @@ def grade_answer(prediction: str, gold: str, *, conventions: Conventions = DEFAU
 def _judge_at_once(prediction: str, gold: str, conventions: Conventions) -> Grade | Request:
     """UNPARSED rather than WRONG where the gold holds nothing to compare with."""
     verdict = judge_at_once(prediction, gold, conventions)
-    return Grade.UNPARSED if verdict is Grade.WRONG and not tidy(gold) else verdict
+    return Grade.UNPARSED if verdict is Grade.WRONG and _is_empty(gold) else verdict
+
+
+@lru_cache(maxsize=1024)  # one gold is compared with all rollouts of its problem
+def _is_empty(gold: str) -> bool:
+    return not tidy(gold)
 
 
 def _decide(prediction: str, gold: str, conventions: Conventions) -> Grade:
