@@ -1,7 +1,8 @@
 """One MLflow run, written so that writing twice equals writing once.
 
-One idea: look before writing. Parameters, metric points and inputs that are there are left alone,
-so a retried pipeline may log everything again. MLflow itself is handed in: it is imported in
+One idea: look once, then write only what is missing, in as few requests as the server takes. A metric's points are
+always written in ascending order of their steps, and those of a request are kept all or not at all; so the latest
+step that the run shows tells which points are there. MLflow itself is handed in: it is imported in
 `pipeline_lib.tracking` only.
 """
 
@@ -9,15 +10,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline_lib.metrics import metric_key
 from pipeline_lib.types import Ref
 
-MAX_BATCH_METRICS = 1000  # MLflow's own limits of one request
-MAX_BATCH_PARAMS = 100
+MAX_BATCH_METRICS = 800  # of the 1,000 entries that MLflow takes in one request
+MAX_BATCH_PARAMS = MAX_BATCH_TAGS = 100  # its own limits
 MAX_DIGEST_CHARS = 36
 
 Point = tuple[str, int, float]  # metric, step, value
@@ -33,44 +34,80 @@ class TrackedRun:
     Args:
         client: an MLflow client with its own tracking URI.
         entities: the module ``mlflow.entities``.
-        run_id: an existing run.
+        run: the run as the server knows it.
     """
 
-    def __init__(self, client: Any, entities: Any, run_id: str) -> None:
+    def __init__(self, client: Any, entities: Any, run: Any) -> None:
         self._client = client
         self._entities = entities
-        self.run_id = run_id
+        self.run_id = str(run.info.run_id)
+        self.begin_ms = int(run.info.start_time)
+        self._status = str(run.info.status)
+        self._params: dict[str, str] = dict(run.data.params)
+        self._tags: dict[str, str] = dict(run.data.tags)
+        self._latest: dict[str, int] = {metric.key: metric.step for metric in run.data.to_proto().metrics}
 
-    def log_params(self, params: Mapping[str, str]) -> None:
-        """Logs the parameters that are not there yet.
+    def log(
+        self,
+        *,
+        params: Mapping[str, str] | None = None,
+        points: Iterable[Point] = (),
+        tags: Mapping[str, str] | None = None,
+        model_id: str | None = None,
+    ) -> None:
+        """Logs parameters and points that are not there yet, and tags that have another value.
+
+        Args:
+            params: name to value.
+            points: (metric, step, value), in any order.
+            tags: name to value.
+            model_id: a logged model that the points are also of.
 
         Raises:
-            TrackingError: one is there with another value: the run's key was used for something else.
+            TrackingError: a parameter is there with another value: the run's key was used for something else.
         """
-        known = self._client.get_run(self.run_id).data.params
-        for name, value in params.items():
-            if known.get(name, value) != value:
-                raise TrackingError(
-                    f"tracking: run {self.run_id} was started with {name}={known[name]}, now {value}; start a new run"
-                )
-        fresh = [self._entities.Param(name, value) for name, value in params.items() if name not in known]
-        for batch in _batches(fresh, MAX_BATCH_PARAMS):
-            self._client.log_batch(self.run_id, params=batch)
+        fresh_params = self._fresh_params(params or {})
+        fresh_tags = {name: value for name, value in (tags or {}).items() if self._tags.get(name) != value}
+        metrics = self._fresh_points(points, model_id)
+        param_items = [self._entities.Param(name, value) for name, value in fresh_params.items()]
+        tag_items = [self._entities.RunTag(name, value) for name, value in fresh_tags.items()]
+        while metrics or param_items or tag_items:
+            self._client.log_batch(
+                self.run_id,
+                metrics=metrics[:MAX_BATCH_METRICS],
+                params=param_items[:MAX_BATCH_PARAMS],
+                tags=tag_items[:MAX_BATCH_TAGS],
+            )
+            metrics = metrics[MAX_BATCH_METRICS:]
+            param_items, tag_items = param_items[MAX_BATCH_PARAMS:], tag_items[MAX_BATCH_TAGS:]
+        self._params |= fresh_params
+        self._tags |= fresh_tags
 
-    def log_points(self, points: Iterable[Point]) -> None:
-        """Logs every (metric, step, value) whose metric has no point at that step yet."""
-        known = self._client.get_run(self.run_id).data.metrics
-        steps: dict[str, set[int]] = {}
+    def log_points(self, points: Iterable[Point], *, model_id: str | None = None) -> None:
+        """Logs every (metric, step, value) whose metric has no point at that step yet; see `log`."""
+        self.log(points=points, model_id=model_id)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Sets the tags that have another value."""
+        self.log(tags=tags)
+
+    def _fresh_params(self, params: Mapping[str, str]) -> dict[str, str]:
+        for name, value in params.items():
+            known = self._params.get(name, value)
+            if known != value:
+                raise TrackingError(
+                    f"tracking: run {self.run_id} was started with {name}={known}, now {value}; start a new run"
+                )
+        return {name: value for name, value in params.items() if name not in self._params}
+
+    def _fresh_points(self, points: Iterable[Point], model_id: str | None) -> list[Any]:
         fresh, now = [], int(time.time() * 1000)
-        for name, step, value in points:
+        for name, step, value in sorted(points, key=lambda point: point[1]):
             name = metric_key(name)
-            if name in known and name not in steps:
-                steps[name] = {point.step for point in self._client.get_metric_history(self.run_id, name)}
-            if step not in steps.setdefault(name, set()):
-                steps[name].add(step)
-                fresh.append(self._entities.Metric(name, float(value), now, step))
-        for batch in _batches(fresh, MAX_BATCH_METRICS):
-            self._client.log_batch(self.run_id, metrics=batch)
+            if step > self._latest.get(name, -1):
+                self._latest[name] = step
+                fresh.append(self._entities.Metric(name, float(value), now, step, model_id=model_id))
+        return fresh
 
     def log_datasets(self, refs: Mapping[str, Ref], *, root: Path) -> None:
         """Logs each store entry as an input with its digest; the name becomes its context."""
@@ -102,19 +139,14 @@ class TrackedRun:
         for name, text in texts.items():
             self._client.log_text(self.run_id, text, name)
 
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        for name, value in tags.items():
-            self._client.set_tag(self.run_id, name, value)
-
     def reopen(self) -> None:
-        """Makes a run that had ended RUNNING again."""
-        if self._client.get_run(self.run_id).info.status != "RUNNING":
+        """Makes a run that had failed or was killed RUNNING again; a finished one stays as it is, times included."""
+        if self._status not in ("RUNNING", "FINISHED"):
             self._client.update_run(self.run_id, status="RUNNING")
+            self._status = "RUNNING"
 
     def end(self, status: str) -> None:
         """Ends the run as FINISHED, FAILED or KILLED."""
-        self._client.set_terminated(self.run_id, status=status)
-
-
-def _batches(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
-    return (items[start : start + size] for start in range(0, len(items), size))
+        if self._status != status:
+            self._client.set_terminated(self.run_id, status=status)
+            self._status = status

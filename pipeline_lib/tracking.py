@@ -6,6 +6,9 @@ is missing. The only file that imports MLflow, and it does so late: importing it
 
 Two openings of the same key at the same moment could both create it; a pipeline opens its tracker
 from one place at a time.
+
+    tracked_run.py     one run                     registry.py    versions and aliases
+    tracked_traces.py  a few trees as traces       notes.py       descriptions in Markdown
 """
 
 from __future__ import annotations
@@ -14,18 +17,26 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from pipeline_lib.config import PipelineConfig, Settings
 from pipeline_lib.metrics import flatten, is_headline, record_metrics
+from pipeline_lib.notes import iteration_note, run_link, run_note
+from pipeline_lib.registry import POLICY_ID, LoggedAdapter, Registry
+from pipeline_lib.traces import TreeTrace
 from pipeline_lib.tracked_run import Point, TrackedRun, TrackingError
-from pipeline_lib.types import IterationRecord, RunResult
+from pipeline_lib.tracked_traces import log_traces
+from pipeline_lib.types import GateDecision, IterationRecord, PolicyRef, Promotion, Ref, RunResult
 
 EXPERIMENT = "coppice"
 RUN_KEY = "coppice.run_key"
-POLICY_ID = "coppice.policy_id"
+NOTE = "mlflow.note.content"
+FLOW_RUN, FLOW_RUN_URL = "prefect.flow_run_id", "prefect.flow_run_url"
+ORIGIN_TAGS = (FLOW_RUN, FLOW_RUN_URL, "mlflow.source.git.commit", "git/dirty")
 STOPPED = "coppice.stopped_because"
 CHAMPION = "coppice.champion"
 RUN_FILE = "run.json"
@@ -42,18 +53,37 @@ def tracking_uri(settings: Settings) -> str:
     return settings.tracking_uri or f"sqlite:///{settings.home.resolve() / 'mlflow.db'}"
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What an iteration leaves besides the numbers of its record.
+
+    Args:
+        artifacts: name to file or folder (trees, scores).
+        texts: name to text (``figures.html``).
+        curves: (metric, update, value), for metrics that have a value per update; see `metrics.update_points`.
+        traces: a few of its trees.
+        adapter: folder of what was trained; None where nothing was.
+        parent: the policy that it was trained from.
+    """
+
+    artifacts: Mapping[str, Path] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
+    curves: Sequence[Point] = ()
+    traces: Sequence[TreeTrace] = ()
+    adapter: Path | None = None
+    parent: PolicyRef | None = None
+
+
 class Tracker(TrackedRun):
     """A pipeline run's parent, its iterations and its registered adapters."""
 
-    def __init__(
-        self, client: Any, run_id: str, *, experiment_id: str, run_key: str, config: PipelineConfig, root: Path
-    ):
-        super().__init__(client, _mlflow().entities, run_id)
-        self._experiment_id = experiment_id
+    def __init__(self, client: Any, run: Any, *, run_key: str, config: PipelineConfig, settings: Settings):
+        super().__init__(client, _mlflow().entities, run)
+        self._experiment_id = str(run.info.experiment_id)
         self._run_key = run_key
         self._config = config
-        self._root = root
-        self.model_name = f"coppice-{config.preset}"
+        self._settings = settings
+        self.registry = Registry(client, model_name(config.preset))
 
     @classmethod
     def open(
@@ -75,113 +105,143 @@ class Tracker(TrackedRun):
             tags: anything else; `provenance.describe_environment` and the orchestrator's run id.
         """
         client = _open_client(settings)
-        experiment_id = _experiment_id(client, settings)
-        extra = {"coppice.seed": str(config.seed), "coppice.preset": config.preset} | dict(tags or {})
-        run_id = _attach(client, experiment_id, run_key, run_name, extra)
-        tracker = cls(
-            client, run_id, experiment_id=experiment_id, run_key=run_key, config=config, root=settings.store_root
-        )
+        run = _attach(client, _experiment_id(client, settings), run_key, run_name, {})
+        tracker = cls(client, run, run_key=run_key, config=config, settings=settings)
         tracker.reopen()
-        tracker.log_params(flatten(config))
+        own = {"coppice.seed": str(config.seed), "coppice.preset": config.preset}
+        tracker.log(params=flatten(config), tags={**own, **(tags or {})})
         return tracker
+
+    @property
+    def url(self) -> str | None:
+        """Where a browser shows the run; None without a server."""
+        return page_url(self._settings, run_link(self._experiment_id, self.run_id))
 
     def iteration(self, index: int) -> TrackedRun:
         """The child run of one iteration, created if it is not there."""
-        tags = {"mlflow.parentRunId": self.run_id, "coppice.iteration": str(index)}
         name = "base" if index == 0 else f"iteration {index}"
-        run_id = _attach(self._client, self._experiment_id, f"{self._run_key}/{index}", name, tags)
-        return TrackedRun(self._client, self._entities, run_id)
+        parent = {"mlflow.parentRunId": self.run_id}
+        run = _attach(self._client, self._experiment_id, f"{self._run_key}/{index}", name, parent)
+        child = TrackedRun(self._client, self._entities, run)
+        child.log(params=flatten(self._config) | {"iteration": str(index)}, tags={"coppice.iteration": str(index)})
+        return child
 
-    def log_iteration(
-        self,
-        record: IterationRecord,
-        *,
-        artifacts: Mapping[str, Path] | None = None,
-        texts: Mapping[str, str] | None = None,
-        curves: Iterable[Point] = (),
-    ) -> str:
-        """Writes one finished iteration, ends its child run and mirrors the headline on the parent.
+    def log_iteration(self, record: IterationRecord, contents: Contents | None = None) -> str:
+        """Writes one finished iteration, registers its adapter, ends its child run, mirrors the headline on the parent.
 
         Args:
             record: becomes ``record.json``, metrics at step ``record.index`` and dataset inputs.
-            artifacts: name to file or folder (trees, scores).
-            texts: name to text (``figures/audit.html``).
-            curves: (metric, update, value), for metrics that have a value per update; see `metrics.update_points`.
+            contents: everything else.
 
         Returns:
             The child's run id.
         """
+        contents = contents or Contents()
         run = self.iteration(record.index)
         run.reopen()
+        model = self._logged_model(run, record) if contents.adapter else None
         metrics = record_metrics(record)
-        run.set_tags({POLICY_ID: record.policy.policy_id})
-        run.log_points([(name, record.index, value) for name, value in metrics.items()])
-        run.log_points(curves)
-        if record.refs:
-            run.log_datasets(record.refs, root=self._root)
-        run.log_files(artifacts or {}, {"record.json": record.model_dump_json(indent=2), **(texts or {})})
+        points = [(name, record.index, value) for name, value in metrics.items()]
+        policy = {POLICY_ID: record.policy.policy_id}
+        run.log(points=points, tags=policy, model_id=model.model_id if model else None)
+        run.log_points(contents.curves)
+        run.log_datasets(_datasets(record), root=self._settings.store_root)
+        run.log_files(contents.artifacts, {"record.json": record.model_dump_json(indent=2), **contents.texts})
+        self._log_traces(run, contents.traces)
+        version = self._register(run, record, model, contents) if model else None
+        parent = f"[Pipeline run]({run_link(self._experiment_id, self.run_id)})"
+        note = iteration_note(record, parent=parent, version=version, model=self.registry.name)
+        run.set_tags({NOTE: note} | ({"coppice.version": version} if version else {}))
         run.end("FINISHED")
-        self.log_points([(name, record.index, value) for name, value in metrics.items() if is_headline(name)])
+        self.log_points((name, step, value) for name, step, value in points if is_headline(name))
         return run.run_id
 
-    def register_adapter(self, record: IterationRecord, adapter_dir: Path) -> str:
-        """Logs the adapter as a model of its iteration, registers it as `candidate`, returns its version.
+    def describe(
+        self, records: Sequence[IterationRecord], decision: GateDecision, *, result: RunResult | None = None
+    ) -> None:
+        """Writes the run's description: table, decision, reason, and where it was orchestrated."""
+        origin = _origin(self._tags)
+        self.set_tags({NOTE: run_note(records, decision, result=result, origin=origin, model=self.registry.name)})
 
-        A policy that is registered already keeps its version. To load one again on its
-        base: ``PeftModel.from_pretrained(base, mlflow.artifacts.download_artifacts("models:/coppice-tiny@champion"))``.
-        """
-        version = self._version_of(record.policy.policy_id)
-        if version is None:
-            version = self._register(record, adapter_dir)
-        self._client.set_registered_model_alias(self.model_name, "candidate", version)
-        return version
-
-    def set_champion(self, record: IterationRecord) -> str | None:
-        """Points the alias `champion` at the record's adapter; None, and no alias, for the base.
-
-        The registered model is the preset's: its champion is that of the preset's last run.
-        """
-        self.set_tags({CHAMPION: str(record.index)})
-        version = self._version_of(record.policy.policy_id) if record.policy.adapter_uri else None
-        if version is not None:
-            self._client.set_registered_model_alias(self.model_name, "champion", version)
-        elif self._client.search_registered_models(f"name = '{self.model_name}'"):
-            self._client.delete_registered_model_alias(self.model_name, "champion")
-        return version
+    def settle(self, records: Sequence[IterationRecord], decision: GateDecision) -> Promotion:
+        """Puts the gate's last word on the run and on its versions; see `Registry.settle`."""
+        self.set_tags({CHAMPION: str(decision.champion)})
+        return self.registry.settle(records, decision)
 
     def finish(self, result: RunResult, *, texts: Mapping[str, str] | None = None) -> None:
         """Writes the whole result (``run.json``, which `load_run` reads), its tags, and ends the run as FINISHED."""
         saved = {"config": self._config.model_dump(mode="json"), "result": result.model_dump(mode="json")}
         self.log_files({}, {RUN_FILE: json.dumps(saved, indent=2), **(texts or {})})
-        self.set_tags({STOPPED: result.stopped_because, "coppice.gate": result.decision.reason})
-        self.log_points([("time/wall_s", len(result.records) - 1, result.wall_s)])
+        self.log(
+            points=[("time/wall_s", len(result.records) - 1, result.wall_s)],
+            tags={STOPPED: result.stopped_because, "coppice.gate": result.decision.reason},
+        )
+        self.describe(result.records, result.decision, result=result)
         self.end("FINISHED")
 
-    def _version_of(self, policy_id: str) -> str | None:
-        found = self._client.search_model_versions(f"name = '{self.model_name}' AND tags.`{POLICY_ID}` = '{policy_id}'")
-        return str(found[0].version) if found else None
-
-    def _register(self, record: IterationRecord, adapter_dir: Path) -> str:
-        run_id = self.iteration(record.index).run_id
-        tags = {POLICY_ID: record.policy.policy_id, "coppice.iteration": str(record.index)}
-        mine = f"source_run_id = '{run_id}' AND tags.`{POLICY_ID}` = '{record.policy.policy_id}'"
+    def _logged_model(self, run: TrackedRun, record: IterationRecord) -> Any:
+        mine = f"source_run_id = '{run.run_id}' AND tags.`{POLICY_ID}` = '{record.policy.policy_id}'"
         found = self._client.search_logged_models([self._experiment_id], filter_string=mine)
-        model = (
-            found[0]
-            if found
-            else self._client.create_logged_model(
-                self._experiment_id, f"adapter-{record.index}", run_id, tags=tags, model_type="peft-adapter"
-            )
-        )
-        self._client.log_model_artifacts(model.model_id, str(adapter_dir))
-        self._client.finalize_logged_model(model.model_id, "READY")
-        self._client.log_outputs(run_id, [self._entities.LoggedModelOutput(model.model_id, step=record.index)])
-        if not self._client.search_registered_models(f"name = '{self.model_name}'"):
-            self._client.create_registered_model(self.model_name)
+        if found:
+            return found[0]
+        name, tags = f"adapter-{record.index}", {POLICY_ID: record.policy.policy_id}
+        kind = "full-weights" if self._config.train.full_finetuning else "peft-adapter"
+        return self._client.create_logged_model(self._experiment_id, name, run.run_id, tags=tags, model_type=kind)
+
+    def _register(self, run: TrackedRun, record: IterationRecord, model: Any, contents: Contents) -> str:
+        assert contents.parent is not None
+        if str(model.status) != "READY":
+            self._client.log_model_artifacts(model.model_id, str(contents.adapter))
+            self._client.finalize_logged_model(model.model_id, "READY")
+            output = self._entities.LoggedModelOutput(model.model_id, step=record.index)
+            self._client.log_outputs(run.run_id, [output])
+        origin = {name: self._tags[name] for name in ORIGIN_TAGS if name in self._tags}
         # Not models:/…: MLflow's database store looks that up in the process-wide tracking URI, whatever the client's.
-        source = model.artifact_location
-        version = self._client.create_model_version(self.model_name, source, run_id, tags=tags, model_id=model.model_id)
-        return str(version.version)
+        adapter = LoggedAdapter(
+            source=model.artifact_location,
+            model_id=model.model_id,
+            run_id=run.run_id,
+            parent=contents.parent,
+            tags={"coppice.run_id": self.run_id, **origin},
+        )
+        return self.registry.register(record, adapter)
+
+    def _log_traces(self, run: TrackedRun, traces: Sequence[TreeTrace]) -> None:
+        if not traces:
+            return
+        from mlflow.tracing.client import TracingClient
+
+        log_traces(
+            TracingClient(tracking_uri(self._settings)),
+            self._entities,
+            traces,
+            experiment_id=self._experiment_id,
+            run_id=run.run_id,
+            begin_ms=run.begin_ms,
+        )
+
+
+def model_name(preset: str) -> str:
+    """The registered model of a preset."""
+    return f"coppice-{preset}"
+
+
+def open_registry(settings: Settings, preset: str) -> Registry:
+    """The registered versions of a preset's adapters."""
+    return Registry(_open_client(settings), model_name(preset))
+
+
+def page_url(settings: Settings, link: str) -> str | None:
+    """The address of a page of the tracking server, without credentials; None without a server.
+
+    Example: with the server ``http://me:secret@host:5000`` and ``#/experiments/1`` it is
+    ``http://host:5000/#/experiments/1``.
+    """
+    uri = urlsplit(tracking_uri(settings))
+    if not uri.scheme.startswith("http"):
+        return None
+    place = uri.netloc.rpartition("@")[2]
+    return urlunsplit((uri.scheme, place, f"{uri.path.rstrip('/')}/", "", link.removeprefix("#")))
 
 
 def load_run(settings: Settings, run_id: str | None = None) -> tuple[PipelineConfig, RunResult]:
@@ -232,15 +292,22 @@ def _experiment_id(client: Any, settings: Settings) -> str:
     return str(client.create_experiment(EXPERIMENT, location, {"mlflow.experimentKind": "custom_model_development"}))
 
 
-def _attach(client: Any, experiment_id: str, run_key: str, run_name: str, tags: Mapping[str, str]) -> str:
+def _attach(client: Any, experiment_id: str, run_key: str, run_name: str, tags: Mapping[str, str]) -> Any:
     found = client.search_runs([experiment_id], f"tags.`{RUN_KEY}` = '{run_key}'", max_results=1)
-    if not found:
-        run = client.create_run(experiment_id, run_name=run_name, tags={**tags, RUN_KEY: run_key})
-        return str(run.info.run_id)
-    run_id = str(found[0].info.run_id)
-    for name, value in tags.items():
-        client.set_tag(run_id, name, value)
-    return run_id
+    return found[0] if found else client.create_run(experiment_id, run_name=run_name, tags={**tags, RUN_KEY: run_key})
+
+
+def _datasets(record: IterationRecord) -> dict[str, Ref]:
+    """What the iteration read and made, by reference: problems, trees, scores, and the sets it was measured on."""
+    measured = {f"{e.split}/{e.dataset}": e.problems for e in record.evaluations if e.problems is not None}
+    return {**record.refs, **measured}
+
+
+def _origin(tags: Mapping[str, str]) -> str:
+    """A line of Markdown: the flow run, by its address where there is a server."""
+    if FLOW_RUN_URL in tags:
+        return f"[Prefect flow run]({tags[FLOW_RUN_URL]})"
+    return f"Prefect flow run `{tags[FLOW_RUN]}`" if FLOW_RUN in tags else ""
 
 
 def _latest_finished(client: Any, settings: Settings) -> str:

@@ -208,6 +208,11 @@ class EvalReport(Record):
         default_factory=dict, description="`mean`, `maj@k`, `pass@k` at temperature above 0."
     )
     predictions: Ref | None = None
+    problems: Ref | None = Field(default=None, description="The problem set, by reference.")
+    yardstick: str = Field(
+        default="",
+        description="Hash of problems, grading and answer length; accuracies of equal ones can be compared.",
+    )
 
     @property
     def num_wrong(self) -> int:
@@ -304,6 +309,15 @@ class GateTrial(Record):
     to_beat: dict[int, float] = Field(description="By iteration: the validation accuracy above which it had gained.")
 
 
+class Promotion(Record):
+    """What became of a run's best adapter in the registry, where `champion` is what deployments load."""
+
+    promoted: bool = Field(description="Whether the alias moved to it.")
+    version: str | None = Field(default=None, description="The adapter's version; None when the base stayed best.")
+    previous: str | None = Field(default=None, description="The champion before; None when there was none.")
+    reason: str
+
+
 class RunResult(Record):
     """What one pipeline run hands back: its records, and why it ended."""
 
@@ -312,6 +326,7 @@ class RunResult(Record):
     stopped_because: str = Field(description="Why there was no further iteration, one sentence.")
     wall_s: float = Field(ge=0, description="Seconds from the flow's start to its end.")
     tracking_run: str | None = Field(default=None, description="Id of the run's parent in MLflow; None when untracked.")
+    promotion: Promotion | None = Field(default=None, description="None when untracked.")
 
 
 class Grader(Protocol):

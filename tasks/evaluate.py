@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
+from dataclasses import asdict
 from typing import Any
 
 from pipeline_lib.config import PipelineConfig
 from pipeline_lib.evaluation import evaluate, write_predictions
 from pipeline_lib.problems.records import read_problems
 from pipeline_lib.seeding import derive_seed
-from pipeline_lib.store import Entry, read_json, write_json
+from pipeline_lib.store import Entry, canonical_json, read_json, write_json
 from pipeline_lib.types import EvalReport, PolicyRef, Ref
-from tasks.grading import extractor, grading_spec, open_grader
+from tasks.grading import conventions_of, extractor, grading_spec, open_grader
 from tasks.policies import open_policy
 from tasks.problems import PROBLEMS
 from tasks.stage import open_store, stage
@@ -32,7 +34,7 @@ def _spec(*, config: PipelineConfig, problems: Ref, policy: PolicyRef, split: st
     }
 
 
-@stage(_spec, run_name="evaluate {policy.iteration} {name}")
+@stage(_spec, version=2, run_name="evaluate {policy.iteration} {name}")
 def evaluate_policy(
     entry: Entry, *, config: PipelineConfig, problems: Ref, policy: PolicyRef, split: str, name: str
 ) -> None:
@@ -50,9 +52,21 @@ def evaluate_policy(
             seed=derive_seed(config.seed, "evaluate"),
             extract=extractor(config, dataset),
         )
+    report = report.model_copy(update={"problems": problems, "yardstick": _yardstick(config, problems, dataset)})
     write_json(entry.path / REPORT, report)
     write_predictions(predictions, entry.path / PREDICTIONS)
     entry.commit(len(asked), {"stage_seconds": time.perf_counter() - started})
+
+
+def _yardstick(config: PipelineConfig, problems: Ref, dataset: str) -> str:
+    """What two policies must share for their accuracies to be compared."""
+    shared = {
+        "problems": problems.sha256,
+        "grader": config.grader,
+        "conventions": asdict(conventions_of(config, dataset)),
+        "max_new_tokens": config.evaluation.max_new_tokens,
+    }
+    return hashlib.sha256(canonical_json(shared).encode()).hexdigest()[:16]
 
 
 def load_report(ref: Ref) -> EvalReport:

@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from prefect import Flow, State, task
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
+from prefect.utilities.urls import url_for
 
 from pipeline_lib.config import PipelineConfig, Settings
 from pipeline_lib.evaluation import paired_test, read_predictions
 from pipeline_lib.gate import decide
-from pipeline_lib.metrics import update_points
 from pipeline_lib.provenance import describe_environment
-from pipeline_lib.report import figures_of, render_figures, render_page
+from pipeline_lib.report import render_page
 from pipeline_lib.search import SearchStats, total_stats
 from pipeline_lib.tracking import Tracker
 from pipeline_lib.types import EvalReport, GateDecision, IterationRecord, PairedTest, PolicyRef, Ref, RunResult
-from tasks.audit import AUDIT, load_audit
+from tasks.audit import load_audit
+from tasks.contents import Stages, contents_of, figures_page, histories_of
 from tasks.evaluate import PREDICTIONS, load_report
-from tasks.policies import adapter_folder, base_policy
-from tasks.score import SCORES
-from tasks.search import TOTALS, TREES
+from tasks.policies import base_policy
+from tasks.search import TOTALS
 from tasks.stage import open_store
-from tasks.train import load_history
-
-Stages = Mapping[str, tuple[Ref, ...]]
 
 
 @task(name="record-iteration", task_run_name="record {index}")
@@ -67,7 +64,7 @@ def record_iteration(
             f"{name}/{i}" if len(refs) > 1 else name: ref for name, refs in stages.items() for i, ref in enumerate(refs)
         },
     )
-    run = _track(config, record, stages)
+    run = _track(config, record, stages, earlier)
     return record.model_copy(update={"tracking_run": run})
 
 
@@ -91,9 +88,9 @@ def finish_run(*, config: PipelineConfig, records: Sequence[IterationRecord], de
         stopped_because=_stopped_because(records, decision),
         wall_s=_wall_s(),
         tracking_run=tracker.run_id,
+        promotion=tracker.settle(records, decision),
     )
-    tracker.set_champion(records[decision.champion])
-    histories = _histories(records)
+    histories = histories_of(records)
     tracker.finish(result, texts={"report.html": render_page(config, result, histories)})
     return result
 
@@ -179,33 +176,31 @@ def _tracker(config: PipelineConfig, flow_run: FlowRun | None = None) -> Tracker
     key = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:16]
     if flow_run is not None:
         tags["prefect.flow_run_id"] = str(flow_run.id)
+        if (page := url_for("flow-run", obj_id=flow_run.id)) is not None:
+            tags["prefect.flow_run_url"] = page
         if flow_run.deployment_id is not None:
             key = str(flow_run.id)
     name = f"{config.preset} seed {config.seed}"
     return Tracker.open(Settings(), run_key=key, run_name=name, config=config, tags=tags)
 
 
-def _track(config: PipelineConfig, record: IterationRecord, stages: Stages) -> str:
-    tracker = _tracker(config)
-    store = open_store()
-    artifacts = {}
-    for i, ref in enumerate(stages.get("search", ())):
-        artifacts[f"search/{i}"] = store.open(ref) / TREES
-    for name, file in (("score", SCORES), ("audit", AUDIT)):
-        if name in stages:
-            artifacts[name] = store.open(stages[name][0]) / file
-    histories = _histories([record])
-    figures = figures_of([record], histories)
-    run = tracker.log_iteration(
-        record,
-        artifacts=artifacts,
-        texts={"figures.html": render_figures(f"Iteration {record.index}", figures)} if figures else {},
-        curves=[point for history in histories.values() for point in update_points(history)],
-    )
-    if "train" in stages:
-        tracker.register_adapter(record, adapter_folder(stages["train"][0]))
+def _track(config: PipelineConfig, record: IterationRecord, stages: Stages, earlier: Sequence[IterationRecord]) -> str:
+    tracker, records = _tracker(config), [*earlier, record]
+    if record.index == 0:
+        _link(tracker)
+    run = tracker.log_iteration(record, contents_of(record, stages, earlier))
+    tracker.log_files({}, figures_page(f"{config.preset}, seed {config.seed}", records, histories_of(records)))
+    tracker.describe(records, decide(records, config.gate, dataset=config.problems.dataset))
     create_table_artifact(_rows(record), key="accuracy", description=f"Iteration {record.index}")
     return run
+
+
+def _link(tracker: Tracker) -> None:
+    """From the flow run's artifacts to its MLflow run; without a server there is no page to link to."""
+    if tracker.url is not None:
+        create_link_artifact(tracker.url, link_text="MLflow run", key="mlflow-run", description="Metrics and models")
+    else:
+        create_markdown_artifact(f"MLflow run `{tracker.run_id}`", key="mlflow-run", description="Metrics and models")
 
 
 def _rows(record: IterationRecord) -> list[dict[str, Any]]:
@@ -220,7 +215,3 @@ def _rows(record: IterationRecord) -> list[dict[str, Any]]:
         }
         for report in record.evaluations
     ] or [{"dataset": "none", "split": "", "accuracy": "not trained: see the audit"}]
-
-
-def _histories(records: Sequence[IterationRecord]) -> dict[int, list[dict[str, float]]]:
-    return {record.index: load_history(record.refs["train"]) for record in records if "train" in record.refs}

@@ -1,45 +1,19 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from record_fixtures import make_record
 
 from pipeline_lib.config import PipelineConfig, Settings
 from pipeline_lib.metrics import flatten, is_headline, metric_key, record_metrics
 from pipeline_lib.provenance import describe_environment
-from pipeline_lib.tracking import Tracker, TrackingError, load_run, tracking_uri
-from pipeline_lib.types import EvalReport, GateDecision, IterationRecord, PolicyRef, Ref, RunResult
+from pipeline_lib.tracking import Contents, Tracker, TrackingError, load_run, page_url, tracking_uri
+from pipeline_lib.types import GateDecision, IterationRecord, RunResult
 
 logging.getLogger("mlflow").setLevel(logging.WARNING)
-
-
-def make_record(index: int, accuracy: float = 0.5) -> IterationRecord:
-    policy = PolicyRef(
-        policy_id=f"policy-{index}", base_model="tiny", adapter_uri="train/x" if index else None, iteration=index
-    )
-    report = EvalReport(
-        dataset="tiny-word",
-        split="test",
-        policy_id=policy.policy_id,
-        num_problems=100,
-        num_correct=int(100 * accuracy),
-        num_unparsed=0,
-        num_truncated=0,
-        accuracy=accuracy,
-        interval=(accuracy - 0.1, accuracy + 0.1),
-        sampled={"maj@4": 0.25},
-    )
-    ref = Ref(uri="search/abc", sha256="f" * 64, num_rows=3, schema_version=1)
-    return IterationRecord(
-        index=index,
-        policy=policy,
-        evaluations=(report,),
-        search={"tokens_per_s": 10.0},
-        train={"kl": 0.1} if index else {},
-        seconds={"search": 2.0},
-        refs={"trees": ref},
-    )
 
 
 def make_result(records: list[IterationRecord]) -> RunResult:
@@ -48,16 +22,8 @@ def make_result(records: list[IterationRecord]) -> RunResult:
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    return Settings(home=tmp_path_factory.mktemp("home"), tracking_uri=None)
-
-
-@pytest.fixture
-def adapter_dir(tmp_path: Path) -> Path:
-    folder = tmp_path / "adapter"
-    folder.mkdir()
-    (folder / "adapter_config.json").write_text("{}")
-    return folder
+def settings(new_home: Callable[[], Path]) -> Settings:
+    return Settings(home=new_home(), tracking_uri=None)
 
 
 def open_tracker(settings: Settings, key: str, config: PipelineConfig | None = None) -> Tracker:
@@ -103,12 +69,8 @@ def test_an_interrupted_run_is_attached_to_without_duplicates(settings: Settings
     second = open_tracker(settings, "interrupted")
     assert second.run_id == first.run_id
     for index in (0, 1):
-        second.log_iteration(
-            make_record(index),
-            artifacts={"scores": scores},
-            texts={"figures/audit.html": "<p>"},
-            curves=curve if index else [],
-        )
+        contents = Contents({"scores": scores}, {"figures.html": "<p>"}, curve if index else [])
+        second.log_iteration(make_record(index), contents)
     second.finish(make_result([make_record(0), make_record(1)]))
 
     client = second._client
@@ -121,7 +83,9 @@ def test_an_interrupted_run_is_attached_to_without_duplicates(settings: Settings
     assert [point.step for point in points] == list(range(1200))
     assert [point.step for point in client.get_metric_history(second.run_id, "eval/tiny-word/accuracy")] == [0, 1]
     inputs = client.get_run(child.run_id).inputs.dataset_inputs
-    assert [(item.dataset.name, item.dataset.digest) for item in inputs] == [("trees", "f" * 36)]
+    digests = {item.dataset.name: item.dataset.digest for item in inputs}
+    assert digests == {"trees": "f" * 36, "validation/tiny-word": "e" * 36, "test/tiny-word": "e" * 36}
+    assert len(inputs) == len(digests)
     assert [file.path for file in client.list_artifacts(child.run_id, "scores")] == ["scores/part-0.json"]
 
 
@@ -129,7 +93,6 @@ def test_an_interrupted_run_is_attached_to_without_duplicates(settings: Settings
 def test_a_finished_run_can_be_read_back(settings: Settings) -> None:
     config = PipelineConfig(seed=7)
     tracker = open_tracker(settings, "finished", config)
-    tracker.set_champion(make_record(0))
     result = make_result([make_record(0), make_record(1)])
     tracker.finish(result)
     assert load_run(settings, tracker.run_id) == (config, result)
@@ -145,28 +108,12 @@ def test_one_key_for_two_configurations_is_refused(settings: Settings) -> None:
         open_tracker(settings, "reused", PipelineConfig(seed=2))
 
 
-@pytest.mark.slow
-def test_an_adapter_is_registered_once_and_the_champion_can_be_loaded(
-    settings: Settings, adapter_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tracker = open_tracker(settings, "adapters")
-    versions = [tracker.register_adapter(make_record(index), adapter_dir) for index in (1, 2, 1)]
-    assert versions == ["1", "2", "1"]
-    assert open_tracker(settings, "adapters").register_adapter(make_record(2), adapter_dir) == "2"
-    assert tracker.set_champion(make_record(0)) is None
-    assert tracker.set_champion(make_record(1)) == "1"
-    client = tracker._client
-    assert int(client.get_model_version_by_alias("coppice-tiny", "champion").version) == 1
-    assert int(client.get_model_version_by_alias("coppice-tiny", "candidate").version) == 2
-    assert len(client.search_logged_models([tracker._experiment_id])) == 2
-
-    import mlflow
-
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri(settings))
-    loaded = Path(mlflow.artifacts.download_artifacts("models:/coppice-tiny@champion"))
-    assert (loaded / "adapter_config.json").read_text() == "{}"
-
-
 def test_a_server_given_by_uri_wins_over_the_database(tmp_path: Path) -> None:
     assert tracking_uri(Settings(home=tmp_path, tracking_uri="http://127.0.0.1:5000")) == "http://127.0.0.1:5000"
     assert tracking_uri(Settings(home=tmp_path, tracking_uri=None)) == f"sqlite:///{tmp_path}/mlflow.db"
+
+
+def test_a_link_to_the_server_shows_no_password(tmp_path: Path) -> None:
+    server = Settings(home=tmp_path, tracking_uri="http://me:secret@host:5000/mlflow/")
+    assert page_url(server, "#/experiments/1") == "http://host:5000/mlflow/#/experiments/1"
+    assert page_url(Settings(home=tmp_path, tracking_uri=None), "#/experiments/1") is None
