@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deployments import champion
+
 if TYPE_CHECKING:
     from pipeline_lib.config import PipelineConfig, Settings
 
@@ -190,6 +192,9 @@ def build_config(preset: str, overrides: list[str], model: str | None = None) ->
         format_of(dataset)
     model_path(config.policy.model)
     return config
+
+
+champion.add_to(app)
 
 
 def describe_error(error: Exception) -> tuple[str, int]:

@@ -108,7 +108,8 @@ def promotion_line(promotion: Promotion, model: str) -> str:
         instead = f", instead of {promotion.previous}" if promotion.previous else ""
         return f"{model}@champion moved to version {promotion.version}{instead}: {promotion.reason}"
     stays = f"stays at version {promotion.previous}" if promotion.previous else "points nowhere"
-    candidate = f" (version {promotion.version} is candidate)" if promotion.version else ""
+    other = promotion.version not in (None, promotion.previous)
+    candidate = f" (version {promotion.version} is candidate)" if other else ""
     return f"{model}@champion {stays}{candidate}: {promotion.reason}"
 
 

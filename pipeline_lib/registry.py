@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from pipeline_lib.metrics import is_headline, record_metrics
+from pipeline_lib.lineage import POLICY_ID, standing_of, version_tags
 from pipeline_lib.notes import model_note, version_note
 from pipeline_lib.promotion import (
     PROMOTED,
@@ -29,7 +29,6 @@ from pipeline_lib.promotion import (
 )
 from pipeline_lib.types import GateDecision, IterationRecord, PolicyRef, Promotion
 
-POLICY_ID = "coppice.policy_id"
 CHAMPION, CANDIDATE = "champion", "candidate"
 GATE, PROMOTION, HISTORY = "coppice.gate", "coppice.promotion", "coppice.champions"
 CHOSEN, KEPT_BACK = "chosen", "kept back"
@@ -82,7 +81,7 @@ class Registry:
             if self._model() is None:
                 self._client.create_registered_model(self.name, description=model_note(self.name, []))
             parent = self.version_of(adapter.parent.policy_id) if adapter.parent.adapter_uri else None
-            tags = {**adapter.tags, **_tags(record, adapter.parent, parent)}
+            tags = {**adapter.tags, **version_tags(record, adapter.parent, parent)}
             made = self._client.create_model_version(
                 self.name,
                 adapter.source,
@@ -119,34 +118,30 @@ class Registry:
         """The version that the alias `champion` points at."""
         return self._alias(CHAMPION)
 
-    def promote(self, version: str | None = None, *, force: str | None = None) -> Promotion:
+    def promote(self, version: str | None = None, *, reason: str = "", force: bool = False) -> Promotion:
         """Moves `champion` by hand, to `version` or else to the candidate.
 
         Args:
-            version: one that a run's gate chose and that was not rolled back, unless `force` is given.
-            force: why another one shall be it; recorded.
+            version: one that a run's gate chose and that was not rolled back, unless `force`.
+            reason: recorded.
+            force: whether what the gate says does not count.
 
         Raises:
             RegistryError: there is no such version, or the gate did not choose it and nobody forced it.
         """
-        version = version or self._alias(CANDIDATE)
-        tags = self._tags_of(version)
-        assert version is not None
-        objection = _objection(version, tags)
-        if objection and force is None:
+        version, tags = self._find(version)
+        objection, previous = _objection(version, tags), self.champion()
+        if previous == version:
+            known = f"version {version} is champion already"
+            return Promotion(promoted=False, version=version, previous=previous, reason=known)
+        if objection and not force:
             raise RegistryError(
                 f"registry: {self.name} {objection}; --force --reason TEXT promotes it all the same, on record"
             )
-        previous = self.champion()
-        if previous == version:
-            return Promotion(
-                promoted=False, version=version, previous=previous, reason=f"version {version} is champion already"
-            )
-        reason = f"by hand, against the gate ({objection}): {force}" if objection else "by hand"
-        if force is not None and not objection:
-            reason = f"by hand: {force}"
-        self._move(Event(at=_now(), action=PROMOTED, version=version, previous=previous, reason=reason))
-        return Promotion(promoted=True, version=version, previous=previous, reason=reason)
+        against = f", against the gate ({objection})" if objection else ""
+        why = f"by hand{against}" + (f": {reason}" if reason else "")
+        self._move(Event(at=_now(), action=PROMOTED, version=version, previous=previous, reason=why))
+        return Promotion(promoted=True, version=version, previous=previous, reason=why)
 
     def roll_back(self, reason: str) -> Promotion:
         """Points `champion` back at the champion before.
@@ -172,7 +167,7 @@ class Registry:
 
     def _judge(self, version: str, record: IterationRecord) -> Promotion:
         """The gate's promotion: decided once, then read from the version's tag."""
-        verdict, _, reason = self._tags_of(version).get(PROMOTION, "").partition(": ")
+        verdict, _, reason = self._find(version)[1].get(PROMOTION, "").partition(": ")
         current = self.champion()
         if verdict:
             return Promotion(promoted=verdict == PROMOTED, version=version, previous=current, reason=reason)
@@ -205,28 +200,20 @@ class Registry:
         self._client.update_registered_model(self.name, description=model_note(self.name, events))
 
     def _standing(self, version: str | None) -> Standing | None:
-        if version is None:
-            return None
-        tags = self._tags_of(version)
-        return Standing(
-            version=version,
-            dataset=tags.get("coppice.validation.dataset", ""),
-            accuracy=float(tags.get("coppice.validation.accuracy", "nan")),
-            num_problems=int(tags.get("coppice.validation.num_problems", "0")),
-            yardstick=tags.get("coppice.validation.yardstick", ""),
-        )
+        return standing_of(version, self._find(version)[1]) if version is not None else None
 
     def _versions(self) -> dict[str, dict[str, str]]:
         found = self._client.search_model_versions(f"name = '{self.name}'")
         return {str(version.version): dict(version.tags) for version in found}
 
-    def _tags_of(self, version: str | None) -> dict[str, str]:
-        versions = self._versions()
-        if version not in versions:
+    def _find(self, version: str | None) -> tuple[str, dict[str, str]]:
+        """A version, the candidate if None, and its tags."""
+        versions, wanted = self._versions(), version or self._alias(CANDIDATE)
+        if wanted is None or wanted not in versions:
             known = ", ".join(sorted(versions, key=int)) or "none; `coppice run` makes them"
-            which = f"version {version}" if version else f"{CANDIDATE}"
-            raise RegistryError(f"registry: {self.name} has no {which}; versions: {known}")
-        return versions[version]
+            named = f"version {wanted}" if wanted else CANDIDATE
+            raise RegistryError(f"registry: {self.name} has no {named}; versions: {known}")
+        return wanted, versions[wanted]
 
     def _set_tags(self, version: str, tags: Mapping[str, str]) -> None:
         for name, value in tags.items():
@@ -244,36 +231,6 @@ class Registry:
     def _model(self) -> Any:
         found = self._client.search_registered_models(f"name = '{self.name}'")
         return found[0] if found else None
-
-
-def _tags(record: IterationRecord, parent: PolicyRef, parent_version: str | None) -> dict[str, str]:
-    """Origin and scores of a version as flat texts."""
-    tags = {
-        POLICY_ID: record.policy.policy_id,
-        "coppice.iteration": str(record.index),
-        "coppice.parent_version": parent_version or "base",
-        "coppice.parent_policy_id": parent.policy_id,
-        "coppice.base_model": record.policy.base_model,
-    }
-    if record.policy.revision is not None:
-        tags["coppice.base_revision"] = record.policy.revision
-    tags |= {f"digest/{name}": ref.sha256 for name, ref in record.refs.items()}
-    tags |= {
-        f"digest/{report.split}/{report.dataset}": report.problems.sha256
-        for report in record.evaluations
-        if report.problems is not None
-    }
-    report = validation_report(record)
-    if report is not None:
-        names = ("dataset", "accuracy", "num_problems", "yardstick")
-        tags |= {f"coppice.validation.{name}": str(getattr(report, name)) for name in names}
-    shown = {name: value for name, value in record_metrics(record).items() if _is_told(name)}
-    return tags | {name: f"{value:.6g}" for name, value in shown.items()}
-
-
-def _is_told(name: str) -> bool:
-    """Accuracies with their intervals, KL, and what the scores were worth; not how fast the machine was."""
-    return is_headline(name.removesuffix("_low").removesuffix("_high")) and not name.startswith(("time/", "search/"))
 
 
 def _objection(version: str, tags: Mapping[str, str]) -> str:

@@ -24,9 +24,10 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from pipeline_lib.config import PipelineConfig, Settings
+from pipeline_lib.lineage import POLICY_ID
 from pipeline_lib.metrics import flatten, is_headline, record_metrics
 from pipeline_lib.notes import iteration_note, run_link, run_note
-from pipeline_lib.registry import POLICY_ID, LoggedAdapter, Registry
+from pipeline_lib.registry import LoggedAdapter, Registry
 from pipeline_lib.traces import TreeTrace
 from pipeline_lib.tracked_run import Point, TrackedRun, TrackingError
 from pipeline_lib.tracked_traces import log_traces

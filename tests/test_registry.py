@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from record_fixtures import make_record
 
+from deployments import cli
 from pipeline_lib.config import PipelineConfig, Settings
 from pipeline_lib.registry import LoggedAdapter, Registry, RegistryError
 from pipeline_lib.tracking import Contents, Tracker, open_registry, tracking_uri
@@ -91,7 +93,7 @@ def aliases(registry: Registry) -> tuple[str | None, str | None]:
 
 
 def tags_of(registry: Registry, version: str) -> dict[str, str]:
-    return registry._tags_of(version)
+    return registry._find(version)[1]
 
 
 def test_a_version_has_its_scores_and_its_origin(
@@ -179,7 +181,7 @@ def test_promotion_by_hand_needs_the_gate_or_a_reason(pipeline: Pipeline) -> Non
     with pytest.raises(RegistryError, match="has no version 9; versions: 1, 2, 3"):
         registry.promote("9")
     assert registry.promote("2").reason == "version 2 is champion already"
-    forced = registry.promote("3", force="shorter answers")
+    forced = registry.promote("3", reason="shorter answers", force=True)
     assert forced.promoted
     assert forced.reason.endswith("(version 3 was not chosen: iteration 1 was better): shorter answers")
     assert registry.champion() == "3"
@@ -200,7 +202,7 @@ def test_rollbacks_go_back_through_the_champions(pipeline: Pipeline) -> None:
     client.delete_model_version(registry.name, "1")
     with pytest.raises(RegistryError, match="had no champion before version 2"):
         registry.roll_back("gone too far")
-    registry.promote("3", force="faster now")
+    registry.promote("3", reason="faster now", force=True)
     assert registry.roll_back("no").version == "2"
     history = client.get_registered_model(registry.name)
     moves = [line.split(" | ")[1:4] for line in history.description.splitlines() if line.startswith("| 20")]
@@ -235,6 +237,41 @@ def test_a_promotion_that_was_killed_is_finished_by_the_next_run(
     assert [event.version for event in registry._events()] == ["1", "2"]
     assert tags_of(registry, "2")["coppice.promotion"].startswith("promoted: 70.0%")
     assert registry.roll_back("back").version == "1"
+
+
+def test_both_commands_say_what_they_did(
+    settings: Settings, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = pipeline.registry.name
+    monkeypatch.setenv("COPPICE_HOME", str(settings.home))
+    monkeypatch.setattr("deployments.environment.prepare_environment", lambda *_, **__: None)  # it outlives a test
+
+    def coppice(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["coppice", *arguments, "--preset", name.removeprefix("coppice-")])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        shown = capsys.readouterr()
+        return int(ended.value.code or 0), (shown.out + shown.err).strip()
+
+    pipeline.run(0.5, 0.7)
+    pipeline.run(0.5, 0.9, 0.8)
+    moved = f"{name}@champion moved to version"
+    code, line = coppice("promote", "--version", "3")
+    assert (code, line.startswith(f"coppice: registry: {name} version 3 was not chosen")) == (2, True)
+    assert coppice("promote", "--version", "3", "--force") == (
+        2,
+        "coppice: --force: needs --reason TEXT, which is kept in the registry",
+    )
+    assert coppice("rollback", "--reason", "wrong units") == (0, f"{moved} 1, instead of 2: wrong units")
+    assert coppice("promote", "--version", "2", "--force", "--reason", "units were right") == (
+        0,
+        f"{moved} 2, instead of 1: {tags_of(pipeline.registry, '2')['coppice.promotion'].removeprefix('promoted: ')}",
+    )
+    code, line = coppice("promote")
+    assert (code, line) == (
+        0,
+        f"{name}@champion stays at version 2: version 2 is champion already",
+    )
 
 
 def test_the_champion_is_downloaded_by_its_alias(
