@@ -94,6 +94,11 @@ class SearchConfig(Group):
     max_tokens_per_problem: int | None = Field(
         None, ge=1, description="Budget of sampled tokens per tree; None sets no limit."
     )
+    markdown_steps: bool = Field(
+        False,
+        description="Headings, `Step 2:`, lines that announce, and formulas stay with what they lead to. Our choice: "
+        "False, a step a line; instruction-tuned models need True.",
+    )
     num_shards: int = Field(4, ge=1, description="Prefect tasks into which one iteration's search is cut.")
 
 

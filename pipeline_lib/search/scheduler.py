@@ -129,7 +129,9 @@ class _Scheduler:
         self._seed = seed
         self._on_tree = on_tree
         self._resume = resume
-        self._split = partial(split_steps, codec=policy.codec, delimiter=step_delimiter, pieces={})
+        self._split = partial(
+            split_steps, codec=policy.codec, delimiter=step_delimiter, markdown=config.markdown_steps, pieces={}
+        )
         self._ready: list[tuple[int, int, int, _Draw]] = []
         self._sampling: dict[str, _Draw] = {}
         self._grading: dict[str, _Draw] = {}

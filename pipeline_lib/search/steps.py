@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 from pipeline_lib.policy.protocol import Codec
+from pipeline_lib.search.markdown import step_ends
 from pipeline_lib.types import Int32Array
 
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # how codecs show the first bytes of an unfinished character
@@ -36,7 +37,12 @@ class Step:
 
 
 def split_steps(
-    token_ids: Int32Array, codec: Codec, delimiter: str, *, pieces: dict[int, str] | None = None
+    token_ids: Int32Array,
+    codec: Codec,
+    delimiter: str,
+    *,
+    markdown: bool = False,
+    pieces: dict[int, str] | None = None,
 ) -> list[Step]:
     r"""The steps of one rollout; both their texts and their tokens add up to the rollout's.
 
@@ -47,6 +53,7 @@ def split_steps(
         token_ids: `[T]` int32, the sampled tokens.
         codec: only `decode` is used.
         delimiter: what ends a step, not empty.
+        markdown: whether a line that leaves something open stays with the next one, see `markdown.step_ends`.
         pieces: texts of single tokens, filled here; share one between calls to save decoding.
 
     Example: "1+1=2\n\n#### 2" at delimiter "\n" gives "1+1=2\n\n" and "#### 2".
@@ -54,11 +61,14 @@ def split_steps(
     if len(token_ids) == 0:
         return []
     text = codec.decode(token_ids)
+    stops = _delimiter_ends(text, delimiter)
+    if markdown:
+        stops = step_ends(text, stops)
     ends = _char_ends(token_ids, text, codec, {} if pieces is None else pieces)
     if ends is None:
-        cuts = [_cut_by_prefixes(token_ids, text, codec, stop) for stop in _delimiter_ends(text, delimiter)]
+        cuts = [_cut_by_prefixes(token_ids, text, codec, stop) for stop in stops]
     else:
-        tokens = (bisect_left(ends, stop) for stop in _delimiter_ends(text, delimiter))
+        tokens = (bisect_left(ends, stop) for stop in stops)
         cuts = [(token + 1, ends[token]) for token in tokens]
     borders = _without_blank_steps(text, [(0, 0), *cuts, (len(token_ids), len(text))])
     return [Step(text[c0:c1], token_ids[t0:t1]) for (t0, c0), (t1, c1) in pairwise(borders)]
