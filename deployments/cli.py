@@ -130,11 +130,11 @@ def report(
 ) -> None:
     """Write one self-contained HTML page about a finished run."""
     settings = _prepare(output)
-    from pipeline_lib.report import render_page
     from pipeline_lib.tracking import load_run
+    from tasks.report import load_material, render_report
 
     config, result = load_run(settings, run_id)
-    output.write_text(render_page(config, result), encoding="utf-8")
+    output.write_text(render_report(config, result, load_material(settings, result)), encoding="utf-8")
     typer.echo(f"wrote {output}")
 
 

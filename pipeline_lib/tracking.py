@@ -265,6 +265,16 @@ def load_run(settings: Settings, run_id: str | None = None) -> tuple[PipelineCon
     return PipelineConfig.model_validate(saved["config"]), RunResult.model_validate(saved["result"])
 
 
+def load_text(settings: Settings, run_id: str, name: str) -> str | None:
+    """An artifact of a run as text; None when the run has none of that name."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            path = Path(_open_client(settings).download_artifacts(run_id, name, folder))
+        except Exception:  # as in `load_run`
+            return None
+        return path.read_text(encoding="utf-8")
+
+
 def _mlflow() -> Any:
     # Read while MLflow is imported: nothing leaves the machine unasked, nothing is printed into our output.
     for name, value in MLFLOW_ENVIRONMENT.items():

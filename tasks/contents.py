@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from pipeline_lib.metrics import update_points
 from pipeline_lib.problems.records import read_problems
-from pipeline_lib.report import figures_of, render_figures
+from pipeline_lib.report import figures_of, render_plain
 from pipeline_lib.report.figures import Histories
 from pipeline_lib.traces import TreeTrace, choose_trees, trace_tree
 from pipeline_lib.tracking import Contents
@@ -14,6 +14,7 @@ from pipeline_lib.types import IterationRecord, Ref
 from tasks.audit import AUDIT
 from tasks.policies import adapter_folder
 from tasks.problems import PROBLEMS
+from tasks.report import trees_page
 from tasks.score import SCORES, load_scores
 from tasks.search import TREES, load_trees
 from tasks.stage import open_store
@@ -38,7 +39,7 @@ def contents_of(record: IterationRecord, stages: Stages, earlier: Sequence[Itera
     history = histories_of([record])
     return Contents(
         artifacts=artifacts,
-        texts=figures_page(f"Iteration {record.index}", [*earlier, record], history, of=record),
+        texts=figures_page(f"Iteration {record.index}", [*earlier, record], history, of=record) | trees_page(record),
         curves=[point for updates in history.values() for point in update_points(updates)],
         traces=_traces(stages),
         adapter=adapter_folder(stages["train"][0]) if "train" in stages else None,
@@ -54,7 +55,7 @@ def figures_page(
     if of is not None:
         others = {f"scores-{record.index}" for record in records if record.index != of.index}
         figures = {name: figure for name, figure in figures.items() if name not in others}
-    return {"figures.html": render_figures(title, figures)} if figures else {}
+    return {"figures.html": render_plain(title, figures=figures.values())} if figures else {}
 
 
 def histories_of(records: Sequence[IterationRecord]) -> dict[int, list[dict[str, float]]]:

@@ -16,15 +16,17 @@ from prefect.utilities.urls import url_for
 from pipeline_lib.config import PipelineConfig, Settings
 from pipeline_lib.evaluation import paired_test, read_predictions
 from pipeline_lib.gate import decide
+from pipeline_lib.notes import run_note
 from pipeline_lib.provenance import describe_environment
-from pipeline_lib.report import render_page
+from pipeline_lib.report import findings_markdown
 from pipeline_lib.search import SearchStats, total_stats
-from pipeline_lib.tracking import Tracker
+from pipeline_lib.tracking import Tracker, model_name
 from pipeline_lib.types import EvalReport, GateDecision, IterationRecord, PairedTest, PolicyRef, Ref, RunResult
 from tasks.audit import load_audit
 from tasks.contents import Stages, contents_of, figures_page, histories_of
 from tasks.evaluate import PREDICTIONS, load_report
 from tasks.policies import base_policy
+from tasks.report import MATERIAL_FILE, gather_material, render_report
 from tasks.search import TOTALS
 from tasks.stage import open_store
 
@@ -90,8 +92,12 @@ def finish_run(*, config: PipelineConfig, records: Sequence[IterationRecord], de
         tracking_run=tracker.run_id,
         promotion=tracker.settle(records, decision),
     )
-    histories = histories_of(records)
-    tracker.finish(result, texts={"report.html": render_page(config, result, histories)})
+    material = gather_material(records)
+    page = render_report(config, result, material)
+    tracker.finish(result, texts={"report.html": page, MATERIAL_FILE: material.model_dump_json()})
+    note = run_note(records, decision, result=result, model=model_name(config.preset))
+    summary = f"{findings_markdown(config, result)}\n\n{note}"
+    create_markdown_artifact(summary, key="report", description=result.stopped_because)
     return result
 
 

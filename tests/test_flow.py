@@ -87,6 +87,46 @@ def test_one_parent_with_one_child_per_iteration(finished: tuple[Path, RunResult
             assert len(steps) == len(set(steps)), name
 
 
+def report_page(home: Path, store: Path, output: Path, run: str) -> str:
+    """What `coppice report` writes with the tracking of one home and the store of another."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COPPICE_HOME", str(store))
+        patch.setenv("COPPICE_TRACKING_URI", f"sqlite:///{home / 'mlflow.db'}")
+        patch.setattr("deployments.environment.prepare_environment", lambda *_, **__: None)  # it outlives a test
+        patch.setattr(sys, "argv", ["coppice", "report", "--run", run, "--output", str(output)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    assert ended.value.code == 0
+    return output.read_text(encoding="utf-8")
+
+
+def test_the_report_is_the_same_away_from_the_store_and_says_what_it_lacks(
+    finished: tuple[Path, RunResult], tmp_path: Path
+) -> None:
+    home, result = finished
+    run, output = result.tracking_run, tmp_path / "report.html"
+    assert run is not None
+    files = {path.name: path for path in (home / "mlartifacts" / run / "artifacts").iterdir()}
+    logged = files["report.html"].read_text(encoding="utf-8")
+    assert report_page(home, tmp_path, output, run) == logged
+    assert all(
+        part in logged for part in ('class="node', "What the model wrote", "KL to its start", "wrong, then right")
+    )
+    assert 'id="missing"' not in logged
+    files["material.json"].rename(tmp_path / "material.json")
+    from_store = report_page(home, home, output, run)
+    assert from_store.count('class="node') == logged.count('class="node')
+    assert "it left no material.json in MLflow" in from_store
+    without = report_page(home, tmp_path, output, run)
+    assert 'class="node' not in without
+    assert "search trees of iteration 1: store: search-shard/" in without
+    (tmp_path / "material.json").rename(files["material.json"])
+    [child] = [c for c in children(home, run) if c.info.run_name == "iteration 1"]
+    for name in ("trees.html", "figures.html"):
+        path = home / "mlartifacts" / child.info.run_id / "artifacts" / name
+        assert ('class="node' if name == "trees.html" else "<svg") in path.read_text(encoding="utf-8")
+
+
 def test_the_audit_stops_with_its_reason(finished: tuple[Path, RunResult], commits: list[str]) -> None:
     home, _ = finished
     result = run_in(home, small_config("audit.min_informative_share=1.0"))

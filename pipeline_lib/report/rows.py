@@ -1,4 +1,4 @@
-"""The results table: one row per iteration, the same on the terminal and on the page.
+"""Records as rows of text: the results table, the same on the terminal and on the page, and the page's smaller ones.
 
 One idea: a number that was not measured is a dash, never a zero.
 """
@@ -6,10 +6,11 @@ One idea: a number that was not measured is a dash, never a zero.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline_lib.types import EvalReport, GateDecision, IterationRecord
+from pipeline_lib.config import GateConfig, PipelineConfig
+from pipeline_lib.types import EvalReport, GateDecision, GateTrial, IterationRecord, PairedTest, RunResult
 
 DASH = "–"
 
@@ -32,6 +33,33 @@ class IterationRow:
     tokens: str
     seconds: str
     decision: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeyFigure:
+    """A number that a reader shall take away."""
+
+    name: str
+    value: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class GateCell:
+    """What one gate would have done."""
+
+    stop: str
+    champion: str
+    is_own: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GateRow:
+    """Gates of one minimum gain, by rising patience."""
+
+    name: str
+    patiences: tuple[int, ...]
+    cells: tuple[GateCell, ...]
 
 
 def tested_datasets(records: Sequence[IterationRecord]) -> list[str]:
@@ -78,3 +106,122 @@ def _decision(record: IterationRecord, champion: int) -> str:
     if record.audit is not None and not record.audit.passed:
         return "not trained"
     return "champion" if record.index == champion else ""
+
+
+def headline(config: PipelineConfig, result: RunResult) -> str:
+    """The run in one line: what it trained on, and how far that came."""
+    dataset, champion = config.problems.dataset, _champion(result)
+    before = result.records[0].evaluation(dataset, "test")
+    after = champion.evaluation(dataset, "test")
+    if champion.index == 0 or before is None or after is None:
+        return f"{dataset}: the base stays best"
+    iterations = f"{champion.index} iteration{'s' * (champion.index > 1)}"
+    return f"{dataset}: {100 * before.accuracy:.1f} to {100 * after.accuracy:.1f} % in {iterations}"
+
+
+def key_figures(config: PipelineConfig, result: RunResult) -> list[KeyFigure]:
+    """The champion, its gain on each test set, what it cost."""
+    champion, last = _champion(result), result.records[-1].index
+    name = "the base" if champion.index == 0 else f"iteration {champion.index}"
+    figures = [KeyFigure("Champion", name, f"of {last} iteration{'s' * (last != 1)}")]
+    for test in champion.paired:
+        if (test.split, test.against) == ("test", "base"):
+            kind = "Direct gain" if test.dataset == config.problems.dataset else "Transfer gain"
+            detail = f"on {test.dataset}, {_interval(test)}"
+            figures.append(KeyFigure(kind, f"{100 * test.difference:+.1f} points", detail))
+    tokens = sum(record.search.get("tokens_generated", 0.0) for record in result.records)
+    if tokens:
+        rollouts = sum(record.search.get("num_rollouts", 0.0) for record in result.records)
+        figures.append(KeyFigure("Tokens searched", _short(tokens), f"in {rollouts:,.0f} rollouts" if rollouts else ""))
+    return [*figures, KeyFigure("Time", format_seconds(result.wall_s), "from start to end")]
+
+
+def sampled_rows(records: Sequence[IterationRecord]) -> tuple[list[str], list[list[str]]]:
+    """Names of what was measured on samples, and a row per iteration and test set: both names, then per cents."""
+    reports = [(record.index, r) for record in records for r in record.evaluations if r.split == "test" and r.sampled]
+    names = list(dict.fromkeys(name for _, report in reports for name in report.sampled))
+    rows = [
+        [
+            "base" if index == 0 else str(index),
+            report.dataset,
+            *(_number(None if name not in report.sampled else 100 * report.sampled[name], ".1f") for name in names),
+        ]
+        for index, report in reports
+    ]
+    return names, rows
+
+
+def transfer_sentence(config: PipelineConfig, result: RunResult) -> str:
+    """How much of the champion's direct gain its other test sets show; nothing where that is no question."""
+    tests = {t.dataset: t for t in _champion(result).paired if (t.split, t.against) == ("test", "base")}
+    direct = tests.pop(config.problems.dataset, None)
+    if direct is None or direct.difference <= 0 or not tests:
+        return ""
+    shares = [f"{100 * t.difference / direct.difference:.0f} % of it on {name}" for name, t in tests.items()]
+    return f"The champion gains {100 * direct.difference:.1f} points where it was trained, and {', '.join(shares)}."
+
+
+def duration_rows(records: Sequence[IterationRecord]) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """The stages, and for every iteration its name and the seconds of each stage and of all."""
+    stages = list(dict.fromkeys(stage for record in records for stage in record.seconds))
+    rows = [
+        (
+            "base" if record.index == 0 else str(record.index),
+            [*(_number(record.seconds.get(stage), ".1f") for stage in stages), f"{sum(record.seconds.values()):.0f}"],
+        )
+        for record in records
+    ]
+    return stages, rows
+
+
+def gate_rows(trials: Sequence[GateTrial], own: GateConfig) -> list[GateRow]:
+    """One row per minimum gain, one cell per patience."""
+    patiences = tuple(sorted({trial.patience for trial in trials}))
+    rows = []
+    for min_gain in sorted({trial.min_gain for trial in trials}):
+        mine = sorted((t for t in trials if t.min_gain == min_gain), key=lambda trial: trial.patience)
+        cells = tuple(_gate_cell(t, (t.min_gain, t.patience) == (own.min_gain, own.patience)) for t in mine)
+        rows.append(GateRow(f"{100 * min_gain:g} point{'s' * (min_gain != 0.01)}", patiences, cells))
+    return rows
+
+
+def environment_rows(environment: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Name and value of hardware, code and versions."""
+    names = {"mlflow.source.git.commit": "commit", "hardware/cpu": "CPU", "hardware/gpu": "GPU"}
+    names |= {"hardware/memory_gib": "memory, GiB", "version/python": "Python"}
+    values = dict(environment)
+    if values.pop("git/dirty", "") == "true" and "mlflow.source.git.commit" in values:
+        values["mlflow.source.git.commit"] = f"{values['mlflow.source.git.commit'][:12]} and uncommitted changes"
+    return [(names.get(name, name.rpartition("/")[2]), value) for name, value in sorted(values.items())]
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration for people.
+
+    Example: 208 is ``3 min 28 s``, 7300 is ``2 h 1 min``.
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{rest} s"
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _champion(result: RunResult) -> IterationRecord:
+    return next((r for r in result.records if r.index == result.decision.champion), result.records[0])
+
+
+def _interval(test: PairedTest) -> str:
+    return f"95 % interval {100 * test.interval[0]:+.1f} to {100 * test.interval[1]:+.1f}"
+
+
+def _gate_cell(trial: GateTrial, is_own: bool) -> GateCell:
+    stop = "goes on" if trial.stopped_after is None else f"stops after {trial.stopped_after}"
+    champion = "the base" if trial.champion == 0 else str(trial.champion)
+    return GateCell(stop, champion, is_own)
+
+
+def _short(number: float) -> str:
+    """A large number in few digits: ``546 k``, ``1.2 M``."""
+    if number < 10_000:
+        return f"{number:,.0f}"
+    return f"{number / 1000:,.0f} k" if number < 999_500 else f"{number / 1e6:,.1f} M"

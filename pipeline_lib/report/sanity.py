@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline_lib.config import PipelineConfig
-from pipeline_lib.report.signatures import HIGH_UNUSABLE, KL_NEAR_ALARM, format_points
+from pipeline_lib.report.signatures import HIGH_UNUSABLE, KL_NEAR_ALARM, format_points, last_kl
 from pipeline_lib.types import AuditReport, IterationRecord, PairedTest, RunResult
 
 YES, NO, OPEN = "yes", "no", "open"
@@ -72,7 +72,7 @@ def _signal(audit: AuditReport) -> Check:
 
 
 def _near(record: IterationRecord, kl_alarm: float) -> Check:
-    question, kl = "Does it stay near the policy it started from?", record.train.get("kl")
+    question, kl = "Does it stay near the policy it started from?", last_kl(record)
     if kl is None:
         return Check("stays near", question, OPEN, "no KL: it did not train, or train.kl_beta is 0")
     verdict = YES if kl < KL_NEAR_ALARM * kl_alarm and not record.train.get("stopped_by_kl_alarm") else NO

@@ -8,6 +8,7 @@ The measurements named below are of the tiny preset and its literal objective, s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -103,18 +104,17 @@ def little_variance(records: Sequence[IterationRecord], min_variance: float) -> 
 
 def running_away(records: Sequence[IterationRecord], kl_alarm: float) -> Signature | None:
     """The policy leaves its reference: the alarm rang, is near, or the KL grows from iteration to iteration."""
-    trained = [(record.index, _kl(record), record) for record in records if _kl(record) is not None]
+    trained = [(record, kl) for record in records if (kl := last_kl(record)) is not None]
     if not trained:
         return None
-    index, kl, record = max(trained, key=lambda item: (item[2].train.get("stopped_by_kl_alarm", 0.0), item[1] or 0.0))
-    first = trained[0][1] or 0.0
-    assert kl is not None
+    record, kl = max(trained, key=lambda item: (item[0].train.get("stopped_by_kl_alarm", 0.0), item[1]))
+    index, first = record.index, trained[0][1]
     if record.train.get("stopped_by_kl_alarm"):
         evidence = f"iteration {index}: the alarm at {kl_alarm:.3g} ended training"
     elif kl >= KL_NEAR_ALARM * kl_alarm:
         evidence = f"iteration {index}: {kl:.2f} nats per token, the alarm is at {kl_alarm:.3g}"
     elif kl >= KL_FLOOR and kl >= KL_GROWTH * first:
-        evidence = f"{first:.3f} in iteration {trained[0][0]}, {kl:.3f} nats per token in iteration {index}"
+        evidence = f"{first:.3f} in iteration {trained[0][0].index}, {kl:.3f} nats per token in iteration {index}"
     else:
         return None
     return Signature(
@@ -191,6 +191,12 @@ def format_points(test: PairedTest) -> str:
     return f"{100 * test.difference:+.1f} points [{100 * low:.1f}, {100 * high:.1f}]"
 
 
+def last_kl(record: IterationRecord) -> float | None:
+    """KL at the end of an iteration's training, else its mean, nats per scored token; None where not measured."""
+    kl = record.train.get("last_kl", record.train.get("kl", math.nan))
+    return None if math.isnan(kl) else kl
+
+
 def _unusable_shares(record: IterationRecord) -> Iterator[tuple[float, str, str]]:
     if record.audit is not None:
         where = f"iteration {record.index}'s rollouts"
@@ -205,10 +211,6 @@ def _unusable_shares(record: IterationRecord) -> Iterator[tuple[float, str, str]
 
 def _unparsed_share(report: EvalReport) -> float:
     return max(0, report.num_unparsed - report.num_truncated) / report.num_problems
-
-
-def _kl(record: IterationRecord) -> float | None:
-    return record.train.get("last_kl", record.train.get("kl"))
 
 
 def _against_base(record: IterationRecord, dataset: str, split: str) -> PairedTest | None:

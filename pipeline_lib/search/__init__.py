@@ -1,6 +1,6 @@
 """Monte Carlo tree search over reasoning steps: from problems to `SearchTree`s."""
 
-from pipeline_lib.search.records import TreeWriter, read_trees, read_trees_parquet, write_trees_parquet
+from pipeline_lib.search.records import TreeWriter, read_roots, read_trees, read_trees_parquet, write_trees_parquet
 from pipeline_lib.search.scheduler import search_trees
 from pipeline_lib.search.selection import select, ucb1_scores
 from pipeline_lib.search.stats import SearchStats, total_stats
@@ -12,6 +12,7 @@ __all__ = [
     "Step",
     "TreeBuilder",
     "TreeWriter",
+    "read_roots",
     "read_trees",
     "read_trees_parquet",
     "search_trees",

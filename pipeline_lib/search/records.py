@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline_lib.types import JsonDict, SearchTree
@@ -113,16 +114,29 @@ def write_trees_parquet(trees: Iterable[SearchTree], path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows, schema=PARQUET_SCHEMA), path, compression="zstd")
 
 
-def read_trees_parquet(path: Path) -> list[SearchTree]:
+def read_trees_parquet(path: Path, problem_ids: Collection[str] | None = None) -> list[SearchTree]:
     """The trees of a file by `write_trees_parquet`, sorted by problem id.
+
+    Args:
+        path: the file.
+        problem_ids: only these; None takes all.
 
     Raises:
         ValueError: the file has other columns.
     """
-    table = pq.read_table(path)
+    wanted = None if problem_ids is None else [("problem_id", "in", sorted(problem_ids))]
+    table = pq.read_table(path, filters=wanted)
     if not table.schema.equals(PARQUET_SCHEMA):
         raise ValueError(f"{path}: not a file of search trees; its columns are {', '.join(table.column_names)}")
     return [tree_from_dict(row) for row in table.to_pylist()]
+
+
+def read_roots(path: Path) -> list[tuple[str, int, float, int]]:
+    """Problem id, rollouts, right ones and nodes of every tree: what can be asked of thousands in no time."""
+    table = pq.read_table(path, columns=["problem_id", "visits", "value_sums"])
+    firsts = [pc.list_element(table.column(name), 0).to_pylist() for name in ("visits", "value_sums")]
+    sizes = pc.list_value_length(table.column("visits")).to_pylist()
+    return list(zip(table.column("problem_id").to_pylist(), *firsts, sizes, strict=True))
 
 
 def tree_to_dict(tree: SearchTree) -> JsonDict:
