@@ -6,10 +6,17 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 PACKAGES := -c constraints.txt -e ".[dev]"
 
-.PHONY: run test bench lint base install clean
+.PHONY: run up down test bench lint base install clean
 
 run: $(INSTALLED)
 	$(BIN)/coppice run --preset tiny $(ARGS)
+
+# Prefect's server, MLflow's server and a worker; COPPICE_PREFECT_PORT and COPPICE_MLFLOW_PORT choose other ports.
+up: $(INSTALLED)
+	@$(BIN)/coppice up $(ARGS)
+
+down: $(INSTALLED)
+	@$(BIN)/coppice down
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(ARGS)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deployments import champion
+from deployments import champion, operate
 
 if TYPE_CHECKING:
     from pipeline_lib.config import PipelineConfig, Settings
@@ -195,6 +195,7 @@ def build_config(preset: str, overrides: list[str], model: str | None = None) ->
 
 
 champion.add_to(app)
+operate.add_to(app)
 
 
 def describe_error(error: Exception) -> tuple[str, int]:

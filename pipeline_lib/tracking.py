@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+from pydantic import Field
+
 from pipeline_lib.config import PipelineConfig, Settings
 from pipeline_lib.lineage import POLICY_ID
 from pipeline_lib.metrics import flatten, is_headline, record_metrics
@@ -31,7 +33,7 @@ from pipeline_lib.registry import LoggedAdapter, Registry
 from pipeline_lib.traces import TreeTrace
 from pipeline_lib.tracked_run import Point, TrackedRun, TrackingError
 from pipeline_lib.tracked_traces import log_traces
-from pipeline_lib.types import GateDecision, IterationRecord, PolicyRef, Promotion, Ref, RunResult
+from pipeline_lib.types import GateDecision, IterationRecord, PolicyRef, Promotion, Record, Ref, RunResult
 
 EXPERIMENT = "coppice"
 RUN_KEY = "coppice.run_key"
@@ -73,6 +75,16 @@ class Contents:
     traces: Sequence[TreeTrace] = ()
     adapter: Path | None = None
     parent: PolicyRef | None = None
+
+
+class Champion(Record):
+    """The registered version that the alias `champion` names."""
+
+    model: str
+    version: str
+    policy_id: str
+    iteration: int
+    source: str = Field(description="Where its files lie.")
 
 
 class Tracker(TrackedRun):
@@ -273,6 +285,31 @@ def load_text(settings: Settings, run_id: str, name: str) -> str | None:
         except Exception:  # as in `load_run`
             return None
         return path.read_text(encoding="utf-8")
+
+
+def registered_champion(settings: Settings, preset: str) -> Champion | None:
+    """The version that is champion of a preset; None before the first promotion."""
+    client, name = _open_client(settings), model_name(preset)
+    models = client.search_registered_models(f"name = '{name}'")
+    number = models[0].aliases.get("champion") if models else None
+    if number is None:
+        return None
+    version = client.get_model_version(name, number)
+    return Champion(
+        model=name,
+        version=str(number),
+        policy_id=version.tags[POLICY_ID],
+        iteration=int(version.tags["coppice.iteration"]),
+        source=version.source,
+    )
+
+
+def download_champion(settings: Settings, champion: Champion, folder: Path) -> Path:
+    """Copies a version's files, adapter or full weights, to somewhere below `folder`; returns where they lie."""
+    copied = _mlflow().artifacts.download_artifacts(
+        artifact_uri=champion.source, dst_path=str(folder), tracking_uri=tracking_uri(settings)
+    )
+    return Path(copied)
 
 
 def _mlflow() -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from served_home import ServedHome, coppice_up
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -62,6 +63,13 @@ def new_home(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
         return home
 
     return make
+
+
+@pytest.fixture(scope="session")
+def served(new_home: Callable[[], Path]) -> Iterator[ServedHome]:
+    """A home in which `coppice up` runs for the session's tests."""
+    with coppice_up(new_home()) as home:
+        yield home
 
 
 @pytest.fixture(scope="session")

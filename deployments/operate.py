@@ -1,0 +1,66 @@
+"""The part of the `coppice` command that keeps it running: servers, deployments, alerts.
+
+Like all of the command it starts at once: each subcommand imports what it needs.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+PresetOption = Annotated[str, typer.Option(help="Named configuration that the deployments start from.")]
+SetOption = Annotated[
+    list[str], typer.Option("--set", metavar="NAME=VALUE", help="Change one setting, as search.c_uct=0.5; repeatable.")
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the subcommands to the command."""
+    for command in (up, down, serve):
+        app.command()(command)
+
+
+def up(preset: PresetOption = "tiny", overrides: SetOption = []) -> None:  # noqa: B006  typer copies it
+    """Start Prefect's server, MLflow's server and a worker on loopback."""
+    from deployments.cli import build_config
+    from deployments.servers import up as start
+
+    build_config(preset, overrides)
+    arguments = [argument for override in overrides for argument in ("--set", override)]
+    ports = start(("--preset", preset, *arguments))
+    typer.echo(f"stages, runs, schedules:  {ports.prefect_url}")
+    typer.echo(f"metrics and models:       {ports.mlflow_url}")
+    typer.echo(
+        f"runs from a terminal:     PREFECT_API_URL={ports.prefect_url}/api COPPICE_TRACKING_URI={ports.mlflow_url}"
+    )
+
+
+def down() -> None:
+    """Stop what `coppice up` started."""
+    from deployments.servers import down as stop
+
+    stopped = stop()
+    typer.echo(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")
+
+
+def serve(
+    preset: PresetOption = "tiny",
+    overrides: SetOption = [],  # noqa: B006  typer copies it
+    name: Annotated[str | None, typer.Option(help="The worker's, in the UI; the host's if left out.")] = None,
+) -> None:
+    """Register the deployments and work on their runs, one at a time, until stopped."""
+    from deployments.cli import build_config
+    from deployments.environment import prepare_environment
+    from pipeline_lib.config import Settings
+
+    config = build_config(preset, overrides)
+    settings = Settings()
+    os.environ["COPPICE_HOME"] = str(settings.home.resolve())  # runs start elsewhere
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "NOTSET")  # there is no progress bar to disturb
+    prepare_environment(settings)
+    from deployments.serving import register, work
+
+    register(config)
+    work(name)

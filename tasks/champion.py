@@ -1,0 +1,98 @@
+"""The registry's champion: which version it is, its weights in the store, and what it scored."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from prefect import State, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.states import Completed
+
+from pipeline_lib.config import PipelineConfig, Settings
+from pipeline_lib.metrics import record_metrics
+from pipeline_lib.policy.models import fingerprint
+from pipeline_lib.provenance import describe_environment
+from pipeline_lib.store import PARTIAL, Entry, StoreError
+from pipeline_lib.tracking import Champion, Tracker, download_champion, model_name, registered_champion
+from pipeline_lib.types import EvalReport, IterationRecord, PolicyRef, Ref
+from tasks.evaluate import load_report
+from tasks.stage import stage
+
+
+def find_champion(config: PipelineConfig) -> Champion | None:
+    """The version that the registry calls champion of the configuration's preset; None while there is none."""
+    return registered_champion(Settings(), config.preset)
+
+
+def champion_policy(config: PipelineConfig, champion: Champion) -> PolicyRef:
+    """The champion as a policy, its weights copied from the registry into the store."""
+    fetched = fetch_champion(champion=champion)
+    return PolicyRef(
+        policy_id=champion.policy_id,
+        base_model=config.policy.model,
+        revision=config.policy.revision,
+        adapter_uri=fetched.uri,
+        iteration=champion.iteration,
+    )
+
+
+def _fetch_spec(*, champion: Champion) -> dict[str, Any]:
+    return {"policy_id": champion.policy_id}
+
+
+@stage(_fetch_spec, run_name="fetch version {champion.version}")
+def fetch_champion(entry: Entry, *, champion: Champion) -> None:
+    """Copies a registered version's files; they must be the very ones that were registered."""
+    started = time.perf_counter()
+    copied = download_champion(Settings(), champion, entry.path / PARTIAL)
+    if fingerprint(copied) != champion.policy_id:
+        raise StoreError(
+            f"registry: the files of {champion.model} version {champion.version} are not those of policy "
+            f"{champion.policy_id}; roll back to another version"
+        )
+    shutil.rmtree(entry.path / "policy", ignore_errors=True)  # of a process that was killed right here
+    copied.rename(entry.path / "policy")
+    entry.commit(1, {"stage_seconds": time.perf_counter() - started})
+
+
+@task(name="record-champion", task_run_name="record version {champion.version}")
+def record_champion(*, config: PipelineConfig, champion: Champion, evaluations: Sequence[Ref]) -> list[EvalReport]:
+    """Writes the reports to an MLflow run of their own, and a table to Prefect.
+
+    The run is named by what was measured on what: a night on which nothing changed adds nothing.
+    """
+    reports = [load_report(ref) for ref in evaluations]
+    policy = PolicyRef(policy_id=champion.policy_id, base_model=config.policy.model, iteration=champion.iteration)
+    record = IterationRecord(
+        index=champion.iteration,
+        policy=policy,
+        evaluations=tuple(reports),
+        refs={f"evaluate/{report.dataset}": ref for report, ref in zip(reports, evaluations, strict=True)},
+    )
+    material = "\n".join([champion.model, champion.version, config.model_dump_json(), *(r.sha256 for r in evaluations)])
+    tracker = Tracker.open(
+        Settings(),
+        run_key=f"champion-{hashlib.sha256(material.encode()).hexdigest()[:16]}",
+        run_name=f"champion v{champion.version}",
+        config=config,
+        tags=describe_environment() | {"coppice.evaluated_version": f"{champion.model}/{champion.version}"},
+    )
+    tracker.log_points([(name, record.index, value) for name, value in record_metrics(record).items()])
+    tracker.log_datasets(record.refs, root=Settings().store_root)
+    tracker.end("FINISHED")
+    rows = [f"| {r.dataset} | {r.accuracy:.1%} | {r.interval[0]:.1%} – {r.interval[1]:.1%} |" for r in reports]
+    title = f"{champion.model} version {champion.version}, the champion"
+    table = "\n".join([f"**{title}**", "", "| test set | accuracy | 95 % interval |", "|---|---|---|", *rows])
+    create_markdown_artifact(table, key="champion", description=title)
+    return reports
+
+
+def no_champion(config: PipelineConfig) -> State[list[EvalReport]]:
+    """A completed state that says why there was nothing to measure."""
+    message = f"{model_name(config.preset)} has no champion yet: no run of it has ended with an iteration better than its base"
+    create_markdown_artifact(message, key="champion", description=message)
+    return Completed(name="No champion", message=message, data=[])
