@@ -24,6 +24,7 @@ def prepare_environment(settings: Settings, *, debug: bool = False) -> None:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TORCH_CPP_LOG_LEVEL": "WARNING" if debug else "ERROR",
         "TOKENIZERS_PARALLELISM": "false",  # its threads and our worker processes do not mix
     }
     for name, value in defaults.items():

@@ -49,10 +49,36 @@ class ProblemsConfig(Group):
     )
 
 
+class VllmConfig(Group):
+    """How vLLM runs in this process; read by ``policy.backend=vllm`` alone."""
+
+    tensor_parallel: int = Field(1, ge=1, description="GPUs that share every layer.")
+    pipeline_parallel: int = Field(1, ge=1, description="GPUs, or groups of them, that share the layers out.")
+    gpu_memory_share: float = Field(
+        0.9, gt=0, le=1, description="Share of a GPU's memory for weights, activations, keys and values."
+    )
+    kv_cache_gib: float | None = Field(
+        None, gt=0, description="Keys and values, in GiB; None takes what is left of the share, and 1 on a CPU."
+    )
+    block_tokens: int = Field(
+        32, ge=16, le=128, multiple_of=16, description="Tokens that are reused together: only whole blocks are shared."
+    )
+    quantization: str | None = Field(None, description="fp8, awq, gptq and so on; None takes the model's own.")
+    speculative: dict[str, Any] | None = Field(
+        None, description='Speculative decoding as JSON, for example {"method": "ngram", "num_speculative_tokens": 3}.'
+    )
+    enforce_eager: bool | None = Field(
+        None, description="Run without compiling or capturing graphs; None is true on a CPU and false on a GPU."
+    )
+    keep_while_training: bool = Field(
+        True, description="The engine survives training: asleep on a GPU, its weights in host memory. False ends it."
+    )
+
+
 class PolicyConfig(Group):
     """The model that is sampled and trained, and the engine that samples it."""
 
-    backend: Literal["transformers", "scripted"] = Field("transformers", description="What samples the policy.")
+    backend: Literal["transformers", "vllm", "scripted"] = Field("transformers", description="What samples the policy.")
     model: str = Field("tiny", description="Model folder or hub name; `tiny` is the base that comes with Coppice.")
     revision: str | None = Field(None, description="Hub revision of the model.")
     device: str = Field(
@@ -61,7 +87,7 @@ class PolicyConfig(Group):
         description="auto | cpu | cuda | cuda:1; auto takes CUDA when there is one.",
     )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Weights while sampling and training.")
-    max_batch: int = Field(128, ge=1, description="Rows decoded together by the transformers backend.")
+    max_batch: int = Field(128, ge=1, description="Requests that are decoded together.")
     max_context_tokens: int = Field(
         1024, ge=32, description="Prompt and answer together; longer rollouts are truncated."
     )
@@ -71,6 +97,7 @@ class PolicyConfig(Group):
     instruction: str | None = Field(
         None, description="Appended to every question; None takes the dataset's own, `` adds nothing."
     )
+    vllm: VllmConfig = Field(default_factory=VllmConfig)
 
 
 class SearchConfig(Group):

@@ -14,7 +14,7 @@ from pipeline_lib.seeding import derive_seed
 from pipeline_lib.store import Entry, canonical_json, read_json, write_json
 from pipeline_lib.types import EvalReport, PolicyRef, Ref
 from tasks.grading import conventions_of, extractor, grading_spec, open_grader
-from tasks.policies import open_policy
+from tasks.policies import engine_spec, open_policy
 from tasks.problems import PROBLEMS
 from tasks.stage import open_store, stage
 
@@ -22,7 +22,7 @@ REPORT, PREDICTIONS = "report.json", "predictions.parquet"
 
 
 def _spec(*, config: PipelineConfig, problems: Ref, policy: PolicyRef, split: str, name: str) -> dict[str, Any]:
-    engine = config.policy.model_dump(include={"backend", "dtype", "max_context_tokens", "instruction"})
+    engine = engine_spec(config)
     evaluation = config.evaluation.model_dump(exclude={"datasets", "num_problems"})
     return {
         "evaluation": evaluation,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pipeline_lib.config import PipelineConfig
 from pipeline_lib.policy.models import fingerprint, model_path
@@ -61,34 +62,74 @@ class _Engines:
     """At most one engine is open: a model's memory is freed before the next one is loaded."""
 
     def __init__(self) -> None:
-        self._key: tuple[str, str] | None = None
+        self._key: tuple[str, ...] | None = None
         self._policy: Policy | None = None
 
     def open(self, config: PipelineConfig, policy: PolicyRef) -> Policy:
+        """The engine with `policy` loaded; one that can change its weights is kept from policy to policy."""
         from pipeline_lib.policy.transformers_policy import TransformersPolicy
 
+        folder = policy_folder(policy)
+        is_adapter = folder is not None and (folder / "adapter_config.json").is_file()
+        model_dir = folder if folder and not is_adapter else model_path(policy.base_model)
+        adapter_dir = folder if is_adapter else None
+        if config.policy.backend == "vllm":
+            return self._open_vllm(config, model_dir, adapter_dir, policy.policy_id)
         key = (policy.policy_id, config.policy.model_dump_json())
         if self._policy is None or self._key != key:
             self.close()
-            folder = policy_folder(policy)
-            is_adapter = folder is not None and (folder / "adapter_config.json").is_file()
             self._policy = TransformersPolicy(
-                folder if folder and not is_adapter else model_path(policy.base_model),
-                adapter_dir=folder if is_adapter else None,
-                policy_id=policy.policy_id,
-                config=config.policy,
-                instruction="",
+                model_dir, adapter_dir=adapter_dir, policy_id=policy.policy_id, config=config.policy, instruction=""
             )
             self._key = key
         return self._policy
 
+    def _open_vllm(
+        self, config: PipelineConfig, model_dir: Path | str, adapter_dir: Path | None, policy_id: str
+    ) -> Policy:
+        from pipeline_lib.policy.vllm_policy import VllmPolicy
+
+        key = ("vllm", config.policy.model_dump_json())
+        if isinstance(self._policy, VllmPolicy) and self._key == key:
+            self._policy.load(model_dir, adapter_dir=adapter_dir, policy_id=policy_id)
+            return self._policy
+        self.close()
+        self._policy = VllmPolicy(
+            model_dir,
+            adapter_dir=adapter_dir,
+            policy_id=policy_id,
+            config=config.policy,
+            instruction="",
+            lora_rank=0 if config.train.full_finetuning else config.train.lora_rank,
+        )
+        self._key = key
+        return self._policy
+
+    def lend_memory(self) -> None:
+        """Frees the device's memory for training; an engine that can sleep is back sooner than a new one."""
+        from pipeline_lib.policy.vllm_policy import VllmPolicy
+
+        if isinstance(self._policy, VllmPolicy):
+            self._policy.rest()
+        else:
+            self.close()
+
     def close(self) -> None:
+        """Ends the engine."""
         if self._policy is not None:
             self._policy.close()
         self._policy = self._key = None
 
 
 engines = _Engines()
+
+
+def engine_spec(config: PipelineConfig) -> dict[str, Any]:
+    """What sampled results depend on, besides the policy and its requests."""
+    spec = config.policy.model_dump(include={"backend", "dtype", "max_context_tokens", "instruction"})
+    if config.policy.vllm.quantization is not None:
+        spec["quantization"] = config.policy.vllm.quantization
+    return spec
 
 
 def open_policy(config: PipelineConfig, policy: PolicyRef, problems: list[Problem]) -> Policy:

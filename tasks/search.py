@@ -14,7 +14,7 @@ from pipeline_lib.seeding import derive_seed
 from pipeline_lib.store import Entry
 from pipeline_lib.types import PolicyRef, Ref, SearchTree
 from tasks.grading import grading_spec, open_grader
-from tasks.policies import open_policy
+from tasks.policies import engine_spec, open_policy
 from tasks.problems import PROBLEMS
 from tasks.progress import Progress
 from tasks.runner import run_each
@@ -28,7 +28,7 @@ def _spec(
     *, config: PipelineConfig, problems: Ref, policy: PolicyRef, iteration: int, shard: int, earlier: tuple[Ref, ...]
 ) -> dict[str, Any]:
     search = config.search.model_dump(exclude={"num_shards"})
-    engine = config.policy.model_dump(include={"backend", "dtype", "max_context_tokens", "instruction"})
+    engine = engine_spec(config)
     if earlier:
         search["num_simulations"] *= 2
     return {

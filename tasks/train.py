@@ -44,7 +44,7 @@ def train_policy(
     from pipeline_lib.training.loop import train
 
     started = time.perf_counter()
-    engines.close()
+    engines.lend_memory()
     searched = load_trees(trees)
     examples = build_examples(searched, load_scores(scores), config.train)
     progress = Progress(f"train {iteration}", config.train.num_epochs)
