@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline_lib.config import PipelineConfig
 from pipeline_lib.policy.models import fingerprint, model_path
-from pipeline_lib.policy.protocol import Policy
+from pipeline_lib.policy.protocol import Policy, Reloadable
 from pipeline_lib.problems.formats import format_of
 from pipeline_lib.types import PolicyRef, Problem, Ref
 from tasks.stage import open_store
+
+if TYPE_CHECKING:
+    from pipeline_lib.policy.adapters import Weights
 
 
 def base_policy(config: PipelineConfig) -> PolicyRef:
@@ -67,61 +70,63 @@ class _Engines:
 
     def open(self, config: PipelineConfig, policy: PolicyRef) -> Policy:
         """The engine with `policy` loaded; one that can change its weights is kept from policy to policy."""
-        from pipeline_lib.policy.transformers_policy import TransformersPolicy
-
-        folder = policy_folder(policy)
-        is_adapter = folder is not None and (folder / "adapter_config.json").is_file()
-        model_dir = folder if folder and not is_adapter else model_path(policy.base_model)
-        adapter_dir = folder if is_adapter else None
-        if config.policy.backend == "vllm":
-            return self._open_vllm(config, model_dir, adapter_dir, policy.policy_id)
-        key = (policy.policy_id, config.policy.model_dump_json())
-        if self._policy is None or self._key != key:
+        weights = _weights(policy)
+        is_kept = config.policy.backend == "vllm"
+        key = (config.policy.model_dump_json(), "" if is_kept else policy.policy_id)
+        # What is in flight was left there by a task that failed.
+        if self._policy is None or self._key != key or self._policy.num_in_flight:
             self.close()
-            self._policy = TransformersPolicy(
-                model_dir, adapter_dir=adapter_dir, policy_id=policy.policy_id, config=config.policy, instruction=""
-            )
+            self._policy = _open_engine(config, weights, policy.policy_id)
             self._key = key
-        return self._policy
-
-    def _open_vllm(
-        self, config: PipelineConfig, model_dir: Path | str, adapter_dir: Path | None, policy_id: str
-    ) -> Policy:
-        from pipeline_lib.policy.vllm_policy import VllmPolicy
-
-        key = ("vllm", config.policy.model_dump_json())
-        if isinstance(self._policy, VllmPolicy) and self._key == key:
-            self._policy.load(model_dir, adapter_dir=adapter_dir, policy_id=policy_id)
-            return self._policy
-        self.close()
-        self._policy = VllmPolicy(
-            model_dir,
-            adapter_dir=adapter_dir,
-            policy_id=policy_id,
-            config=config.policy,
-            instruction="",
-            lora_rank=0 if config.train.full_finetuning else config.train.lora_rank,
-        )
-        self._key = key
+        elif isinstance(self._policy, Reloadable):
+            self._policy.load(weights.model_dir, adapter_dir=weights.adapter_dir, policy_id=policy.policy_id)
         return self._policy
 
     def lend_memory(self) -> None:
-        """Frees the device's memory for training; an engine that can sleep is back sooner than a new one."""
-        from pipeline_lib.policy.vllm_policy import VllmPolicy
-
-        if isinstance(self._policy, VllmPolicy):
+        """Frees the device's memory for training; an engine that can rest is back sooner than a new one."""
+        if isinstance(self._policy, Reloadable) and not self._policy.num_in_flight:
             self._policy.rest()
         else:
             self.close()
 
     def close(self) -> None:
         """Ends the engine."""
-        if self._policy is not None:
-            self._policy.close()
-        self._policy = self._key = None
+        policy, self._policy, self._key = self._policy, None, None
+        if policy is not None:
+            policy.close()
 
 
 engines = _Engines()
+
+
+def _weights(policy: PolicyRef) -> Weights:
+    """What is behind a reference: a base with or without an adapter, or full weights of their own."""
+    from pipeline_lib.policy.adapters import CONFIG_FILE, Weights
+
+    folder = policy_folder(policy)
+    if folder is None or (folder / CONFIG_FILE).is_file():
+        return Weights(model_path(policy.base_model), folder)
+    return Weights(folder)
+
+
+def _open_engine(config: PipelineConfig, weights: Weights, policy_id: str) -> Policy:
+    """A new engine of the configured backend."""
+    if config.policy.backend == "vllm":
+        from pipeline_lib.policy.vllm_policy import VllmPolicy
+
+        return VllmPolicy(
+            weights.model_dir,
+            adapter_dir=weights.adapter_dir,
+            policy_id=policy_id,
+            config=config.policy,
+            instruction="",
+            lora_rank=0 if config.train.full_finetuning else config.train.lora_rank,
+        )
+    from pipeline_lib.policy.transformers_policy import TransformersPolicy
+
+    return TransformersPolicy(
+        weights.model_dir, adapter_dir=weights.adapter_dir, policy_id=policy_id, config=config.policy, instruction=""
+    )
 
 
 def engine_spec(config: PipelineConfig) -> dict[str, Any]:

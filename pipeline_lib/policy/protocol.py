@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from pipeline_lib.types import Int32Array
@@ -130,6 +131,29 @@ class Policy(Protocol):
 
     def close(self) -> None:
         """Frees the engine's memory; the object is not used afterwards."""
+        ...
+
+
+@runtime_checkable
+class Reloadable(Policy, Protocol):
+    """An engine that outlives the policy it samples."""
+
+    def load(self, model_dir: Path | str, *, adapter_dir: Path | None, policy_id: str) -> None:
+        """Goes on as another policy, without a restart; also takes back what `rest` gave.
+
+        Args:
+            model_dir: the same architecture with the same tokenizer.
+            adapter_dir: PEFT adapter, or None.
+            policy_id: recorded with everything that is sampled from now on.
+
+        Raises:
+            ConfigError: the model or adapter cannot be used; one line says why.
+            RuntimeError: requests are in flight, or the engine still answers with the old weights.
+        """
+        ...
+
+    def rest(self) -> None:
+        """Frees the accelerator's memory until the next `load`; nothing may be in flight."""
         ...
 
 

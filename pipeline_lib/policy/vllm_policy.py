@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 
 from pipeline_lib.config import PolicyConfig
+from pipeline_lib.policy.adapters import Weights
 from pipeline_lib.policy.codec import TokenizerCodec
 from pipeline_lib.policy.loading import load_tokenizer
 from pipeline_lib.policy.protocol import EngineStats, FinishReason, SampleRequest, SampleResult
-from pipeline_lib.policy.vllm_engine import VllmEngine, Weights
+from pipeline_lib.policy.vllm_engine import VllmEngine
 
 GATHERED_SHARE = 4  # one finished request for every four rows is handed over at once, while others wait for a row
 REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
@@ -65,7 +66,6 @@ class VllmPolicy:
         self._engine = VllmEngine(Weights(model_dir, adapter_dir), config, lora_rank=lora_rank)
         end_ids = {*self._engine.end_token_ids, tokenizer.eos_token_id} - {None}
         self._end_ids = sorted(int(i) for i in end_ids)
-        self._final_only = final_only()
         self._queue: deque[SampleRequest] = deque()
         self._running: set[str] = set()
         self._done: list[SampleResult] = []
@@ -76,23 +76,11 @@ class VllmPolicy:
         return len(self._ids_in_flight)
 
     def load(self, model_dir: Path | str, *, adapter_dir: Path | None, policy_id: str) -> None:
-        """Goes on as another policy, without a restart; also wakes the engine after `rest`.
-
-        Args:
-            model_dir: the same architecture with the same tokenizer.
-            adapter_dir: PEFT adapter, or None.
-            policy_id: see the class.
-
-        Raises:
-            ConfigError: see the class.
-            RuntimeError: requests are in flight, or the engine still answers with the old weights.
-        """
         self._refuse_in_flight()
         self._engine.load(Weights(model_dir, adapter_dir))
         self.policy_id = policy_id
 
     def rest(self) -> None:
-        """Frees the accelerator's memory until the next `load`."""
         self._refuse_in_flight()
         self._engine.rest()
 
@@ -149,21 +137,19 @@ class VllmPolicy:
 
     def _start(self, request: SampleRequest) -> None:
         params, ids = request.params, request.token_ids.tolist()
-        try:
-            self._engine.add(
-                request.request_id,
-                ids,
-                max_tokens=min(params.max_new_tokens, self._engine.context - len(ids)),
-                temperature=params.temperature,
-                top_p=params.top_p,
-                seed=request.seed,
-                stop_token_ids=self._end_ids,
-                output_kind=self._final_only,
-            )
-        except ValueError:  # what vLLM does not take is a failed request, not the end of the search
-            self._finish(request.request_id, [], FinishReason.ERROR)
-        else:
+        is_taken = self._engine.add(
+            request.request_id,
+            ids,
+            max_tokens=min(params.max_new_tokens, self._engine.context - len(ids)),
+            temperature=params.temperature,
+            top_p=params.top_p,
+            seed=request.seed,
+            stop_token_ids=self._end_ids,
+        )
+        if is_taken:
             self._running.add(request.request_id)
+        else:  # what vLLM does not take is a failed request, not the end of the search
+            self._finish(request.request_id, [], FinishReason.ERROR)
 
     def _collect(self, output: Any) -> None:
         """Turns vLLM's output into a result; the token that ended an answer is not part of it."""
@@ -174,14 +160,8 @@ class VllmPolicy:
         self.stats.tokens_reused += output.num_cached_tokens or 0
         self.stats.tokens_prefilled += len(output.prompt_token_ids) - (output.num_cached_tokens or 0)
         reason = REASONS.get(completion.finish_reason, FinishReason.ERROR)
-        self._finish(output.request_id, ids[:-1] if reason is FinishReason.STOP else ids, reason)
+        ended = reason is FinishReason.STOP and ids and ids[-1] in self._end_ids
+        self._finish(output.request_id, ids[:-1] if ended else ids, reason)
 
     def _finish(self, request_id: str, token_ids: list[int], reason: FinishReason) -> None:
         self._done.append(SampleResult(request_id, np.array(token_ids, dtype=np.int32), reason))
-
-
-def final_only() -> Any:
-    """How vLLM is told: one output per request, when it has finished."""
-    from vllm.sampling_params import RequestOutputKind
-
-    return RequestOutputKind.FINAL_ONLY

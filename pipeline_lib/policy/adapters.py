@@ -1,0 +1,71 @@
+"""What an engine that loads adapters while it runs must know of one before it does.
+
+One idea: an adapter is named by its content, so that a name never stands for two sets of weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file
+
+from pipeline_lib.config import ConfigError
+from pipeline_lib.policy.models import fingerprint
+
+WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+
+
+class Weights(NamedTuple):
+    """What is sampled: a model folder or hub name, and the folder of a LoRA adapter on it, or None."""
+
+    model_dir: Path | str
+    adapter_dir: Path | None = None
+
+    def digest(self, revision: str | None) -> str:
+        """Hex digits that differ where the weights do; an adapter that changes nothing leaves the base's own.
+
+        Raises:
+            ConfigError: the adapter's folder holds no adapter.
+        """
+        base = fingerprint(self.model_dir, revision if isinstance(self.model_dir, str) else None)
+        adapter = "" if self.adapter_dir is None else adapter_digest(self.adapter_dir)
+        return f"{base}-{adapter}" if adapter else base
+
+
+def adapter_rank(folder: Path) -> int:
+    """The largest rank in an adapter.
+
+    Raises:
+        ConfigError: the folder holds no adapter.
+    """
+    config = _read_config(folder)
+    return max(int(config["r"]), *(int(rank) for rank in (config.get("rank_pattern") or {}).values()), 0)
+
+
+def adapter_digest(folder: Path) -> str:
+    """16 hex digits over the adapter's weights and scale; "" if it changes nothing, as one that was never trained.
+
+    Raises:
+        ConfigError: the folder holds no adapter.
+    """
+    config = _read_config(folder)
+    weights = load_file(folder / WEIGHTS_FILE)
+    if not any(bool(torch.any(weight)) for name, weight in weights.items() if "lora_A" not in name):
+        return ""
+    digest = hashlib.sha256(f"{config['lora_alpha']}/{config['r']}".encode())
+    for name in sorted(weights):
+        digest.update(name.encode() + weights[name].contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            what = f"has no {name}" if folder.is_dir() else "does not exist"
+            raise ConfigError(f"the adapter folder {folder} {what}")
+    config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    return config
