@@ -93,6 +93,8 @@ def record_champion(*, config: PipelineConfig, champion: Champion, evaluations: 
 
 def no_champion(config: PipelineConfig) -> State[list[EvalReport]]:
     """A completed state that says why there was nothing to measure."""
-    message = f"{model_name(config.preset)} has no champion yet: no run of it has ended with an iteration better than its base"
+    message = (
+        f"{model_name(config.preset)} has no champion yet: no run has ended with an iteration better than its base"
+    )
     create_markdown_artifact(message, key="champion", description=message)
     return Completed(name="No champion", message=message, data=[])
