@@ -18,7 +18,7 @@ SetOption = Annotated[
 
 def add_to(app: typer.Typer) -> None:
     """Adds the subcommands to the command."""
-    for command in (up, down, serve):
+    for command in (up, down, serve, alerts):
         app.command()(command)
 
 
@@ -64,3 +64,19 @@ def serve(
 
     register(config)
     work(name)
+
+
+def alerts(
+    block: Annotated[str, typer.Argument(metavar="TYPE/NAME", help="Notification block, as slack-webhook/team.")],
+) -> None:
+    """Notify of a failed run, an audit that stopped one, and a new champion."""
+    from deployments.environment import prepare_environment
+    from pipeline_lib.config import Settings
+
+    prepare_environment(Settings())
+    from deployments.alerts import install
+    from deployments.serving import require_server
+
+    require_server("alerts")
+    for name in install(block):
+        typer.echo(f"{name}: notifies {block}")

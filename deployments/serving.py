@@ -52,16 +52,21 @@ def settings(new_schedules: Mapping[str, bool], preset: str = "tiny") -> dict[st
     }
 
 
+def require_server(command: str) -> None:
+    """Raises ConfigError unless a Prefect server is named; one that Prefect starts by itself ends with the command."""
+    from prefect.settings import PREFECT_API_URL
+
+    if not PREFECT_API_URL.value():
+        raise ConfigError(f"{command}: no Prefect server is named; `make up` starts one, or set PREFECT_API_URL")
+
+
 def register(config: PipelineConfig) -> None:
     """Creates or updates work pool and deployments.
 
     Raises:
         ConfigError: no server is named, or it refused.
     """
-    from prefect.settings import PREFECT_API_URL
-
-    if not PREFECT_API_URL.value():
-        raise ConfigError("serve: no Prefect server is named; `make up` starts one, or set PREFECT_API_URL")
+    require_server("serve")
     _create_pool()
     done = subprocess.run(
         [*PREFECT, "--no-prompt", "deploy", "--all", "--prefect-file", str(PREFECT_FILE)],

@@ -22,6 +22,7 @@ from pipeline_lib.report import findings_markdown
 from pipeline_lib.search import SearchStats, total_stats
 from pipeline_lib.tracking import Tracker, model_name
 from pipeline_lib.types import EvalReport, GateDecision, IterationRecord, PairedTest, PolicyRef, Ref, RunResult
+from tasks.announce import announce_result
 from tasks.audit import load_audit
 from tasks.contents import Stages, contents_of, figures_page, histories_of
 from tasks.evaluate import PREDICTIONS, load_report
@@ -98,6 +99,7 @@ def finish_run(*, config: PipelineConfig, records: Sequence[IterationRecord], de
     note = run_note(records, decision, result=result, model=model_name(config.preset))
     summary = f"{findings_markdown(config, result)}\n\n{note}"
     create_markdown_artifact(summary, key="report", description=result.stopped_because)
+    announce_result(config, result)
     return result
 
 
