@@ -10,9 +10,10 @@ from tasks.audit import audit_iteration, load_audit
 from tasks.evaluate import evaluate_policy
 from tasks.policies import base_policy, trained_policy
 from tasks.problems import draw_problems, evaluation_sets
-from tasks.record import decide_gate, end_unfinished, finish_run, record_iteration
+from tasks.record import decide_gate, finish_run, record_iteration
 from tasks.score import score_steps
 from tasks.search import search_problems
+from tasks.tracker import begin_tracking, end_unfinished
 from tasks.train import train_policy
 
 
@@ -20,6 +21,7 @@ from tasks.train import train_policy
     name="self-training",
     flow_run_name="{config.preset}-seed-{config.seed}",
     validate_parameters=True,
+    on_running=[begin_tracking],
     on_failure=[end_unfinished],
     on_crashed=[end_unfinished],
     on_cancellation=[end_unfinished],

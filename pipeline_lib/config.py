@@ -303,6 +303,9 @@ class Settings(BaseSettings):
     lock_wait_s: float = Field(
         0.0, description="Seconds to wait for another process that makes the same result, before it is an error."
     )
+    tracking_patience_s: float = Field(
+        1800, ge=0, le=10800, description="How long a task waits for an MLflow server that does not answer. Our choice."
+    )
 
     @property
     def store_root(self) -> Path:

@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import subprocess
+from functools import lru_cache
 from pathlib import Path
 
 import psutil
@@ -19,11 +20,16 @@ LIBRARIES = ("torch", "transformers", "peft", "prefect", "mlflow", "numpy")
 
 
 def describe_environment() -> dict[str, str]:
-    """Tags of this process's surroundings; what cannot be found out is left out.
+    """Tags of this process's surroundings, as they were when it first asked; what cannot be found out is left out.
 
     Keys: ``mlflow.source.git.commit`` (the name under which MLflow shows it), ``git/dirty``,
     ``version/<library>``, ``hardware/cpu``, ``hardware/cores``, ``hardware/memory_gib``, ``hardware/gpu``.
     """
+    return dict(_described())
+
+
+@lru_cache(maxsize=1)
+def _described() -> dict[str, str]:
     tags = {"version/python": platform.python_version(), "hardware/platform": platform.platform()}
     tags |= {f"version/{name}": version for name in (*LIBRARIES, "coppice") if (version := _version(name))}
     tags["hardware/cpu"] = _cpu_model()

@@ -194,11 +194,15 @@ def write_json(path: Path, value: Any) -> None:
     """Writes JSON so that a reader sees the old file or the new one, never half of it."""
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     text = json.dumps(value, sort_keys=True, indent=1, allow_nan=False, default=_plain)
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            stream.write(text + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # on a full disk it is in the way of the next attempt
+        raise
     _sync(path.parent)
 
 

@@ -15,17 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from pipeline_lib.metrics import metric_key
+from pipeline_lib.outage import TrackingError
 from pipeline_lib.types import Ref
 
 MAX_BATCH_METRICS = 800  # of the 1,000 entries that MLflow takes in one request
 MAX_BATCH_PARAMS = MAX_BATCH_TAGS = 100  # its own limits
 MAX_DIGEST_CHARS = 36
+ERROR_TAG = "coppice.error"
 
 Point = tuple[str, int, float]  # metric, step, value
-
-
-class TrackingError(ValueError):
-    """The tracking database cannot serve this request; the message is one line and says what to do."""
 
 
 class TrackedRun:
@@ -144,6 +142,13 @@ class TrackedRun:
         if self._status not in ("RUNNING", "FINISHED"):
             self._client.update_run(self.run_id, status="RUNNING")
             self._status = "RUNNING"
+        if self._tags.pop(ERROR_TAG, None) is not None:
+            self._client.delete_tag(self.run_id, ERROR_TAG)
+
+    def end_with_error(self, status: str, error: str) -> None:
+        """Ends the run as FAILED or KILLED and says why in the tag ``coppice.error``."""
+        self.set_tags({ERROR_TAG: error})
+        self.end(status)
 
     def end(self, status: str) -> None:
         """Ends the run as FINISHED, FAILED or KILLED."""

@@ -29,9 +29,10 @@ from pipeline_lib.config import PipelineConfig, Settings
 from pipeline_lib.lineage import POLICY_ID
 from pipeline_lib.metrics import flatten, is_headline, record_metrics
 from pipeline_lib.notes import iteration_note, run_link, run_note
+from pipeline_lib.outage import NamingClient, TrackingError, TrackingOutage
 from pipeline_lib.registry import LoggedAdapter, Registry
 from pipeline_lib.traces import TreeTrace
-from pipeline_lib.tracked_run import Point, TrackedRun, TrackingError
+from pipeline_lib.tracked_run import Point, TrackedRun
 from pipeline_lib.tracked_traces import log_traces
 from pipeline_lib.types import GateDecision, IterationRecord, PolicyRef, Promotion, Record, Ref, RunResult
 
@@ -48,6 +49,8 @@ MLFLOW_ENVIRONMENT = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # Sent again blindly, a request whose answer was lost makes a second run; a task that is tried again looks first.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
 }
 
 
@@ -109,6 +112,8 @@ class Tracker(TrackedRun):
         tags: Mapping[str, str] | None = None,
     ) -> Tracker:
         """Attaches to the run with `run_key`, or creates it with the whole configuration as parameters.
+
+        One that had failed or was killed is RUNNING again; one that is FINISHED stays so.
 
         Args:
             settings: where the tracking server or database is.
@@ -224,8 +229,9 @@ class Tracker(TrackedRun):
             return
         from mlflow.tracing.client import TracingClient
 
+        uri = tracking_uri(self._settings)
         log_traces(
-            TracingClient(tracking_uri(self._settings)),
+            NamingClient(TracingClient(uri), uri),
             self._entities,
             traces,
             experiment_id=self._experiment_id,
@@ -312,6 +318,17 @@ def download_champion(settings: Settings, champion: Champion, folder: Path) -> P
     return Path(copied)
 
 
+def has_finished(settings: Settings, run_id: str) -> bool:
+    """Whether the run is there and ended well; False also where the server does not say."""
+    try:
+        info = _open_client(settings).get_run(run_id).info
+    except TrackingOutage:
+        return False
+    except _mlflow().exceptions.MlflowException:  # no such run: another database, or one that was lost
+        return False
+    return bool(info.status == "FINISHED" and info.lifecycle_stage == "active")
+
+
 def _mlflow() -> Any:
     # Read while MLflow is imported: nothing leaves the machine unasked, nothing is printed into our output.
     for name, value in MLFLOW_ENVIRONMENT.items():
@@ -328,7 +345,7 @@ def _open_client(settings: Settings) -> Any:
     mlflow = _mlflow()
     for name in ("alembic", "mlflow"):  # a new database logs every one of its migrations; importing sets the level
         logging.getLogger(name).setLevel(logging.WARNING)
-    return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+    return NamingClient(mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri), uri)
 
 
 def _experiment_id(client: Any, settings: Settings) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
-
 from pipeline_lib.audit import audit_scores
 from pipeline_lib.config import PipelineConfig
 from pipeline_lib.problems.tiny import is_tiny, steps_are_right
@@ -14,6 +12,7 @@ from pipeline_lib.store import Entry, read_json, write_json
 from pipeline_lib.types import AuditReport, Ref
 from tasks.score import load_scores
 from tasks.search import load_trees
+from tasks.show import show_markdown, show_table
 from tasks.stage import open_store, stage
 
 AUDIT = "audit.json"
@@ -34,8 +33,8 @@ def audit_iteration(
     oracle = steps_are_right if is_tiny(config.problems.dataset) else None
     report = audit_scores(load_trees(trees), load_scores(scores), config.audit, remedied=remedied, step_is_right=oracle)
     write_json(entry.path / AUDIT, report)
-    entry.commit(report.num_problems, {"stage_seconds": time.perf_counter() - started})
     _show(report, iteration)
+    entry.commit(report.num_problems, {"stage_seconds": time.perf_counter() - started})
 
 
 def load_audit(ref: Ref) -> AuditReport:
@@ -46,7 +45,7 @@ def load_audit(ref: Ref) -> AuditReport:
 def _show(report: AuditReport, iteration: int) -> None:
     """Artifacts for the Prefect UI: the verdict, and the histogram as a table with bars."""
     verdict = "passed" if report.passed else "stopped"
-    create_markdown_artifact(
+    show_markdown(
         f"**Audit of iteration {iteration}: {verdict}.** {report.reason}\n\n{report.advice}",
         key="audit",
         description=f"Iteration {iteration}: {verdict}",
@@ -57,4 +56,4 @@ def _show(report: AuditReport, iteration: int) -> None:
         {"from": round(low, 3), "to": round(high, 3), "steps": count, "": "█" * round(40 * count / largest)}
         for low, high, count in zip(edges, edges[1:], counts, strict=False)
     ]
-    create_table_artifact(rows, key="score-histogram", description=f"Scores of iteration {iteration}")
+    show_table(rows, key="score-histogram", description=f"Scores of iteration {iteration}")

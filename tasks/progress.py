@@ -7,8 +7,7 @@ import re
 import time
 from uuid import UUID
 
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
-from prefect.context import TaskRunContext
+from tasks.show import show_progress
 
 LOGGER = logging.getLogger("coppice.progress")
 INTERVAL_S = 2.0
@@ -44,11 +43,6 @@ class Progress:
     def _show(self, now: float) -> None:
         self._shown = now
         LOGGER.info("", extra={"stage": self.stage, "completed": self.completed, "total": self.total})
-        if TaskRunContext.get() is None:
-            return
         percent = 100 * self.completed / max(self.total, 1)
-        if self._artifact is None:
-            key = re.sub(r"[^a-z0-9]+", "-", self.stage.lower())
-            self._artifact = create_progress_artifact(progress=percent, key=key, description=self.stage)  # type: ignore[assignment]
-        else:
-            update_progress_artifact(self._artifact, progress=percent)
+        key = re.sub(r"[^a-z0-9]+", "-", self.stage.lower())
+        self._artifact = show_progress(percent, key=key, description=self.stage, known=self._artifact)

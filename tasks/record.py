@@ -1,39 +1,45 @@
-"""Puts an iteration on record: one JSON in the store, one run in MLflow, one table in Prefect."""
+"""Puts an iteration on record: one JSON in the store, one run in MLflow, one table in Prefect.
+
+One idea: records are stages too. What a record says lies in its entry beside the digest, for it holds seconds and
+the id of an MLflow run; a finished record is written again only when MLflow has lost its run.
+"""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from prefect import Flow, State, task
-from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
-from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
-from prefect.utilities.urls import url_for
 
-from pipeline_lib.config import PipelineConfig, Settings
+from pipeline_lib.config import PipelineConfig
 from pipeline_lib.evaluation import paired_test, read_predictions
 from pipeline_lib.gate import decide
 from pipeline_lib.notes import run_note
-from pipeline_lib.provenance import describe_environment
 from pipeline_lib.report import findings_markdown
 from pipeline_lib.search import SearchStats, total_stats
-from pipeline_lib.tracking import Tracker, model_name
+from pipeline_lib.store import Entry, read_json, write_json
+from pipeline_lib.tracking import Tracker, TrackingOutage, model_name
 from pipeline_lib.types import EvalReport, GateDecision, IterationRecord, PairedTest, PolicyRef, Ref, RunResult
 from tasks.announce import announce_result
 from tasks.audit import load_audit
 from tasks.contents import Stages, contents_of, figures_page, histories_of
 from tasks.evaluate import PREDICTIONS, load_report
-from tasks.policies import base_policy
 from tasks.report import MATERIAL_FILE, gather_material, render_report
 from tasks.search import TOTALS
-from tasks.stage import open_store
+from tasks.show import show_markdown, show_table
+from tasks.stage import open_store, stage
+from tasks.tracker import is_tracked, open_tracker, run_key
+
+RECORD, RESULT, DECISION = "record", "result", "decision.json"
+MEASURED = {"search", "train", "seconds", "tracking_run"}  # differ from one run to the next of equal records
 
 
-@task(name="record-iteration", task_run_name="record {index}")
-def record_iteration(
+def _known(records: Sequence[IterationRecord]) -> list[dict[str, Any]]:
+    return [record.model_dump(mode="json", exclude=MEASURED) for record in records]
+
+
+def _record_spec(
     *,
     config: PipelineConfig,
     index: int,
@@ -41,10 +47,37 @@ def record_iteration(
     stages: Stages,
     evaluations: Sequence[Ref],
     earlier: Sequence[IterationRecord],
-) -> IterationRecord:
+) -> dict[str, Any]:
+    return {
+        "run": run_key(config),
+        "index": index,
+        "policy": policy.model_dump(),
+        "stages": {name: [ref.sha256 for ref in refs] for name, refs in stages.items()},
+        "earlier": _known(earlier),
+    }
+
+
+@stage(
+    _record_spec,
+    run_name="record {index}",
+    result=lambda entry: IterationRecord.model_validate(entry.observations()[RECORD]),
+    still_holds=lambda entry, **_: is_tracked(entry, RECORD),
+    passing=(TrackingOutage,),
+)
+def record_iteration(
+    entry: Entry,
+    *,
+    config: PipelineConfig,
+    index: int,
+    policy: PolicyRef,
+    stages: Stages,
+    evaluations: Sequence[Ref],
+    earlier: Sequence[IterationRecord],
+) -> None:
     """Gathers what the stages of one iteration left, and writes it to MLflow once.
 
     Args:
+        entry: its observations become the record.
         config: of the run.
         index: 0 for the base.
         policy: that the iteration ended with.
@@ -68,23 +101,45 @@ def record_iteration(
         },
     )
     run = _track(config, record, stages, earlier)
-    return record.model_copy(update={"tracking_run": run})
+    entry.commit(len(reports), {RECORD: record.model_copy(update={"tracking_run": run}).model_dump(mode="json")})
 
 
-@task(name="decide", task_run_name="gate")
-def decide_gate(*, config: PipelineConfig, records: Sequence[IterationRecord]) -> GateDecision:
+def _gate_spec(*, config: PipelineConfig, records: Sequence[IterationRecord]) -> dict[str, Any]:
+    return {"gate": config.gate.model_dump(), "dataset": config.problems.dataset, "records": _known(records)}
+
+
+@stage(
+    _gate_spec,
+    run_name="gate",
+    result=lambda entry: GateDecision.model_validate(read_json(entry.path / DECISION)),
+)
+def decide_gate(entry: Entry, *, config: PipelineConfig, records: Sequence[IterationRecord]) -> None:
     """Whether to go on, from the validation accuracies on record."""
     decision = decide(records, config.gate, dataset=config.problems.dataset)
-    create_markdown_artifact(
-        f"**{'Go on' if decision.proceed else 'Stop'}.** {decision.reason}", key="gate", description=decision.reason
-    )
-    return decision
+    write_json(entry.path / DECISION, decision)
+    verdict = "Go on" if decision.proceed else "Stop"
+    show_markdown(f"**{verdict}.** {decision.reason}", key="gate", description=f"After iteration {records[-1].index}")
+    entry.commit(len(records))
 
 
-@task(name="finish-run", task_run_name="finish")
-def finish_run(*, config: PipelineConfig, records: Sequence[IterationRecord], decision: GateDecision) -> RunResult:
+def _finish_spec(
+    *, config: PipelineConfig, records: Sequence[IterationRecord], decision: GateDecision
+) -> dict[str, Any]:
+    return {"run": run_key(config), "records": _known(records), "decision": decision.model_dump()}
+
+
+@stage(
+    _finish_spec,
+    run_name="finish",
+    result=lambda entry: RunResult.model_validate(entry.observations()[RESULT]),
+    still_holds=lambda entry, **_: is_tracked(entry, RESULT),
+    passing=(TrackingOutage,),
+)
+def finish_run(
+    entry: Entry, *, config: PipelineConfig, records: Sequence[IterationRecord], decision: GateDecision
+) -> None:
     """Names the champion, writes report and result to MLflow, and ends its run."""
-    tracker = _tracker(config)
+    tracker = open_tracker(config)
     result = RunResult(
         records=tuple(records),
         decision=decision,
@@ -98,17 +153,9 @@ def finish_run(*, config: PipelineConfig, records: Sequence[IterationRecord], de
     tracker.finish(result, texts={"report.html": page, MATERIAL_FILE: material.model_dump_json()})
     note = run_note(records, decision, result=result, model=model_name(config.preset))
     summary = f"{findings_markdown(config, result)}\n\n{note}"
-    create_markdown_artifact(summary, key="report", description=result.stopped_because)
+    show_markdown(summary, key="report", description=result.stopped_because)
     announce_result(config, result)
-    return result
-
-
-def end_unfinished(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """A flow's hook: ends the MLflow run of a pipeline that failed or was stopped from outside."""
-    config = PipelineConfig.model_validate(flow_run.parameters["config"])
-    tracker = _tracker(config, flow_run)
-    tracker.set_tags({"coppice.error": " ".join((state.message or "").split())})
-    tracker.end("FAILED" if state.is_failed() else "KILLED")
+    entry.commit(len(records), {RESULT: result.model_dump(mode="json")})
 
 
 def _stopped_because(records: Sequence[IterationRecord], decision: GateDecision) -> str:
@@ -171,44 +218,21 @@ def _observations(ref: Ref) -> dict[str, float]:
     return {name: float(value) for name, value in open_store().observations(ref).items()}
 
 
-def _tracker(config: PipelineConfig, flow_run: FlowRun | None = None) -> Tracker:
-    """The MLflow run of this flow run.
-
-    A flow run of a deployment is named by its id, so that Retry attaches to the same MLflow run; one
-    from the terminal by its configuration, base and commit, so that the same command goes on where it was killed.
-    """
-    context = FlowRunContext.get()
-    flow_run = flow_run or (context.flow_run if context else None)
-    tags = describe_environment()
-    identity = (config.model_dump_json(), base_policy(config).policy_id, tags.get("mlflow.source.git.commit", ""))
-    key = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:16]
-    if flow_run is not None:
-        tags["prefect.flow_run_id"] = str(flow_run.id)
-        if (page := url_for("flow-run", obj_id=flow_run.id)) is not None:
-            tags["prefect.flow_run_url"] = page
-        if flow_run.deployment_id is not None:
-            key = str(flow_run.id)
-    name = f"{config.preset} seed {config.seed}"
-    return Tracker.open(Settings(), run_key=key, run_name=name, config=config, tags=tags)
-
-
 def _track(config: PipelineConfig, record: IterationRecord, stages: Stages, earlier: Sequence[IterationRecord]) -> str:
-    tracker, records = _tracker(config), [*earlier, record]
+    tracker, records = open_tracker(config), [*earlier, record]
     if record.index == 0:
         _link(tracker)
     run = tracker.log_iteration(record, contents_of(record, stages, earlier))
     tracker.log_files({}, figures_page(f"{config.preset}, seed {config.seed}", records, histories_of(records)))
     tracker.describe(records, decide(records, config.gate, dataset=config.problems.dataset))
-    create_table_artifact(_rows(record), key="accuracy", description=f"Iteration {record.index}")
+    show_table(_rows(record), key="accuracy", description=f"Iteration {record.index}")
     return run
 
 
 def _link(tracker: Tracker) -> None:
     """From the flow run's artifacts to its MLflow run; without a server there is no page to link to."""
-    if tracker.url is not None:
-        create_link_artifact(tracker.url, link_text="MLflow run", key="mlflow-run", description="Metrics and models")
-    else:
-        create_markdown_artifact(f"MLflow run `{tracker.run_id}`", key="mlflow-run", description="Metrics and models")
+    text = f"MLflow run `{tracker.run_id}`" if tracker.url is None else f"[MLflow run]({tracker.url})"
+    show_markdown(text, key="mlflow-run", description="Metrics and models")
 
 
 def _rows(record: IterationRecord) -> list[dict[str, Any]]:

@@ -73,6 +73,31 @@ def served(new_home: Callable[[], Path]) -> Iterator[ServedHome]:
 
 
 @pytest.fixture(scope="session")
+def mlflow_uri(tmp_path_factory: pytest.TempPathFactory, new_home: Callable[[], Path]) -> Iterator[str]:
+    """Address of one MLflow server for all tests that only talk to it."""
+    from server_fixtures import mlflow_service
+
+    service, address = mlflow_service(tmp_path_factory.mktemp("mlflow"), new_home() / "mlflow.db")
+    service.start()
+    yield address
+    service.stop()
+
+
+@pytest.fixture(scope="session")
+def scripted_home(prefect_api: str, new_home: Callable[[], Path]) -> Path:
+    """The home of a small scripted run that nothing went wrong in: what all others must come to."""
+    from run_fixtures import SCRIPTED, small_config
+
+    from flows.self_training import self_training
+
+    home = new_home()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COPPICE_HOME", str(home))
+        self_training(small_config(*SCRIPTED))
+    return home
+
+
+@pytest.fixture(scope="session")
 def test_data() -> Path:
     """Folder of the public datasets, ``gsm8k/train.parquet`` and so on; the test is skipped where there is none."""
     path = Path(os.environ.get("COPPICE_TEST_DATA") or ROOT.parent / "shared" / "data")

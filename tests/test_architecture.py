@@ -15,11 +15,12 @@ LAYERS = ("deployments", "flows", "tasks", "pipeline_lib")  # each may import th
 SHARED = ("types", "config", "seeding", "store", "policy.protocol")
 # The tracker in several files, so that none is long; nobody else in the library reads those below it.
 ON_TOP_OF_RECORDS = {
-    "tracking": ("lineage", "metrics", "notes", "registry", "traces", "tracked_run", "tracked_traces"),
+    "tracking": ("lineage", "metrics", "notes", "outage", "registry", "traces", "tracked_run", "tracked_traces"),
     "registry": ("lineage", "notes", "promotion"),
     "lineage": ("metrics", "promotion"),
     "notes": ("promotion", "report.rows"),
-    "tracked_run": ("metrics",),
+    "tracked_run": ("metrics", "outage"),
+    "outage": ("disk",),
     "tracked_traces": ("traces",),
 }
 TOP_LEVEL = {

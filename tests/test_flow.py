@@ -130,8 +130,15 @@ def test_the_report_is_the_same_away_from_the_store_and_says_what_it_lacks(
 def test_the_audit_stops_with_its_reason(finished: tuple[Path, RunResult], commits: list[str]) -> None:
     home, _ = finished
     result = run_in(home, small_config("audit.min_informative_share=1.0"))
-    # Two shards searched on, their scores, the audits before and after; no training.
-    assert sorted(commits) == ["audit-iteration"] * 2 + ["score-steps"] + ["search-shard"] * 2
+    # Two shards searched on, their scores, the audits before and after; no training. Another run, so other records.
+    assert sorted(commits) == [
+        *["audit-iteration"] * 2,
+        "decide-gate",
+        "finish-run",
+        *["record-iteration"] * 2,
+        "score-steps",
+        *["search-shard"] * 2,
+    ]
     audit = result.records[-1].audit
     assert audit is not None
     assert (audit.passed, audit.remedied) == (False, True)
@@ -163,9 +170,11 @@ def test_a_failed_stage_is_all_that_runs_again(
     failed = mlflow.search_runs(["1"], "tags.`coppice.error` != ''")
     assert [run.info.status for run in failed] == ["FAILED"]
     assert "disk is on fire" in failed[0].data.tags["coppice.error"]
-    assert commits == []
+    assert commits == ["record-iteration"]
+    commits.clear()
     result = run_in(home, config)
-    assert commits == ["train-policy"] + ["evaluate-policy"] * EVALUATIONS
+    after = ["record-iteration", "decide-gate", "finish-run"]
+    assert commits == ["train-policy", *["evaluate-policy"] * EVALUATIONS, *after]
     assert result.tracking_run == failed[0].info.run_id
     assert mlflow.get_run(result.tracking_run).info.status == "FINISHED"
 

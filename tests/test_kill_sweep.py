@@ -20,10 +20,8 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
-from run_fixtures import children, client, manifests
-from safetensors import safe_open
+from run_fixtures import children, client, manifests, read_whole
 
 pytestmark = [
     pytest.mark.slow,
@@ -136,18 +134,6 @@ class Home:
             "points": names,
             "versions": len(mlflow.search_model_versions("name = 'coppice-tiny'")),
         }
-
-
-def read_whole(file: Path) -> None:
-    """Raises unless the file is what its name says, to the end."""
-    if file.suffix == ".parquet":
-        pq.read_table(file)
-    elif file.suffix == ".json":
-        json.loads(file.read_bytes())
-    elif file.suffix == ".safetensors":
-        with safe_open(file, framework="numpy") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - it is no mapping
-                tensors.get_tensor(name)
 
 
 @pytest.mark.timeout(900)

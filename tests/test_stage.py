@@ -13,7 +13,7 @@ from pipeline_lib.policy.scripted import CharCodec, ScriptedPolicy
 from pipeline_lib.problems.tiny import make_problem, worked_script
 from pipeline_lib.search import search_trees
 from pipeline_lib.search.records import tree_to_dict
-from pipeline_lib.types import Grade, Ref
+from pipeline_lib.types import Grade, IterationRecord, Ref
 from tasks.stage import Stage, stage
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,9 +38,6 @@ OUTSIDE_THE_STAGES = {
     "policy.vllm.enforce_eager": "how the same numbers are computed",
     "policy.vllm.keep_while_training": "when the engine ends",
     "train.checkpoint_every": "how much a killed training repeats",
-    "gate.patience": "the gate is decided anew in every run, from the records",
-    "gate.min_gain": "likewise",
-    "gate.require_interval": "likewise",
 }
 # Values for dials that are no number and no switch; `{other}` is a second file of problems.
 OTHER_VALUES = {
@@ -98,6 +95,7 @@ def entries(config: PipelineConfig) -> set[str]:
     from tasks.evaluate import evaluate_policy
     from tasks.policies import base_policy
     from tasks.problems import draw_problems, draw_test_problems
+    from tasks.record import decide_gate
     from tasks.score import score_steps
     from tasks.search import search_shard
     from tasks.train import train_policy
@@ -112,6 +110,7 @@ def entries(config: PipelineConfig) -> set[str]:
         audit_iteration.entry(**of_all, trees=(ref,), scores=ref, remedied=False),
         train_policy.entry(**of_all, trees=(ref,), scores=ref, policy=policy),
         evaluate_policy.entry(config=config, problems=ref, policy=policy, split="test", name="any"),
+        decide_gate.entry(config=config, records=[IterationRecord(index=0, policy=policy)]),
     ]
     for name in config.evaluation.datasets:
         found.append(draw_test_problems.entry(config=config, dataset=name, path=None))
@@ -231,7 +230,7 @@ def test_the_same_rows_elsewhere_are_the_same_problems(files: tuple[Path, Path],
     assert draw_problems.entry(config=config_for(moved), iteration=1).uri != before
 
 
-def make_stage(version: int = 1) -> Stage[Any]:
+def make_stage(version: int = 1) -> Stage[Any, Ref]:
     def body(entry: Any, *, inputs: tuple[Ref, ...], number: int) -> None:
         """Does nothing."""
 

@@ -1,16 +1,27 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from record_fixtures import make_record
+from server_fixtures import free_port
 
 from pipeline_lib.config import PipelineConfig, Settings
 from pipeline_lib.metrics import flatten, is_headline, metric_key, record_metrics
 from pipeline_lib.provenance import describe_environment
-from pipeline_lib.tracking import Contents, Tracker, TrackingError, load_run, page_url, tracking_uri
+from pipeline_lib.tracking import (
+    Contents,
+    Tracker,
+    TrackingError,
+    TrackingOutage,
+    has_finished,
+    load_run,
+    page_url,
+    tracking_uri,
+)
 from pipeline_lib.types import GateDecision, IterationRecord, RunResult
 
 logging.getLogger("mlflow").setLevel(logging.WARNING)
@@ -106,6 +117,31 @@ def test_one_key_for_two_configurations_is_refused(settings: Settings) -> None:
     open_tracker(settings, "reused", PipelineConfig(seed=1))
     with pytest.raises(TrackingError, match="seed=1, now 2"):
         open_tracker(settings, "reused", PipelineConfig(seed=2))
+
+
+@pytest.mark.slow
+def test_a_server_that_does_not_answer_is_named_in_one_line_without_its_password(settings: Settings) -> None:
+    nobody = Settings(home=settings.home, tracking_uri=f"http://me:secret@127.0.0.1:{free_port()}")
+    with pytest.raises(TrackingOutage) as caught:
+        open_tracker(nobody, "outage")
+    line = r"tracking: http://127.0.0.1:\d+ does not answer \(.*refused\); start MLflow's server again, then retry: .*"
+    assert re.fullmatch(line, str(caught.value))
+    assert not has_finished(nobody, "0" * 32)
+
+
+@pytest.mark.slow
+def test_a_failed_run_that_goes_on_forgets_its_error_and_a_finished_one_stays_finished(settings: Settings) -> None:
+    tracker = open_tracker(settings, "goes on")
+    tracker.end_with_error("FAILED", "the disk is on fire")
+    assert not has_finished(settings, tracker.run_id)
+    run = tracker._client.get_run(open_tracker(settings, "goes on").run_id)
+    assert (run.info.status, "coppice.error" in run.data.tags) == ("RUNNING", False)
+    tracker.finish(make_result([make_record(0)]))
+    open_tracker(settings, "goes on")
+    assert has_finished(settings, tracker.run_id)
+    tracker._client.delete_run(tracker.run_id)
+    assert not has_finished(settings, tracker.run_id)
+    assert not has_finished(settings, "0" * 32)
 
 
 def test_a_server_given_by_uri_wins_over_the_database(tmp_path: Path) -> None:

@@ -1,0 +1,87 @@
+"""Artifacts for the Prefect UI: at most one per flow run, key and description, and never in the way of the work.
+
+One idea: look before writing. A stage that runs again after a failure brings its artifact up to date
+instead of adding a version; a server that does not answer costs the picture, not the stage.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
+from prefect.context import TaskRunContext
+from prefect.exceptions import PrefectHTTPStatusError
+
+LOGGER = logging.getLogger("coppice.show")
+HURRIED = {"timeout": 5.0}  # seconds; with settings of its own a client is a new one, which does not wait for a server
+NOT_SHOWN = (httpx.HTTPError, PrefectHTTPStatusError)
+
+
+def show_markdown(text: str, *, key: str, description: str) -> None:
+    """Shows a text; outside a task it does nothing.
+
+    Args:
+        text: Markdown.
+        key: lowercase letters, digits, dashes; artifacts of one key are shown as versions of each other.
+        description: tells those of one flow run apart (`Iteration 2`).
+    """
+    _show("markdown", text, key, description)
+
+
+def show_table(rows: Sequence[Mapping[str, Any]], *, key: str, description: str) -> None:
+    """Shows rows of equal columns; outside a task it does nothing. See `show_markdown`."""
+    _show("table", json.dumps(list(rows)), key, description)
+
+
+def show_progress(percent: float, *, key: str, description: str, known: UUID | None) -> UUID | None:
+    """Shows a bar and returns its id, to be handed in as `known` the next time; None when it could not be shown.
+
+    A search waits for this, so a server that does not answer is asked just once.
+    """
+    if TaskRunContext.get() is None:
+        return None
+    try:
+        with get_client(httpx_settings=HURRIED, sync_client=True) as client:
+            if known is None:
+                return _put(client, "progress", percent, key, description)
+            client.update_artifact(known, ArtifactUpdate(data=percent))
+    except NOT_SHOWN as error:
+        LOGGER.warning(f"progress of {description} is not shown: {type(error).__name__}")
+        return None
+    return known
+
+
+def _show(kind: str, data: str, key: str, description: str) -> None:
+    context = TaskRunContext.get()
+    if context is None:
+        return
+    client = context.client
+    assert isinstance(client, SyncPrefectClient)
+    try:
+        _put(client, kind, data, key, description)  # this client has answered before and is patient for a minute
+    except NOT_SHOWN as error:
+        LOGGER.warning(f"{key} ({description}) is not shown: {type(error).__name__}")
+
+
+def _put(client: SyncPrefectClient, kind: str, data: str | float, key: str, description: str) -> UUID:
+    context = TaskRunContext.get()
+    assert context is not None
+    run, flow_run_id = context.task_run, context.task_run.flow_run_id
+    if flow_run_id is not None:
+        of_run = ArtifactFilterFlowRunId(any_=[flow_run_id])
+        of_key = ArtifactFilter(key=ArtifactFilterKey(any_=[key]), flow_run_id=of_run)
+        for artifact in client.read_artifacts(artifact_filter=of_key):
+            if artifact.description == description:
+                client.update_artifact(artifact.id, ArtifactUpdate(data=data))
+                return artifact.id
+    new = ArtifactCreate(
+        type=kind, key=key, description=description, data=data, task_run_id=run.id, flow_run_id=flow_run_id
+    )
+    return client.create_artifact(new).id

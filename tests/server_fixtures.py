@@ -1,0 +1,135 @@
+"""Real servers and a real worker for tests, each of which can be killed and started again at the same place."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+TIME_LIMIT_S = 300.0
+POOL = "tests"
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def wait_until(happened: Callable[[], bool], what: str, *, limit_s: float = TIME_LIMIT_S) -> None:
+    deadline = time.monotonic() + limit_s
+    while not happened():
+        assert time.monotonic() < deadline, f"after {limit_s:.0f} s still not: {what}"
+        time.sleep(0.1)
+
+
+class Service:
+    """A command of this environment that runs until it is stopped or killed, with all of its processes.
+
+    Args:
+        arguments: of `python -m`.
+        environment: beside this process's own.
+        log: its output is appended to this file.
+        is_up: whether it works.
+    """
+
+    def __init__(
+        self, *arguments: str, environment: Mapping[str, str], log: Path, is_up: Callable[[], bool] = lambda: True
+    ) -> None:
+        self.command = [sys.executable, "-m", *arguments]
+        self.environment, self.log, self._is_up = dict(environment), log, is_up
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self.log.open("ab") as output:
+            self._process = subprocess.Popen(
+                self.command,
+                env={**os.environ, **self.environment},
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        wait_until(self._is_up_or_ended, f"{' '.join(self.command)} answers")
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Ends it and the processes that it started."""
+        if self._process is not None:
+            os.killpg(self._process.pid, number)
+            self._process.wait()
+            self._process = None
+
+    def kill_alone(self) -> None:
+        """Kills it; the processes that it started go on, as they do after a crash."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+        self._process = None
+
+    def stop(self) -> None:
+        self.kill(signal.SIGTERM)
+
+    def _is_up_or_ended(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, self.log.read_text(encoding="utf-8", errors="replace")
+        return self._is_up()
+
+
+def mlflow_service(folder: Path, database: Path) -> tuple[Service, str]:
+    """An MLflow server over a database below `folder`, and its address."""
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    service = Service(
+        *("mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
+        *("--backend-store-uri", f"sqlite:///{database}", "--artifacts-destination", str(folder / "artifacts")),
+        environment={"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
+        log=folder / "mlflow.log",
+        is_up=lambda: answers(f"{address}/health"),
+    )
+    return service, address
+
+
+def prefect_service(folder: Path) -> tuple[Service, str]:
+    """A Prefect server over a database below `folder`, and the address of its API."""
+    port = free_port()
+    address = f"http://127.0.0.1:{port}/api"
+    service = Service(
+        *("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)),
+        environment={
+            "PREFECT_HOME": str(folder),
+            "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder / 'prefect.db'}",
+        },
+        log=folder / "prefect.log",
+        is_up=lambda: answers(f"{address}/health"),
+    )
+    return service, address
+
+
+def worker_service(api: str, folder: Path, environment: Mapping[str, str]) -> Service:
+    """A process worker of the pool `tests` that asks for work twice a second."""
+    log = folder / "worker.log"
+    return Service(
+        *("prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", folder.name),
+        environment={
+            "PREFECT_API_URL": api,
+            "PREFECT_HOME": str(folder),
+            "PREFECT_WORKER_QUERY_SECONDS": "0.5",
+            **environment,
+        },
+        log=log,
+        is_up=lambda: "started!" in log.read_text(encoding="utf-8"),
+    )
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
