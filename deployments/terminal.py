@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from pipeline_lib.config import PipelineConfig
+from pipeline_lib.notes import promotion_line
 from pipeline_lib.report.rows import IterationRow, format_accuracy, records_table, tested_datasets
 from pipeline_lib.report.sanity import single_iteration_checks
 from pipeline_lib.report.signatures import failure_signatures
@@ -103,11 +104,19 @@ def print_result(
     lines = [
         f"champion: {'the base' if champion == 0 else f'iteration {champion}'} ({result.decision.reason})",
         f"stopped because: {result.stopped_because} ({result.wall_s:.0f} s in all)",
+        *_registry_lines(result, config),
         *notice_lines(result, config),
         *ui_lines(tracking_uri),
     ]
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _registry_lines(result: RunResult, config: PipelineConfig) -> list[str]:
+    """What became of the alias that deployments load, unless it never was in question."""
+    if result.promotion is None or result.promotion.version is None:
+        return []
+    return [f"registry: {promotion_line(result.promotion, f'coppice-{config.preset}')}"]
 
 
 def print_reports(reports: Sequence[EvalReport], *, console: Console | None = None) -> None:

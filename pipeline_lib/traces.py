@@ -24,7 +24,7 @@ class TraceSpan:
     Args:
         node: its index in the tree; 0 is the root.
         parent: index of the parent, which stands before it; None for the root.
-        name: the step on one line, cut.
+        name: the step on one line, cut; ✓ or ✗ before it where a rollout ends.
         inputs: the step, or for the root the question and its answer.
         outputs: visits, value, outcome, score.
         start: rollouts before this span begins.
@@ -124,11 +124,13 @@ def _span(tree: SearchTree, node: int, problem: Problem, scores: Float64Array | 
     }
     if scores is not None and parent != NO_PARENT:
         outputs["score"] = round(float(scores[node]), 4)
+    is_right = None if outcome is Outcome.OPEN else outcome is Outcome.CORRECT
     step = tree.steps[node].strip()
+    mark = {None: "", True: "✓ ", False: "✗ "}[is_right]  # a viewer's list of spans shows names, hardly states
     return TraceSpan(
         node=node,
         parent=None if parent == NO_PARENT else parent,
-        name=tree.problem_id if parent == NO_PARENT else _cut(" ".join(step.split()), MAX_NAME_CHARS) or "(empty step)",
+        name=tree.problem_id if parent == NO_PARENT else mark + _cut(" ".join(step.split()), MAX_NAME_CHARS),
         inputs=(
             {"question": _cut(problem.question, MAX_CHARS), "answer": _cut(problem.answer, MAX_CHARS)}
             if parent == NO_PARENT
@@ -137,7 +139,7 @@ def _span(tree: SearchTree, node: int, problem: Problem, scores: Float64Array | 
         outputs=outputs,
         start=start,
         length=int(tree.visits[node]),
-        is_right=None if outcome is Outcome.OPEN else outcome is Outcome.CORRECT,
+        is_right=is_right,
     )
 
 

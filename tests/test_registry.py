@@ -12,6 +12,8 @@ from record_fixtures import make_record
 
 from deployments import cli
 from pipeline_lib.config import PipelineConfig, Settings
+from pipeline_lib.notes import load_lines
+from pipeline_lib.policy.models import model_path
 from pipeline_lib.registry import LoggedAdapter, Registry, RegistryError
 from pipeline_lib.tracking import Contents, Tracker, open_registry, tracking_uri
 from pipeline_lib.types import GateDecision, IterationRecord, PolicyRef, Promotion
@@ -274,12 +276,77 @@ def test_both_commands_say_what_they_did(
     )
 
 
-def test_the_champion_is_downloaded_by_its_alias(
-    settings: Settings, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import mlflow
+@pytest.fixture(scope="module")
+def champion(settings: Settings, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A real adapter of the embedded base, registered as champion of a preset; and its files."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
 
-    pipeline.run(0.5, 0.6)
+    base, made = model_path("tiny"), tmp_path_factory.mktemp("lora")
+    torch.manual_seed(0)
+    config = LoraConfig(r=16, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(str(made))
+    tracker = Tracker.open(settings, run_key="lora", run_name="lora", config=PipelineConfig(preset="lora"))
+    tracker.log_iteration(make_record(1, policy_id="lora"), Contents(adapter=made, parent=BASE))
+    tracker.settle(
+        [make_record(0), make_record(1, policy_id="lora")],
+        GateDecision(proceed=False, champion=1, reason="the best"),
+    )
+    return tracker.registry.name, made
+
+
+def test_both_lines_that_load_the_champion_are_in_the_manual() -> None:
+    manual = (Path(__file__).resolve().parents[1] / "mlflow" / "README.md").read_text(encoding="utf-8")
+    assert all(line in manual for line in load_lines("coppice-tiny"))
+
+
+def test_one_line_loads_the_champion_with_peft(
+    settings: Settings, champion: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from mlflow.artifacts import download_artifacts
+    from peft import AutoPeftModelForCausalLM, PeftModel
+    from transformers import AutoModelForCausalLM
+
+    name, folder = champion
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri(settings))
-    folder = Path(mlflow.artifacts.download_artifacts(f"models:/{pipeline.registry.name}@champion"))
-    assert (folder / "adapter_config.json").read_text() == "{}"
+    policy = AutoPeftModelForCausalLM.from_pretrained(download_artifacts(f"models:/{name}@champion"))
+    base = AutoModelForCausalLM.from_pretrained(model_path("tiny"))
+    tokens = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        alone = base(tokens).logits
+        expected = PeftModel.from_pretrained(base, str(folder))(tokens).logits
+        loaded = policy(tokens).logits
+    assert torch.equal(loaded, expected)
+    assert not torch.allclose(loaded, alone, atol=0.1)
+
+
+@pytest.mark.vllm
+def test_one_line_loads_the_champion_with_vllm(
+    settings: Settings, champion: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vllm = pytest.importorskip("vllm")
+    import torch
+    from mlflow.artifacts import download_artifacts
+    from peft import AutoPeftModelForCausalLM
+    from vllm.lora.request import LoRARequest
+
+    name, _ = champion
+    for variable, value in {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}.items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri(settings))
+    prompt = list(range(5, 25))
+    llm = vllm.LLM(str(model_path("tiny")), enable_lora=True, dtype="float32", max_model_len=128, enforce_eager=True)
+    greedy = vllm.SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
+    [answer] = llm.generate(
+        [{"prompt_token_ids": prompt}],
+        greedy,
+        lora_request=LoRARequest("champion", 1, download_artifacts(f"models:/{name}@champion")),
+    )
+    policy = AutoPeftModelForCausalLM.from_pretrained(download_artifacts(f"models:/{name}@champion"))
+    tokens = torch.tensor([prompt])
+    with torch.no_grad():
+        for _ in range(8):
+            tokens = torch.cat([tokens, policy(tokens).logits[:, -1:].argmax(-1)], dim=1)
+    assert list(answer.outputs[0].token_ids) == tokens[0, len(prompt) :].tolist()

@@ -48,7 +48,7 @@ def test_a_tree_becomes_spans_as_wide_as_its_visits() -> None:
     assert root.outputs == {"visits": 8, "value": 0.5, "outcome": "open"}
     assert (first.name, first.inputs) == ("step 1", {"step": "step 1"})
     assert first.outputs == {"visits": 5, "value": 0.8, "outcome": "open", "score": 2.0}
-    assert last.outputs["outcome"] == "wrong"
+    assert (last.name, last.outputs["outcome"]) == ("✗ step 5", "wrong")
 
 
 def test_long_texts_are_cut() -> None:
@@ -56,8 +56,8 @@ def test_long_texts_are_cut() -> None:
     step = "a b\n" * MAX_CHARS
     long = SearchTree(**{name: getattr(tree, name) for name in tree.__slots__} | {"steps": ("", step)})
     span = trace_tree(long, PROBLEM).spans[1]
-    assert len(span.name) == MAX_NAME_CHARS
-    assert span.name.startswith("a b a b")
+    assert len(span.name) == len("✓ ") + MAX_NAME_CHARS
+    assert span.name.startswith("✓ a b a b")
     assert len(span.inputs["step"]) == MAX_CHARS
     assert "score" not in span.outputs
 
