@@ -75,6 +75,7 @@ def load_tokenizer(model_dir: Path | str, config: PolicyConfig) -> Any:
     Raises:
         ConfigError: there is none that can be loaded.
     """
+    transformers_logging.disable_progress_bar()  # the trainer's bar per load would tear the run's own apart
     try:
         return AutoTokenizer.from_pretrained(model_dir, revision=config.revision or "main")
     except (OSError, ValueError) as error:
