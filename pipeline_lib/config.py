@@ -294,6 +294,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="COPPICE_", frozen=True)
 
     home: Path = Field(Path(".coppice"), description="Store, tracking database, artifacts, orchestrator results.")
+    store: str | None = Field(
+        None, description="Results of the stages: a shared folder, or s3://… or gs://…; None is a folder below home."
+    )
     tracking_uri: str | None = Field(None, description="MLflow server; None uses a database below home.")
     ray_address: str | None = Field(
         None,
@@ -309,7 +312,21 @@ class Settings(BaseSettings):
 
     @property
     def store_root(self) -> Path:
-        return self.home.resolve() / "store"
+        """The folder that holds the entries, or this machine's copies of those in the object store."""
+        if self.store is None or self.object_store is not None:
+            return self.home.resolve() / "store"
+        return Path(self.store.removeprefix("file://")).expanduser().resolve()
+
+    @property
+    def object_store(self) -> str | None:
+        """The URI of a store that is no folder."""
+        is_folder = self.store is None or "://" not in self.store or self.store.startswith("file://")
+        return None if is_folder else self.store
+
+    @property
+    def store_uri(self) -> str:
+        """Where the entries are, for those who look from elsewhere."""
+        return self.object_store or str(self.store_root)
 
 
 def dial_names(model: type[BaseModel] = PipelineConfig, prefix: str = "") -> list[str]:

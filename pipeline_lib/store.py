@@ -55,7 +55,7 @@ class Store:
         """
         material = {"spec": spec, "inputs": [ref.sha256 for ref in inputs], "version": version}
         key = hashlib.sha256(canonical_json(material).encode()).hexdigest()
-        entry = Entry(self.root / stage / key, f"{stage}/{key}")
+        entry = self._at(f"{stage}/{key}")
         entry.path.mkdir(parents=True, exist_ok=True)
         return entry
 
@@ -65,7 +65,7 @@ class Store:
         Raises:
             StoreError: it is not there, its manifest is another one, or a file was changed.
         """
-        entry = self._referred(ref)
+        entry = self._at(ref.uri)
         if not entry.is_complete():
             raise StoreError(f"store: {ref.uri} is missing or incomplete below {self.root}; run its stage again")
         found = _sha256(entry.path / MANIFEST)
@@ -80,14 +80,18 @@ class Store:
 
     def is_complete(self, ref: Ref) -> bool:
         """Whether the entry is there with all its files."""
-        return self._referred(ref).is_complete()
+        return self._at(ref.uri).is_complete()
 
     def observations(self, ref: Ref) -> dict[str, Any]:
         """What was measured while the entry was made: seconds, rates."""
-        return self._referred(ref).observations()
+        return self._at(ref.uri).observations()
 
-    def _referred(self, ref: Ref) -> Entry:
-        return Entry(self.root / ref.uri, ref.uri)
+    def folder(self, uri: str) -> Path:
+        """Where an entry lies that is known by its name alone; `open` also says whether it is whole."""
+        return self._at(uri).path
+
+    def _at(self, uri: str) -> Entry:
+        return Entry(self.root / uri, uri)
 
 
 class Entry:
@@ -108,6 +112,9 @@ class Entry:
             return all(_size(self.path / name) == info["size"] for name, info in files.items())
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False
+
+    def fetch(self) -> None:
+        """Brings a complete entry's files here; in this store they are."""
 
     @contextmanager
     def lock(self, timeout_s: float = 0.0) -> Iterator[None]:

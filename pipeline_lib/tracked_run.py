@@ -107,7 +107,7 @@ class TrackedRun:
                 fresh.append(self._entities.Metric(name, float(value), now, step, model_id=model_id))
         return fresh
 
-    def log_datasets(self, refs: Mapping[str, Ref], *, root: Path) -> None:
+    def log_datasets(self, refs: Mapping[str, Ref], *, root: str) -> None:
         """Logs each store entry as an input with its digest; the name becomes its context."""
         entities = self._entities
         self._client.log_inputs(
@@ -118,7 +118,7 @@ class TrackedRun:
                         name=name,
                         digest=ref.sha256[:MAX_DIGEST_CHARS],
                         source_type="local",
-                        source=json.dumps({"uri": str(root / ref.uri)}),
+                        source=json.dumps({"uri": f"{root}/{ref.uri}"}),
                         profile=json.dumps({"num_rows": ref.num_rows, "sha256": ref.sha256}),
                     ),
                     tags=[entities.InputTag("mlflow.data.context", name)],

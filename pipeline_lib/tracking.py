@@ -163,7 +163,7 @@ class Tracker(TrackedRun):
         policy = {POLICY_ID: record.policy.policy_id}
         run.log(points=points, tags=policy, model_id=model.model_id if model else None)
         run.log_points(contents.curves)
-        run.log_datasets(_datasets(record), root=self._settings.store_root)
+        run.log_datasets(_datasets(record), root=self._settings.store_uri)
         run.log_files(contents.artifacts, {"record.json": record.model_dump_json(indent=2), **contents.texts})
         self._log_traces(run, contents.traces)
         version = self._register(run, record, model, contents) if model else None

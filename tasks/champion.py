@@ -82,7 +82,7 @@ def record_champion(*, config: PipelineConfig, champion: Champion, evaluations: 
         tags=describe_environment() | {"coppice.evaluated_version": f"{champion.model}/{champion.version}"},
     )
     tracker.log_points([(name, record.index, value) for name, value in record_metrics(record).items()])
-    tracker.log_datasets(record.refs, root=Settings().store_root)
+    tracker.log_datasets(record.refs, root=Settings().store_uri)
     tracker.end("FINISHED")
     rows = [f"| {r.dataset} | {r.accuracy:.1%} | {r.interval[0]:.1%} – {r.interval[1]:.1%} |" for r in reports]
     title = f"{champion.model} version {champion.version}, the champion"

@@ -57,7 +57,7 @@ def policy_folder(policy: PolicyRef) -> Path | None:
     """The folder behind ``policy.adapter_uri``; None for the base. A folder outside the store is named by its path."""
     if policy.adapter_uri is None:
         return None
-    inside = open_store().root / policy.adapter_uri / "policy"
+    inside = open_store().folder(policy.adapter_uri) / "policy"
     return inside if inside.is_dir() else Path(policy.adapter_uri)
 
 

@@ -14,9 +14,11 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
+import psutil
+from prefect import State
 from prefect.settings import PREFECT_API_URL
 from prefect.task_runners import TaskRunner
 
@@ -82,11 +84,18 @@ def _run_on_ray(config: RayConfig, stage: Stage[Any], calls: Sequence[Call], nam
         failed = [future for future in futures if not future.state.is_completed()]
     for future in failed:
         if future.state.is_crashed():
-            raise RunnerError(
-                f"{name}: a worker died and was replaced {config.max_retries} times (ray.max_retries): "
-                f"{future.state.message}; Ray's log says why; run again, finished problems are kept"
-            )
+            raise RunnerError(f"{name}: {_why(future.state, config)}; run again, finished problems are kept")
         future.result()
+
+
+def _why(state: State[Any], config: RayConfig) -> str:
+    """What Ray said of a task that it could not bring to its end: the error is on the last line of its report."""
+    from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
+
+    error = state.result(raise_on_failure=False)
+    if isinstance(error, (NodeDiedError, OutOfMemoryError, WorkerCrashedError)):
+        return f"a worker died and was replaced {config.max_retries} times (ray.max_retries); Ray's log says why"
+    return f"Ray: {str(error).strip().splitlines()[-1]}"
 
 
 @contextmanager
@@ -104,6 +113,8 @@ def ray_tasks(config: RayConfig) -> Iterator[TaskRunner[Any]]:
 
         _check_room(config, may_grow=settings.ray_address is not None)
         environment = {"COPPICE_HOME": str(settings.home.resolve()), "COPPICE_LOCK_WAIT_S": str(LOCK_WAIT_S)}
+        if settings.store is not None:
+            environment["COPPICE_STORE"] = settings.store_uri
         share = {"num_cpus": config.cpus_per_shard, "num_gpus": config.gpus_per_shard}
         retries = {"max_retries": config.max_retries}
         with RayTaskRunner() as runner, remote_options(**share, **retries, runtime_env={"env_vars": environment}):
@@ -154,7 +165,9 @@ def _connect(address: str) -> None:
 def _start(num_cpus: int | None, num_gpus: int | None) -> None:
     import ray
 
+    own = psutil.Process()
     for attempt in range(START_ATTEMPTS):
+        others = set(own.children(recursive=True))
         try:
             ray.init(
                 "local",
@@ -167,6 +180,9 @@ def _start(num_cpus: int | None, num_gpus: int | None) -> None:
             return
         except Exception as error:  # Ray has no class for it
             ray.shutdown()
+            for left in set(own.children(recursive=True)) - others:  # nobody else would end them before we end
+                with suppress(psutil.NoSuchProcess):
+                    left.kill()
             reason = " ".join(str(error).split())
             if attempt == START_ATTEMPTS - 1:
                 raise RunnerError(f"runner=ray: Ray did not start in {START_ATTEMPTS} attempts: {reason}") from error

@@ -31,8 +31,13 @@ LONGEST_DELAY_S = 300.0
 
 
 def open_store() -> Store:
-    """The store below ``COPPICE_HOME``."""
-    return Store(Settings().store_root)
+    """The store of ``COPPICE_STORE``, below ``COPPICE_HOME`` where that is not set."""
+    settings = Settings()
+    if settings.object_store is None:
+        return Store(settings.store_root)
+    from pipeline_lib.shared_store import SharedStore
+
+    return SharedStore(settings.store_root, settings.object_store)
 
 
 class Stage(Generic[P, R]):
@@ -71,7 +76,9 @@ class Stage(Generic[P, R]):
     def __call__(self, *args: P.args, **arguments: P.kwargs) -> R:
         """Runs the stage, or finds what it made before; returns its result, a reference for most."""
         self._with_patience()(**arguments)
-        return self._result(self.entry(**arguments))
+        entry = self.entry(**arguments)
+        entry.fetch()
+        return self._result(entry)
 
     def submit(self, runner: TaskRunner[Any], **arguments: Any) -> PrefectFuture[Any]:
         """Hands the stage to a task runner; once it is done, the result is the entry's."""
@@ -122,7 +129,7 @@ def stage(
     *,
     run_name: str,
     version: int = 1,
-    result: Callable[[Entry], R] = Entry.ref,  # type: ignore[assignment]
+    result: Callable[[Entry], R] = lambda entry: entry.ref(),  # type: ignore[assignment,return-value]
     still_holds: Callable[..., bool] = lambda entry, **_: True,
     passing: tuple[type[Exception], ...] = (),
 ) -> Callable[[Callable[Concatenate[Entry, P], None]], Stage[P, R]]:

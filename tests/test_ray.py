@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -22,15 +22,17 @@ from run_fixtures import manifests, small_config
 
 from pipeline_lib.config import ConfigError, PipelineConfig, RayConfig
 from pipeline_lib.search.records import read_trees_parquet, tree_to_dict
-from pipeline_lib.store import Store
+from pipeline_lib.store import Entry, Store
 from pipeline_lib.types import Ref
 from tasks.policies import base_policy
 from tasks.problems import draw_problems
-from tasks.runner import RunnerError, check_runner, ray_cluster, ray_tasks
+from tasks.runner import RunnerError, check_runner, ray_cluster, ray_tasks, run_each
 from tasks.search import TREES, search_problems
+from tasks.stage import stage
 
 SHARDS = 2
-SCRIPTED = ("policy.backend=scripted", "policy.max_batch=4", "problems.num_problems=80", "search.num_simulations=16")
+ON_RAY = ("runner=ray", "ray.gpus_per_shard=0.5")  # the same for all: Ray keeps workers with a GPU apart
+SCRIPTED = ("policy.backend=scripted", "policy.max_batch=4", "problems.num_problems=60", "search.num_simulations=16")
 TIME_LIMIT_S = 240.0
 
 
@@ -50,7 +52,27 @@ def search_only(config: PipelineConfig) -> tuple[Ref, ...]:
 def search_in(home: Path, *overrides: str) -> tuple[Ref, ...]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COPPICE_HOME", str(home))
+        patch.setenv("COPPICE_STORE", str(home / "store"))
         return search_only(small_config(f"search.num_shards={SHARDS}", *overrides))
+
+
+@stage(lambda *, number: {"number": number}, run_name="die {number}")
+def die(entry: Entry, *, number: int) -> None:
+    """Ends its process as the kernel does when memory is short."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextmanager
+def started(cluster: AbstractContextManager[None]) -> Iterator[None]:
+    """Skips where Ray did not start on a machine that others keep busy: its own processes get 15 s."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(cluster)
+        except RunnerError as error:
+            if os.getloadavg()[0] > 3 * (os.cpu_count() or 1):
+                pytest.skip(f"{os.getloadavg()[0]:.0f} processes want this machine: {error}")
+            raise
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +87,9 @@ def cluster() -> Iterator[Callable[[], list[psutil.Process]]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", folder)
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # stages travel by name, also this file's
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))  # without one Ray writes one to the user's home
-        with ray_cluster(None, num_cpus=2, num_gpus=1):
+        with started(ray_cluster(None, num_cpus=2, num_gpus=1)):
             yield processes
             last = processes()
     _, alive = psutil.wait_procs(last, timeout=30)
@@ -98,7 +121,7 @@ def kill_a_worker(home: Path) -> list[bytes]:
                 worker.send_signal(signal.SIGKILL)
                 worker.wait(TIME_LIMIT_S)
                 return whole_lines(path)
-        time.sleep(0.01)
+        time.sleep(0.05)
     raise AssertionError("no shard was searched")
 
 
@@ -132,51 +155,33 @@ def test_two_workers_give_the_bytes_of_one_process(home: Path, tmp_path: Path, m
 
     with monkeypatch.context() as patch:
         patch.setattr("tasks.search.search_trees", searched_here)
-        refs = search_in(home, "runner=ray", "ray.gpus_per_shard=0.5")
+        refs = search_in(home, *ON_RAY)
     assert search_in(tmp_path) == refs
     assert manifests(tmp_path) == manifests(home)
 
 
 @on_a_cluster
 def test_what_is_there_is_not_sent_to_the_cluster_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    refs = search_in(home, "runner=ray")
+    refs = search_in(home, *ON_RAY)
     monkeypatch.setattr("tasks.runner.ray_cluster", None)
-    assert search_in(home, "runner=ray") == refs
-
-
-@on_a_cluster
-def test_a_killed_worker_loses_nothing(home: Path, tmp_path: Path) -> None:
-    with killing(home) as killed:
-        refs = search_in(home, "runner=ray", *SCRIPTED)
-    [kept] = killed
-    check_kept(home, refs, kept)
-    assert search_in(tmp_path, *SCRIPTED) == refs
-
-
-@on_a_cluster
-def test_a_worker_killed_too_often_is_an_error_and_the_next_run_goes_on(home: Path) -> None:
-    settings = ("runner=ray", "ray.max_retries=0", "seed=1", *SCRIPTED)
-    with killing(home) as killed, pytest.raises(RunnerError, match=r"^search 1: .*max_retries.* run again"):
-        search_in(home, *settings)
-    [kept] = killed
-    refs = search_in(home, *settings)
-    check_kept(home, refs, kept)
+    assert search_in(home, *ON_RAY) == refs
 
 
 @on_a_cluster
 def test_each_shard_gets_its_share(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COPPICE_HOME", str(home))
+    monkeypatch.setenv("COPPICE_STORE", str(home / "store"))
 
     @task
-    def surroundings() -> tuple[str, str]:
-        return os.environ["COPPICE_HOME"], os.environ["CUDA_VISIBLE_DEVICES"]
+    def surroundings() -> list[str]:
+        return [os.environ[name] for name in ("COPPICE_HOME", "COPPICE_STORE", "CUDA_VISIBLE_DEVICES")]
 
     @flow
-    def two() -> list[tuple[str, str]]:
+    def two() -> list[list[str]]:
         with ray_tasks(RayConfig(gpus_per_shard=0.5)) as runner:
             return [future.result() for future in [runner.submit(surroundings, {}) for _ in range(2)]]
 
-    assert two() == [(str(home), "0")] * 2
+    assert two() == [[str(home), str(home / "store"), "0"]] * 2
 
 
 @on_a_cluster
@@ -192,6 +197,27 @@ def test_nothing_listens_beyond_loopback(cluster: Callable[[], list[psutil.Proce
         with suppress(psutil.NoSuchProcess):
             addresses |= {c.laddr.ip for c in process.net_connections() if c.status == psutil.CONN_LISTEN}
     assert {address.removeprefix("::ffff:") for address in addresses} == {"127.0.0.1"}
+
+
+@on_a_cluster
+def test_a_killed_worker_loses_nothing(home: Path, tmp_path: Path) -> None:
+    with killing(home) as killed:
+        refs = search_in(home, *ON_RAY, *SCRIPTED)
+    [kept] = killed
+    check_kept(home, refs, kept)
+    assert search_in(tmp_path, *SCRIPTED) == refs
+
+
+@on_a_cluster
+def test_a_worker_that_dies_too_often_is_an_error_of_ours(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COPPICE_HOME", str(home))
+
+    @flow
+    def doomed(config: PipelineConfig) -> None:
+        run_each(config, die, [{"number": 1}], name="doomed")
+
+    with pytest.raises(RunnerError, match=r"^doomed: .*ray\.max_retries.* run again"):
+        doomed(small_config(*ON_RAY, "ray.max_retries=0"))
 
 
 def test_without_a_server_the_runner_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
