@@ -28,8 +28,9 @@ up: $(INSTALLED)
 down: $(INSTALLED)
 	@$(BIN)/coppice down
 
+# Two processes, a file of tests at a time: most of the time is spent waiting for servers.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 $(ARGS)
 
 bench: $(INSTALLED)
 	$(BIN)/coppice bench $(ARGS)

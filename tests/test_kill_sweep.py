@@ -7,20 +7,18 @@ compared with what an uninterrupted one leaves, byte by byte.
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked_run import output_of, start_run
 from run_fixtures import children, client, manifests, read_whole
 
 pytestmark = [
@@ -34,7 +32,7 @@ SETTINGS = (
     "policy.backend=scripted",
     "policy.max_batch=8",
     "num_iterations=2",
-    "problems.num_problems=60",
+    "problems.num_problems=30",
     "problems.num_validation=8",
     "search.num_shards=2",
     "evaluation.num_problems=8",
@@ -44,21 +42,6 @@ SETTINGS = (
     "train.tokens_per_microbatch=1024",
 )
 TIME_LIMIT_S = 240.0
-FORKS = get_context("forkserver")  # a process that has imported everything, and whose forks start at once
-FORKS.set_forkserver_preload(["deployments.cli", "flows.self_training", "mlflow", "peft", "transformers"])
-
-
-def coppice_run(home: str, api: str) -> None:
-    """`coppice run` as the command line starts it."""
-    output = os.open(f"{home}/output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    os.environ |= {"COPPICE_HOME": home, "PREFECT_API_URL": api}
-    arguments = [argument for setting in SETTINGS for argument in ("--set", setting)]
-    sys.argv = ["coppice", "run", "--preset", "tiny", *arguments, "--summary", f"{home}/summary.json"]
-    from deployments.cli import main
-
-    main()
 
 
 @dataclass
@@ -71,16 +54,14 @@ class Home:
     trees: dict[str, list[bytes]] = field(default_factory=dict)
 
     def start(self) -> ForkServerProcess:
-        process = FORKS.Process(target=coppice_run, args=(str(self.path), self.api))
-        process.start()
-        return process
+        return start_run(self.path, self.api, *SETTINGS)
 
     def run_to_the_end(self) -> float:
         """Returns how many seconds it took."""
         started = time.monotonic()
         process = self.start()
         process.join(TIME_LIMIT_S)
-        assert process.exitcode == 0, (self.path / "output.txt").read_text(encoding="utf-8")
+        assert process.exitcode == 0, output_of(self.path)
         return time.monotonic() - started
 
     def kill_after(self, seconds: float) -> bool:

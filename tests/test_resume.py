@@ -1,16 +1,15 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
+from forked_run import output_of, start_run
 from run_fixtures import manifests
 
 from deployments.cli import build_config
@@ -21,7 +20,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"),  # MLflow's and Prefect's own
 ]
 
-ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = (
     "num_iterations=1",
     "problems.num_validation=8",
@@ -38,28 +36,19 @@ TIME_LIMIT_S = 240
 
 
 @contextmanager
-def coppice_run(home: Path, api: str, *settings: str) -> Iterator[subprocess.Popen[str]]:
+def coppice_run(home: Path, api: str, *settings: str) -> Iterator[ForkServerProcess]:
     """`coppice run` in a process of its own, which is gone when the block ends."""
-    arguments = [argument for setting in (*SETTINGS, *settings) for argument in ("--set", setting)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "deployments.cli", "run", "--preset", "tiny", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "COPPICE_HOME": str(home), "PREFECT_API_URL": api},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    process = start_run(home, api, *SETTINGS, *settings)
     try:
         yield process
     finally:
         process.kill()
-        process.communicate()
+        process.join()
 
 
-def run_to_the_end(home: Path, api: str, *settings: str) -> None:
-    with coppice_run(home, api, *settings) as process:
-        output, _ = process.communicate(timeout=TIME_LIMIT_S)
-        assert process.returncode == 0, output
+def end_well(process: ForkServerProcess, home: Path) -> None:
+    process.join(TIME_LIMIT_S)
+    assert process.exitcode == 0, output_of(home)
 
 
 def run_uninterrupted(home: Path, *settings: str) -> None:
@@ -71,19 +60,19 @@ def run_uninterrupted(home: Path, *settings: str) -> None:
         self_training(build_config("tiny", [*SETTINGS, *settings]))
 
 
-def wait_for(process: subprocess.Popen[str], happened: Callable[[], bool]) -> None:
+def wait_for(process: ForkServerProcess, happened: Callable[[], bool]) -> None:
     """Returns as soon as it has happened; fails when the process ends before."""
     deadline = time.monotonic() + TIME_LIMIT_S
     while not happened():
-        if process.poll() is not None:
-            pytest.fail(f"ended too early:\n{process.communicate()[0]}")
+        assert process.exitcode is None, "ended too early"
         assert time.monotonic() < deadline
         time.sleep(0.001)
 
 
-def kill(process: subprocess.Popen[str]) -> None:
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+def kill(process: ForkServerProcess) -> None:
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
 
 
 def whole_lines(home: Path) -> list[bytes]:
@@ -150,8 +139,7 @@ def test_killed_in_search_and_in_training_it_ends_as_if_uninterrupted(
 
     with coppice_run(killed, prefect_api, *SCRIPTED) as process:
         wait_for(process, trained)
-        output, _ = process.communicate(timeout=TIME_LIMIT_S)
-        assert process.returncode == 0, output
+        end_well(process, killed)
     assert min(seen - before) > last_update
     check_kept(killed, kept)
     run_uninterrupted(whole, *SCRIPTED)
@@ -163,7 +151,8 @@ def test_a_resumed_search_of_the_model_itself_gives_the_same_trees(
 ) -> None:
     killed, whole = new_home(), new_home()
     kept = killed_in_search(killed, prefect_api, *TRANSFORMERS)
-    run_to_the_end(killed, prefect_api, *TRANSFORMERS)
+    with coppice_run(killed, prefect_api, *TRANSFORMERS) as process:
+        end_well(process, killed)
     check_kept(killed, kept)
     run_uninterrupted(whole, *TRANSFORMERS)
     assert manifests(killed) == manifests(whole)

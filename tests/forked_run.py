@@ -1,0 +1,39 @@
+"""`coppice run` in a process of its own that starts at once: it is forked from one that has imported everything."""
+
+from __future__ import annotations
+
+import os
+import sys
+from multiprocessing import get_context
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+FORKS = get_context("forkserver")
+FORKS.set_forkserver_preload(["deployments.cli", "flows.self_training", "mlflow", "peft", "transformers"])
+
+
+def start_run(home: Path, api: str, *settings: str) -> ForkServerProcess:
+    """The preset `tiny` with `settings`; see `output_of` and ``summary.json`` in the home."""
+    process = FORKS.Process(target=_run, args=(str(home), api, settings))
+    process.start()
+    return process
+
+
+def output_of(home: Path) -> str:
+    """What the latest run printed."""
+    return (home / "output.txt").read_text(encoding="utf-8")
+
+
+def _run(home: str, api: str, settings: tuple[str, ...]) -> None:
+    output = os.open(f"{home}/output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.environ["COPPICE_HOME"] = home
+    arguments = [argument for setting in settings for argument in ("--set", setting)]
+    sys.argv = ["coppice", "run", "--preset", "tiny", *arguments, "--summary", f"{home}/summary.json"]
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from deployments.cli import main
+
+    with temporary_settings({PREFECT_API_URL: api}):  # Prefect was imported, and read its environment, before the fork
+        main()
