@@ -10,21 +10,20 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AliasChoices, BaseModel, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from pipeline_lib.engine_config import Group, ServerConfig, VllmConfig
+
+SECRET_PARTS = re.compile(r"(?<=://)[^/@\s]*(?=@)|(?<=\?)[^\s'\"]*")  # of an address: user and password, query
 
 
 class ConfigError(ValueError):
     """A setting that cannot be used; the message is one line and says what to do."""
-
-
-class Group(BaseModel):
-    """Base of every stage's configuration."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ProblemsConfig(Group):
@@ -49,36 +48,13 @@ class ProblemsConfig(Group):
     )
 
 
-class VllmConfig(Group):
-    """How vLLM runs in this process; read by ``policy.backend=vllm`` alone."""
-
-    tensor_parallel: int = Field(1, ge=1, description="GPUs that share every layer.")
-    pipeline_parallel: int = Field(1, ge=1, description="GPUs, or groups of them, that share the layers out.")
-    gpu_memory_share: float = Field(
-        0.9, gt=0, le=1, description="Share of a GPU's memory for weights, activations, keys and values."
-    )
-    kv_cache_gib: float | None = Field(
-        None, gt=0, description="Keys and values, in GiB; None takes what is left of the share, and 1 on a CPU."
-    )
-    block_tokens: int = Field(
-        32, ge=16, le=128, multiple_of=16, description="Tokens that are reused together: only whole blocks are shared."
-    )
-    quantization: str | None = Field(None, description="fp8, awq, gptq and so on; None takes the model's own.")
-    speculative: dict[str, Any] | None = Field(
-        None, description='Speculative decoding as JSON, for example {"method": "ngram", "num_speculative_tokens": 3}.'
-    )
-    enforce_eager: bool | None = Field(
-        None, description="Run without compiling or capturing graphs; None is true on a CPU and false on a GPU."
-    )
-    keep_while_training: bool = Field(
-        True, description="The engine survives training: asleep on a GPU, its weights in host memory. False ends it."
-    )
-
-
 class PolicyConfig(Group):
     """The model that is sampled and trained, and the engine that samples it."""
 
-    backend: Literal["transformers", "vllm", "scripted"] = Field("transformers", description="What samples the policy.")
+    backend: Literal["transformers", "vllm", "server", "scripted"] = Field(
+        "transformers",
+        description="What samples the policy: this process, by transformers or vLLM, or the servers in policy.server.",
+    )
     model: str = Field("tiny", description="Model folder or hub name; `tiny` is the base that comes with Coppice.")
     revision: str | None = Field(None, description="Hub revision of the model.")
     device: str = Field(
@@ -98,6 +74,7 @@ class PolicyConfig(Group):
         None, description="Appended to every question; None takes the dataset's own, `` adds nothing."
     )
     vllm: VllmConfig = Field(default_factory=VllmConfig)
+    server: ServerConfig = Field(default_factory=ServerConfig)
 
 
 class SearchConfig(Group):
@@ -303,6 +280,7 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("COPPICE_RAY_ADDRESS", "RAY_ADDRESS"),
         description="Ray cluster for runner=ray; None starts one on this machine for as long as a search takes.",
     )
+    server_api_key: SecretStr | None = Field(None, description="Key of the servers behind policy.backend=server.")
     lock_wait_s: float = Field(
         0.0, description="Seconds to wait for another process that makes the same result, before it is an error."
     )
@@ -369,7 +347,8 @@ def apply_overrides(config: PipelineConfig, overrides: list[str]) -> PipelineCon
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"--set {name}={first['input']!r}: {first['msg']}") from None
+        given = SECRET_PARTS.sub("…", repr(first["input"]))
+        raise ConfigError(f"--set {name}={given}: {first['msg']}") from None
 
 
 def _parse_value(text: str) -> Any:

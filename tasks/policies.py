@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline_lib.config import PipelineConfig
+from pipeline_lib.config import ConfigError, PipelineConfig, Settings
 from pipeline_lib.policy.models import fingerprint, model_path
 from pipeline_lib.policy.protocol import Policy, Reloadable
 from pipeline_lib.problems.formats import format_of
@@ -71,7 +71,7 @@ class _Engines:
     def open(self, config: PipelineConfig, policy: PolicyRef) -> Policy:
         """The engine with `policy` loaded; one that can change its weights is kept from policy to policy."""
         weights = _weights(policy)
-        is_kept = config.policy.backend == "vllm"
+        is_kept = config.policy.backend in ("vllm", "server")
         key = (config.policy.model_dump_json(), "" if is_kept else policy.policy_id)
         # What is in flight was left there by a task that failed.
         if self._policy is None or self._key != key or self._policy.num_in_flight:
@@ -122,10 +122,32 @@ def _open_engine(config: PipelineConfig, weights: Weights, policy_id: str) -> Po
             instruction="",
             lora_rank=0 if config.train.full_finetuning else config.train.lora_rank,
         )
+    if config.policy.backend == "server":
+        return _server(config, weights, policy_id)
     from pipeline_lib.policy.transformers_policy import TransformersPolicy
 
     return TransformersPolicy(
         weights.model_dir, adapter_dir=weights.adapter_dir, policy_id=policy_id, config=config.policy, instruction=""
+    )
+
+
+def _server(config: PipelineConfig, weights: Weights, policy_id: str) -> Policy:
+    """The servers' clients; refused at once where training would make weights that no server can be given."""
+    from pipeline_lib.policy.server_policy import ServerPolicy
+
+    if config.train.full_finetuning:
+        raise ConfigError(
+            "train.full_finetuning=true: policy.backend=server can give its servers adapters, not full weights; "
+            "train adapters, or use policy.backend=vllm"
+        )
+    key = Settings().server_api_key
+    return ServerPolicy(
+        weights.model_dir,
+        adapter_dir=weights.adapter_dir,
+        policy_id=policy_id,
+        config=config.policy,
+        instruction="",
+        api_key=key.get_secret_value() if key is not None else None,
     )
 
 

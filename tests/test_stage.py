@@ -37,6 +37,12 @@ OUTSIDE_THE_STAGES = {
     "policy.vllm.speculative": "tokens are drawn from the same distribution, sooner",
     "policy.vllm.enforce_eager": "how the same numbers are computed",
     "policy.vllm.keep_while_training": "when the engine ends",
+    "policy.server.urls": "where the same numbers are computed",
+    "policy.server.model_name": "likewise",
+    "policy.server.timeout_s": "how soon another server is asked",
+    "policy.server.patience_s": "when a run without servers gives up",
+    "policy.server.recheck_s": "how soon a server is used again",
+    "policy.server.retries": "how often a request that servers die of is tried",
     "train.checkpoint_every": "how much a killed training repeats",
 }
 # Values for dials that are no number and no switch; `{other}` is a second file of problems.
@@ -58,6 +64,8 @@ OTHER_VALUES = {
     "policy.vllm.quantization": "fp8",
     "policy.vllm.speculative": '{"method": "ngram"}',
     "policy.vllm.enforce_eager": False,
+    "policy.server.urls": "http://127.0.0.1:8000",
+    "policy.server.model_name": "base",
     "search.max_tokens_per_problem": 9,
     "score.baseline": "group",
     "score.scaling": "sqrt",

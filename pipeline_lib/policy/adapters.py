@@ -19,6 +19,10 @@ from pipeline_lib.policy.models import fingerprint
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 
 
+class StaleWeightsError(RuntimeError):
+    """An engine that was given other weights answers as it did before."""
+
+
 class Weights(NamedTuple):
     """What is sampled: a model folder or hub name, and the folder of a LoRA adapter on it, or None."""
 
@@ -34,6 +38,31 @@ class Weights(NamedTuple):
         base = fingerprint(self.model_dir, revision if isinstance(self.model_dir, str) else None)
         adapter = "" if self.adapter_dir is None else adapter_digest(self.adapter_dir)
         return f"{base}-{adapter}" if adapter else base
+
+
+class KnownAnswers:
+    """What an engine answered to one fixed question, bit by bit, with each of the weights that it was given."""
+
+    def __init__(self) -> None:
+        self._digests: dict[bytes, str] = {}
+
+    def check(self, answer: bytes, digest: str, engine: str, given: Path | str | None) -> None:
+        """Takes note of an answer.
+
+        Args:
+            answer: bits that are equal for equal weights.
+            digest: of the weights that the engine was given last.
+            engine: its name.
+            given: where the weights lie.
+
+        Raises:
+            StaleWeightsError: the answer is that of weights with another digest.
+        """
+        known = self._digests.setdefault(answer, digest)
+        if known != digest:
+            raise StaleWeightsError(
+                f"{engine} was given {given} ({digest}) and still answers as with {known}; run again"
+            )
 
 
 def adapter_rank(folder: Path) -> int:

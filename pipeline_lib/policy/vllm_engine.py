@@ -19,14 +19,10 @@ from typing import Any
 import numpy as np
 
 from pipeline_lib.config import ConfigError, PolicyConfig
-from pipeline_lib.policy.adapters import Weights, adapter_rank
+from pipeline_lib.policy.adapters import KnownAnswers, StaleWeightsError, Weights, adapter_rank
 from pipeline_lib.policy.vllm_start import engine_arguments, first_line, import_vllm, runs_on_cpu, threads_stay_settable
 
 PROBE_TOKENS = 64
-
-
-class StaleWeightsError(RuntimeError):
-    """An engine that was given other weights answers as it did before."""
 
 
 class VllmEngine:
@@ -50,7 +46,7 @@ class VllmEngine:
         self._num_adapters = 0
         self._lora: Any = None
         self._model_dir = weights.model_dir
-        self._answers: dict[bytes, str] = {}
+        self._answers = KnownAnswers()
         self.load(weights)
 
     @property
@@ -136,7 +132,7 @@ class VllmEngine:
         except (ValueError, OSError, RuntimeError, NotImplementedError, ImportError) as error:
             self.close()
             raise ConfigError(f"policy.backend=vllm cannot start on {model_dir}: {first_line(error)}") from error
-        self._model_dir, self._answers = model_dir, {}
+        self._model_dir, self._answers = model_dir, KnownAnswers()
         self._check(Weights(model_dir))
 
     def _set_adapter(self, weights: Weights) -> None:
@@ -158,12 +154,12 @@ class VllmEngine:
 
     def _check(self, weights: Weights) -> None:
         """Raises if the probe is answered, bit by bit, as with weights of another digest."""
-        digest = weights.digest(self._config.revision)
-        known = self._answers.setdefault(self._probe(), digest)
-        if known != digest:
+        digest, given = weights.digest(self._config.revision), weights.adapter_dir or weights.model_dir
+        try:
+            self._answers.check(self._probe(), digest, "vLLM", given)
+        except StaleWeightsError:
             self.close()
-            where = weights.adapter_dir or weights.model_dir
-            raise StaleWeightsError(f"vLLM was given {where} ({digest}) and still answers as with {known}; run again")
+            raise
 
     def _probe(self) -> bytes:
         """Log-probabilities of fixed tokens, computed alone and without the cache: equal weights, equal bits."""
