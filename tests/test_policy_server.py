@@ -275,7 +275,12 @@ def other_tokens(path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]] 
     [
         ({"intercept": no_token_ids}, {}, "returns no token ids; it must be vLLM"),
         ({"intercept": other_tokens}, {}, "serves another model than policy.model"),
-        ({"intercept": lambda path, body: (404, {"detail": "Not Found"})}, {}, "does not take Coppice's requests"),
+        (
+            {"intercept": lambda path, body: (404, {"detail": "Not Found"})},
+            {},
+            "urls: http.*: Not Found; start `vllm serve`",
+        ),
+        ({"intercept": lambda path, body: (400, {"detail": "no"})}, {}, "does not take Coppice's requests: no"),
         ({"intercept": lambda path, body: (200, {"ok": 1})}, {}, "does not answer as vLLM's server does"),
         (
             {"max_model_len": 256},

@@ -202,8 +202,8 @@ class Endpoint:
         """The answer to a request that must succeed; see the class for what is raised otherwise."""
         response = await self._send(method, path, body)
         status, message = response.status_code, self._message(response)
-        if status == HTTPStatus.NOT_FOUND and body is not None and body["model"] in message:
-            raise EndpointLost(message)  # it was started again and lost the adapter
+        if status == HTTPStatus.NOT_FOUND:  # it was started again, and has lost the adapter or serves another model
+            raise EndpointLost(message)
         if response.is_client_error and status not in PASSING_STATUS:
             raise RequestRefused(message)
         if not response.is_success:
