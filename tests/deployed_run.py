@@ -38,18 +38,21 @@ class DeployedRun:
         home: becomes its COPPICE_HOME; faults lie beside the store, see `faulty_flow`.
         config: its parameter.
         environment: more variables of its process.
+        command: of its process, where that is not Prefect's own; see `warm_engine`.
     """
 
-    def __init__(self, api: str, home: Path, config: PipelineConfig, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, api: str, home: Path, config: PipelineConfig, environment: Mapping[str, str], *, command: str = ""
+    ) -> None:
         self.api, self.home, self.faults = api, home, home / "faults"
         self.faults.mkdir()
         self.attempts = 1
-        own = {"COPPICE_HOME": str(home), "COPPICE_TEST_FAULTS": str(self.faults), **environment}
+        own = {**environment, "COPPICE_HOME": str(home), "COPPICE_TEST_FAULTS": str(self.faults)}
         with self._client() as client:
             run = client.create_flow_run_from_deployment(
                 self._deploy(client),
                 parameters={"config": config.model_dump(mode="json")},
-                job_variables={"env": own},
+                job_variables={"env": own} | ({"command": command} if command else {}),
                 name=home.name,
             )
         self.id: UUID = run.id
@@ -114,11 +117,12 @@ class DeployedRun:
             ]
         return Counter((run.name, run.state_name) for run in runs if run.flow_run_run_count == attempt)
 
-    def artifacts(self) -> Counter[tuple[str | None, str | None]]:
-        """(key, description) of every artifact of the run."""
+    def artifacts(self) -> Counter[tuple[str, str | None]]:
+        """(key, description) of every artifact of the run; those without a key are Prefect's own, one per state."""
         with self._client() as client:
             mine = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[self.id]))
-            return Counter((a.key, a.description) for a in client.read_artifacts(artifact_filter=mine))
+            found = client.read_artifacts(artifact_filter=mine)
+        return Counter((artifact.key, artifact.description) for artifact in found if artifact.key)
 
     def process(self) -> int:
         """The process that runs the flow; 0 when none does."""

@@ -33,7 +33,7 @@ SCRIPTED = (
     "evaluation.num_samples=0",
     "train.num_epochs=1",
 )
-OF_ONE_RUN = ("record-iteration", "finish-run")  # their keys name the run
+OF_ONE_RUN = ("record-iteration", "finish-run", "announce")  # their keys name the run, or a version in its registry
 
 
 def small_config(*overrides: str) -> PipelineConfig:

@@ -12,6 +12,8 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import warm_engine
+
 TIME_LIMIT_S = 300.0
 POOL = "tests"
 
@@ -131,6 +133,23 @@ def worker_service(api: str, folder: Path, environment: Mapping[str, str]) -> Se
         log=log,
         is_up=lambda: "started!" in log.read_text(encoding="utf-8"),
     )
+
+
+def engine_service(api: str, folder: Path, environment: Mapping[str, str]) -> tuple[Service, str]:
+    """Where a worker's flow processes are forked, and the command by which it asks for one; see `warm_engine`."""
+    path = folder / "engine"
+    service = Service(
+        *("warm_engine", "serve", str(path)),
+        environment={
+            "PYTHONPATH": str(Path(__file__).parent),
+            "PREFECT_API_URL": api,
+            "PREFECT_HOME": str(folder),
+            **environment,
+        },
+        log=folder / "engine.log",
+        is_up=path.exists,
+    )
+    return service, warm_engine.command(path)
 
 
 def answers(url: str) -> bool:
