@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from prefect import State, task
-from prefect.artifacts import create_markdown_artifact
 from prefect.states import Completed
 
 from pipeline_lib.config import PipelineConfig, Settings
@@ -20,6 +19,7 @@ from pipeline_lib.store import PARTIAL, Entry, StoreError
 from pipeline_lib.tracking import Champion, Tracker, download_champion, model_name, registered_champion
 from pipeline_lib.types import EvalReport, IterationRecord, PolicyRef, Ref
 from tasks.evaluate import load_report
+from tasks.show import show_markdown
 from tasks.stage import stage
 
 
@@ -87,7 +87,7 @@ def record_champion(*, config: PipelineConfig, champion: Champion, evaluations: 
     rows = [f"| {r.dataset} | {r.accuracy:.1%} | {r.interval[0]:.1%} – {r.interval[1]:.1%} |" for r in reports]
     title = f"{champion.model} version {champion.version}, the champion"
     table = "\n".join([f"**{title}**", "", "| test set | accuracy | 95 % interval |", "|---|---|---|", *rows])
-    create_markdown_artifact(table, key="champion", description=title)
+    show_markdown(table, key="champion", description=title)
     return reports
 
 
@@ -96,5 +96,5 @@ def no_champion(config: PipelineConfig) -> State[list[EvalReport]]:
     message = (
         f"{model_name(config.preset)} has no champion yet: no run has ended with an iteration better than its base"
     )
-    create_markdown_artifact(message, key="champion", description=message)
+    show_markdown(message, key="champion", description=message)
     return Completed(name="No champion", message=message, data=[])

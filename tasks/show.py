@@ -16,7 +16,7 @@ import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
-from prefect.context import TaskRunContext
+from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import PrefectHTTPStatusError
 
 LOGGER = logging.getLogger("coppice.show")
@@ -25,7 +25,7 @@ NOT_SHOWN = (httpx.HTTPError, PrefectHTTPStatusError)
 
 
 def show_markdown(text: str, *, key: str, description: str) -> None:
-    """Shows a text; outside a task it does nothing.
+    """Shows a text; outside a flow it does nothing.
 
     Args:
         text: Markdown.
@@ -36,7 +36,7 @@ def show_markdown(text: str, *, key: str, description: str) -> None:
 
 
 def show_table(rows: Sequence[Mapping[str, Any]], *, key: str, description: str) -> None:
-    """Shows rows of equal columns; outside a task it does nothing. See `show_markdown`."""
+    """Shows rows of equal columns; outside a flow it does nothing. See `show_markdown`."""
     _show("table", json.dumps(list(rows)), key, description)
 
 
@@ -59,7 +59,7 @@ def show_progress(percent: float, *, key: str, description: str, known: UUID | N
 
 
 def _show(kind: str, data: str, key: str, description: str) -> None:
-    context = TaskRunContext.get()
+    context = TaskRunContext.get() or FlowRunContext.get()
     if context is None:
         return
     client = context.client
@@ -71,9 +71,7 @@ def _show(kind: str, data: str, key: str, description: str) -> None:
 
 
 def _put(client: SyncPrefectClient, kind: str, data: str | float, key: str, description: str) -> UUID:
-    context = TaskRunContext.get()
-    assert context is not None
-    run, flow_run_id = context.task_run, context.task_run.flow_run_id
+    flow_run_id, task_run_id = _whose()
     if flow_run_id is not None:
         of_run = ArtifactFilterFlowRunId(any_=[flow_run_id])
         of_key = ArtifactFilter(key=ArtifactFilterKey(any_=[key]), flow_run_id=of_run)
@@ -82,6 +80,14 @@ def _put(client: SyncPrefectClient, kind: str, data: str | float, key: str, desc
                 client.update_artifact(artifact.id, ArtifactUpdate(data=data))
                 return artifact.id
     new = ArtifactCreate(
-        type=kind, key=key, description=description, data=data, task_run_id=run.id, flow_run_id=flow_run_id
+        type=kind, key=key, description=description, data=data, task_run_id=task_run_id, flow_run_id=flow_run_id
     )
     return client.create_artifact(new).id
+
+
+def _whose() -> tuple[UUID | None, UUID | None]:
+    """The flow run and the task run that this is called in."""
+    task, flow = TaskRunContext.get(), FlowRunContext.get()
+    if task is not None:
+        return task.task_run.flow_run_id, task.task_run.id
+    return flow.flow_run.id if flow is not None and flow.flow_run is not None else None, None

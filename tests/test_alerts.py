@@ -67,14 +67,14 @@ def listener(served: ServedHome) -> Iterator[Listener]:
     listener.server.shutdown()
 
 
-def promoted() -> RunResult:
+def promoted(tracking_run: str = "run-1") -> RunResult:
     records = (make_record(0, 0.5), make_record(1, 0.75))
     return RunResult(
         records=records,
         decision=GateDecision(proceed=False, champion=1, reason="a gain of 25 points"),
         stopped_because="num_iterations reached",
         wall_s=1.0,
-        tracking_run="run-1",
+        tracking_run=tracking_run,
         promotion=Promotion(promoted=True, version="7", previous="4", reason="75 of 100 beat 50 of 100"),
     )
 
@@ -130,9 +130,9 @@ def test_a_new_champion_is_told_once(served: ServedHome, listener: Listener) -> 
     from tasks.announce import announce_result
 
     @flow
-    def ends_twice() -> None:
-        for _ in range(2):
-            announce_result(small_served(), promoted())
+    def ends_twice() -> None:  # and so does a later run of the same configuration, which comes to the same version
+        for run in ("run-1", "run-1", "run-2"):
+            announce_result(small_served(), promoted(run))
 
     with served.inside():
         ends_twice()

@@ -33,18 +33,21 @@ def test_a_stage_that_runs_again_brings_its_artifacts_up_to_date() -> None:
 
     @flow
     def retried() -> UUID:
+        show_markdown("attempt 1", key="champion", description="none")  # outside the tasks
         show(1)
         show_next()
+        show_markdown("attempt 2", key="champion", description="none")
         return show(2)
 
     with get_client(sync_client=True) as client:
         mine = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[retried()]))
         shown = {(a.key, a.description): a.data for a in client.read_artifacts(artifact_filter=mine)}
-        assert len(client.read_artifacts(artifact_filter=mine)) == 4
+        assert len(client.read_artifacts(artifact_filter=mine)) == 5
     assert json.loads(str(shown.pop(("scores", "Iteration 1")))) == [{"attempt": 2}]
     assert shown == {
         ("audit", "Iteration 1"): "attempt 2",
         ("audit", "Iteration 2"): "another",
+        ("champion", "none"): "attempt 2",
         ("search-1", "search 1"): 100.0,
     }
 
@@ -62,6 +65,6 @@ def test_a_server_that_does_not_answer_stops_nothing() -> None:
     assert goes_on() is None
 
 
-def test_outside_a_task_nothing_is_shown() -> None:
+def test_outside_a_flow_nothing_is_shown() -> None:
     show_markdown("x", key="x", description="x")
     assert show_progress(1.0, key="x", description="x", known=None) is None
