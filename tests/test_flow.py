@@ -127,6 +127,19 @@ def test_the_report_is_the_same_away_from_the_store_and_says_what_it_lacks(
         assert ('class="node' if name == "trees.html" else "<svg") in path.read_text(encoding="utf-8")
 
 
+def test_the_flow_run_shows_the_findings_and_where_the_report_is(finished: tuple[Path, RunResult]) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+
+    _, result = finished
+    with get_client(sync_client=True) as prefect:
+        shown = prefect.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["report"])))
+    [text] = [a.data for a in shown if f"`report.html` of MLflow run `{result.tracking_run}`" in str(a.data)]
+    assert "One iteration cannot tell" in text
+    assert "| base |" in text
+    assert result.decision.reason in text
+
+
 def test_the_audit_stops_with_its_reason(finished: tuple[Path, RunResult], commits: list[str]) -> None:
     home, _ = finished
     result = run_in(home, small_config("audit.min_informative_share=1.0"))

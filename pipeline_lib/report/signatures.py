@@ -95,7 +95,8 @@ def little_variance(records: Sequence[IterationRecord], min_variance: float) -> 
         "little-variance",
         "Score variance near zero",
         f"iteration {index}: {audit.variance:.2g}, {100 * audit.informative_share:.0f} % of the problems informative",
-        "Most problems come out all right or all wrong, where every step scores 0: training follows noise.",
+        "Steps hardly differ in their scores, most often because problems come out all right or all wrong: training "
+        "follows noise.",
         "Take easier problems or a stronger policy.model, or raise search.num_simulations."
         if too_hard
         else "Take harder problems, or raise search.temperature: the policy solves most of these every time.",
