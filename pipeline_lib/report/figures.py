@@ -64,7 +64,8 @@ def accuracy_chart(records: Sequence[IterationRecord], dataset: str) -> Markup:
         if not points:
             continue
         chart.name("test, only reported" if split == "test" else "validation, read by the gate", position, look)
-        line = [(index + shift, 100 * report.accuracy) for index, report in points]
+        beside = shift if all(series.values()) else 0.0
+        line = [(index + beside, 100 * report.accuracy) for index, report in points]
         chart.line(line, position, look="line" if split == "test" else "dashed")
         for place, (index, report) in zip(line, points, strict=True):
             interval = (100 * report.interval[0], 100 * report.interval[1])
