@@ -6,8 +6,14 @@ One idea: every value is a default. Whoever sets the variable decides.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
+
+import psutil
 
 from pipeline_lib.config import Settings
+
+STARTED_BY = "COPPICE_STARTED_BY"
+TEMPORARY_SERVER = "prefect.server.api.server:create_app"
 
 
 def prepare_environment(settings: Settings, *, debug: bool = False) -> None:
@@ -15,6 +21,7 @@ def prepare_environment(settings: Settings, *, debug: bool = False) -> None:
 
     Results of tasks go below the home, nothing reports usage to anybody, and Prefect's own log
     stays off the terminal unless `debug`: the progress bar and the closing table say it better.
+    Servers of runs that were killed are ended first.
     """
     defaults = {
         "PREFECT_LOCAL_STORAGE_PATH": str(settings.home.resolve() / "prefect"),
@@ -29,3 +36,33 @@ def prepare_environment(settings: Settings, *, debug: bool = False) -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    end_orphaned_servers(settings)
+
+
+def end_orphaned_servers(settings: Settings) -> int:
+    """Ends the temporary Prefect servers of runs below this home that were killed; returns how many.
+
+    Without ``PREFECT_API_URL`` Prefect starts a server with each run and ends it at the run's exit. Nobody does after
+    SIGKILL, and each costs a few per cent of a core for ever. One belongs to a living run if its parent is the process
+    that marked its environment, or was itself started by that one.
+    """
+    home, ended = str(settings.home.resolve()), 0
+    for server in psutil.process_iter():
+        with suppress(psutil.Error):  # it has just ended, or is somebody else's
+            if TEMPORARY_SERVER not in server.cmdline():
+                continue
+            mark, parent = server.environ().get(STARTED_BY, ""), server.parent()
+            if mark.partition(" ")[2] == home and not _is_of_run(parent, mark):
+                server.terminate()
+                ended += 1
+    os.environ[STARTED_BY] = f"{os.getpid()} {home}"
+    return ended
+
+
+def _is_of_run(parent: psutil.Process | None, mark: str) -> bool:
+    if parent is None or parent.pid == int(mark.partition(" ")[0]):
+        return parent is not None
+    try:
+        return parent.environ().get(STARTED_BY) == mark
+    except psutil.Error:  # of another user: what orphans fall to
+        return False

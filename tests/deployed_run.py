@@ -80,9 +80,13 @@ class DeployedRun:
 
     def wait_in(self, stage: str) -> int:
         """The process that waits in a stage that was told to."""
-        waiting = self.faults / "waiting"
-        wait_until(lambda: waiting.exists() and bool(waiting.read_text()), f"{stage} waits")
-        return int(waiting.read_text())
+        file = self.faults / "waiting"  # one that was killed leaves it there
+
+        def waiting() -> list[str]:
+            return file.read_text().split() if file.exists() else []
+
+        wait_until(lambda: waiting()[:1] == [stage] and len(waiting()) == 2, f"{stage} waits")
+        return int(waiting()[1])
 
     def go_on(self, stage: str) -> None:
         (self.faults / stage).unlink()

@@ -33,7 +33,7 @@ def commit_or_fail(self: Entry, *args: Any, **kwargs: Any) -> Any:
             fault.unlink()
             raise RuntimeError(f"{stage} was told to fail")
         else:
-            (FAULTS / "waiting").write_text(str(os.getpid()))
+            (FAULTS / "waiting").write_text(f"{stage} {os.getpid()}")
             while fault.exists():
                 time.sleep(0.05)
             (FAULTS / "waiting").unlink()

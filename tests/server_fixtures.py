@@ -10,11 +10,13 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import warm_engine
 
 TIME_LIMIT_S = 300.0
+STOP_TIMEOUT_S = 10.0
 POOL = "tests"
 
 
@@ -40,19 +42,13 @@ class Service:
         environment: beside this process's own.
         log: its output is appended to this file.
         is_up: whether it works.
-        limit_s: how long it may take until then.
     """
 
     def __init__(
-        self,
-        *arguments: str,
-        environment: Mapping[str, str],
-        log: Path,
-        is_up: Callable[[], bool] = lambda: True,
-        limit_s: float = TIME_LIMIT_S,
+        self, *arguments: str, environment: Mapping[str, str], log: Path, is_up: Callable[[], bool] = lambda: True
     ) -> None:
         self.command = [sys.executable, "-m", *arguments]
-        self.environment, self.log, self._is_up, self._limit_s = dict(environment), log, is_up, limit_s
+        self.environment, self.log, self._is_up = dict(environment), log, is_up
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -64,12 +60,13 @@ class Service:
                 stderr=output,
                 start_new_session=True,
             )
-        wait_until(self._is_up_or_ended, f"{' '.join(self.command)} answers", limit_s=self._limit_s)
+        wait_until(self._is_up_or_ended, f"{' '.join(self.command)} answers")
 
-    def kill(self, number: int = signal.SIGKILL) -> None:
-        """Ends it and the processes that it started."""
+    def kill(self) -> None:
+        """Kills it and the processes that it started."""
         if self._process is not None:
-            os.killpg(self._process.pid, number)
+            with suppress(ProcessLookupError):  # it had ended
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
 
@@ -81,7 +78,12 @@ class Service:
         self._process = None
 
     def stop(self) -> None:
-        self.kill(signal.SIGTERM)
+        """Asks it to end; a Prefect worker may take minutes, which are not worth waiting for."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(STOP_TIMEOUT_S)
+        self.kill()
 
     def _is_up_or_ended(self) -> bool:
         assert self._process is not None
