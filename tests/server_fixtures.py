@@ -42,13 +42,19 @@ class Service:
         environment: beside this process's own.
         log: its output is appended to this file.
         is_up: whether it works.
+        limit_s: how long it may take until then.
     """
 
     def __init__(
-        self, *arguments: str, environment: Mapping[str, str], log: Path, is_up: Callable[[], bool] = lambda: True
+        self,
+        *arguments: str,
+        environment: Mapping[str, str],
+        log: Path,
+        is_up: Callable[[], bool] = lambda: True,
+        limit_s: float = TIME_LIMIT_S,
     ) -> None:
         self.command = [sys.executable, "-m", *arguments]
-        self.environment, self.log, self._is_up = dict(environment), log, is_up
+        self.environment, self.log, self._is_up, self._limit_s = dict(environment), log, is_up, limit_s
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -60,7 +66,7 @@ class Service:
                 stderr=output,
                 start_new_session=True,
             )
-        wait_until(self._is_up_or_ended, f"{' '.join(self.command)} answers")
+        wait_until(self._is_up_or_ended, f"{' '.join(self.command)} answers", limit_s=self._limit_s)
 
     def kill(self) -> None:
         """Kills it and the processes that it started."""
