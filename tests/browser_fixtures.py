@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 PATIENCE_MS = 60_000.0  # with a busy machine: pages answer within a second on a free one
-SETTLED_MS = 1_000.0  # timelines and charts glide into place
+SETTLED_MS = 2_000.0  # timelines and charts glide into place
 QUIET = (  # it runs as root in CI, and asks nobody outside this machine on its own
     "--no-sandbox",
     "--disable-gpu",

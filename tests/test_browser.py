@@ -26,7 +26,7 @@ FLOW_RUN, TRACKED_RUN = f"tiny-seed-{SEED}", f"tiny seed {SEED}"
 FIRST_STAGES = {"problems 0", "evaluate 0 tiny-word validation", "record 0", "search 1 shard 0", "audit 1"}
 LAST_STAGES = {"train 1", "evaluate 1 tiny-word validation", "record 1", "search 2 shard 0", "finish"}
 ITERATIONS = ("base", "iteration 1", "iteration 2")
-RUN_PATIENCE_MS = 300_000.0
+RUN_PATIENCE_MS = 600_000.0
 
 
 @pytest.fixture
