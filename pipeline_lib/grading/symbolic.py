@@ -5,8 +5,9 @@ Departures from Math-Verify's own way:
 2. Its time limits are off: they need the main thread's alarm and do not stop a hang.
 3. An equation counts as its right side only where the left side is a name: ``2x+1=7`` is not 7.
 4. Values decide first. Two expressions whose values differ at a point, relative to their size, are
-   different (rounding to six decimals makes 2**-99 equal 2**-98); two whose difference expands to 0 are
-   equal. Only the rest is simplified, which is where the time goes.
+   different (rounding to six decimals makes 2**-99 equal 2**-98); two whose difference expands to 0, or has a
+   numerator that does, are equal. Only the rest is simplified, which is where the time goes.
+   Two polynomial equations are the same where they have the same zeros, complex ones too; nothing is solved.
 5. The letter i is the imaginary unit, and a decimal is the fraction that it writes.
 """
 
@@ -18,6 +19,7 @@ from pipeline_lib.grading.conventions import MIN_ROUNDED_DECIMALS
 from pipeline_lib.grading.exact import parse_number
 
 TOLERANCE = 1e-12
+MAX_DEGREE = 24  # of polynomials that are compared by their square-free parts
 POINTS = (2, 11)
 """Where two expressions are evaluated: a letter's value is the logarithm of this plus the letter's code."""
 
@@ -110,6 +112,8 @@ def _equal_by_value(left: Any, right: Any) -> bool | None:
         return False if False in verdicts else None if None in verdicts else True
     if isinstance(left, sympy.logic.boolalg.BooleanAtom):
         return bool(left == right)
+    if isinstance(left, sympy.Eq) and isinstance(right, sympy.Eq):
+        return _same_zeros(*_at_common_symbols(left.lhs - left.rhs, right.lhs - right.rhs))
     if not (isinstance(left, sympy.Expr) and isinstance(right, sympy.Expr)) or left.is_infinite or right.is_infinite:
         return None
     left, right = _at_common_symbols(left, right)
@@ -119,7 +123,34 @@ def _equal_by_value(left: Any, right: Any) -> bool | None:
             return None
         if abs(ours - theirs) > TOLERANCE * max(abs(ours), abs(theirs)):
             return False
-    return True if sympy.expand(left - right) == 0 else None
+    difference = sympy.expand(left - right)
+    if difference == 0 or sympy.expand(sympy.fraction(sympy.together(difference))[0]) == 0:
+        return True
+    return None
+
+
+def _same_zeros(left: Any, right: Any) -> bool | None:
+    """Whether two polynomials vanish at the same points; None where one is no polynomial with rational coefficients.
+
+    They do where their square-free parts are the same up to a factor (Hilbert's Nullstellensatz).
+    """
+    import sympy
+
+    try:
+        polynomials = [sympy.Poly(side) for side in (left, right)]
+    except sympy.polys.polyerrors.BasePolynomialError:
+        return None
+    for p in polynomials:
+        is_rational = p.domain.is_ZZ or p.domain.is_QQ
+        is_plain = all(letter.is_Symbol or letter.is_Function for letter in p.gens)  # 1/x and sqrt(x) are letters, too
+        if not is_rational or not is_plain or p.total_degree() > MAX_DEGREE:
+            return None
+    letters = [set(p.gens) for p in polynomials]
+    if letters[0] != letters[1]:
+        return False
+    order = sorted(letters[0], key=str)
+    left, right = (sympy.Poly(p.as_expr(), *order, domain="QQ").sqf_part().monic() for p in polynomials)
+    return bool(left == right)
 
 
 def _at_common_symbols(left: Any, right: Any) -> tuple[Any, Any]:
