@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from browser_fixtures import chromium, keep, open_browser
+from browser_fixtures import SETTLED_MS, chromium, keep, open_browser
 from served_home import ENDED, ServedHome, processes_of, small_served
 from server_fixtures import wait_until
 
@@ -146,7 +146,10 @@ def point_at_a_step(page: Page, shown: Page | FrameLocator) -> None:
     written = node.locator(".step").inner_text().strip()
     assert written
     expect(shown.locator("#tip")).to_be_hidden()
+    node.scroll_into_view_if_needed()
+    page.wait_for_timeout(SETTLED_MS)  # pages go on moving for a moment; what moves away from the pointer is left
     node.hover()
+    expect(shown.locator("#tip")).to_be_visible()
     expect(shown.locator("#tip")).to_contain_text(written)
     expect(shown.locator("#tip")).to_contain_text("rollouts, value")
     expect(shown.locator(".node.lit")).not_to_have_count(0)
