@@ -33,12 +33,12 @@ SMALL = (
     "train.num_epochs=1",
 )
 LONG = ("problems.num_problems=4000", "search.num_simulations=64")  # it is cancelled long before its end
-IMPATIENT = {  # a server and a worker that look after their work every second, not every few seconds
-    "PREFECT_WORKER_QUERY_SECONDS": "0.5",
+IMPATIENT = {  # a server and a worker that look after their work every two seconds; more often locks SQLite
+    "PREFECT_WORKER_QUERY_SECONDS": "2",
     "PREFECT_SERVER_SERVICES_LATE_RUNS_AFTER_SECONDS": "1",
-    "PREFECT_SERVER_SERVICES_LATE_RUNS_LOOP_SECONDS": "1",
-    "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "1",
-    "PREFECT_SERVER_SERVICES_SCHEDULER_RECENT_DEPLOYMENTS_LOOP_SECONDS": "1",
+    "PREFECT_SERVER_SERVICES_LATE_RUNS_LOOP_SECONDS": "2",
+    "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
+    "PREFECT_SERVER_SERVICES_SCHEDULER_RECENT_DEPLOYMENTS_LOOP_SECONDS": "2",
 }
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
@@ -102,7 +102,7 @@ class ServedHome:
         data = None if body is None else json.dumps(body).encode()
         request = Request(f"{self.prefect}/api{path}", data, {"Content-Type": "application/json"}, method=method)
         try:
-            with urlopen(request, timeout=60) as answer:
+            with urlopen(request, timeout=TIME_LIMIT_S) as answer:  # a locked SQLite holds an answer up for minutes
                 text = answer.read()
                 return answer.status, json.loads(text) if text else None
         except HTTPError as error:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from browser_fixtures import SETTLED_MS, chromium, keep, open_browser
-from served_home import ENDED, ServedHome, processes_of, small_served
+from served_home import ENDED, ServedHome, coppice_up, processes_of, small_served
 from server_fixtures import wait_until
 
 if TYPE_CHECKING:
@@ -33,6 +33,14 @@ RUN_PATIENCE_MS = 600_000.0
 def page() -> Iterator[Page]:
     with open_browser() as page:
         yield page
+
+
+@pytest.fixture(scope="module")
+def served(new_home: Callable[[], Path]) -> Iterator[ServedHome]:
+    """Servers of their own: what is shown here is counted elsewhere."""
+    chromium()
+    with coppice_up(new_home()) as home:
+        yield home
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,7 @@ def scheduled_run(served: ServedHome) -> Any:
         "sort": "EXPECTED_START_TIME_ASC",
     }
     deadline = time.monotonic() + 60
-    while not (found := served.ask("/flow_runs/filter", mine)[1]):
+    while not (found := [run for run in served.ask("/flow_runs/filter", mine)[1] if run["auto_scheduled"]]):
         assert time.monotonic() < deadline, served.log("prefect")
         time.sleep(0.2)
     run = served.wait_for(found[0]["id"], "COMPLETED")

@@ -145,6 +145,7 @@ def test_the_audit_stops_with_its_reason(finished: tuple[Path, RunResult], commi
     result = run_in(home, small_config("audit.min_informative_share=1.0"))
     # Two shards searched on, their scores, the audits before and after; no training. Another run, so other records.
     assert sorted(commits) == [
+        "announce",
         *["audit-iteration"] * 2,
         "decide-gate",
         "finish-run",
