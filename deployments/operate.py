@@ -18,8 +18,27 @@ SetOption = Annotated[
 
 def add_to(app: typer.Typer) -> None:
     """Adds the subcommands to the command."""
-    for command in (up, down, serve, alerts):
+    for command in (check, up, down, serve, alerts):
         app.command()(command)
+
+
+def check(
+    preset: Annotated[str, typer.Option(help="Named configuration to start from.")] = "tiny",
+    overrides: SetOption = [],  # noqa: B006  typer copies it
+    model: Annotated[str | None, typer.Option(help="Model folder or hub name.")] = None,
+) -> None:
+    """Find out what a run would stumble over, and what it would cost, before it starts."""
+    from deployments.cli import build_config
+    from deployments.environment import prepare_environment
+    from pipeline_lib.config import Settings
+
+    config, settings = build_config(preset, overrides, model), Settings()
+    prepare_environment(settings)
+    from deployments.check import check as ask
+    from deployments.terminal import print_answers
+
+    if print_answers(ask(config, settings)):
+        raise typer.Exit(2)
 
 
 def up(preset: PresetOption = "tiny", overrides: SetOption = []) -> None:  # noqa: B006  typer copies it

@@ -10,11 +10,13 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -25,7 +27,11 @@ from pipeline_lib.report.sanity import single_iteration_checks
 from pipeline_lib.report.signatures import failure_signatures
 from pipeline_lib.types import EvalReport, IterationRecord, JsonDict, RunResult
 
+if TYPE_CHECKING:
+    from deployments.check import Answer
+
 PROGRESS_LOGGER = "coppice.progress"
+VERDICT_STYLES = {"ok": "green", "problem": "bold red", "not asked": "dim"}
 SEARCH_KEYS = {  # in the summary: in the record
     "tokens_per_s": "tokens_per_s",
     "engine_idle_share": "engine_idle_share",
@@ -131,6 +137,23 @@ def print_reports(reports: Sequence[EvalReport], *, console: Console | None = No
         ]
         table.add_row(report.dataset, report.split, *counts)
     (console or Console()).print(table)
+
+
+def print_answers(answers: Iterable[Answer], *, console: Console | None = None) -> int:
+    """Prints each line of `coppice check` as it comes; returns how many problems there were."""
+    console = console or Console()
+    num_problems = 0
+    for answer in answers:
+        num_problems += answer.verdict == "problem"
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(width=10, style=VERDICT_STYLES[answer.verdict])
+        grid.add_column(width=11)
+        grid.add_column(overflow="fold")
+        grid.add_row(answer.verdict, answer.question, escape(answer.text))
+        console.print(grid)
+    found = "nothing stands in the way of a run" if num_problems == 0 else f"problems: {num_problems}"
+    console.print(found, highlight=False)
+    return num_problems
 
 
 def notice_lines(result: RunResult, config: PipelineConfig) -> list[str]:

@@ -152,6 +152,9 @@ class TrainConfig(Group):
     num_epochs: int = Field(2, ge=1, description="Passes over the scored trees. Our choice.")
     tokens_per_update: int = Field(4096, ge=64, description="Packed tokens behind one optimizer update. Our choice.")
     tokens_per_microbatch: int = Field(4096, ge=64, description="Packed tokens in one forward pass; bounds memory.")
+    gradient_checkpointing: bool = Field(
+        False, description="Keep each layer's input alone and compute the rest again: less memory, a third more time."
+    )
     kl_beta: float = Field(0.1, ge=0, description="Weight of KL(current || previous iteration). Our choice.")
     kl_alarm: float = Field(
         1.0, gt=0, description="Mean KL in nats per scored token that ends training early. Our choice."

@@ -318,6 +318,15 @@ def download_champion(settings: Settings, champion: Champion, folder: Path) -> P
     return Path(copied)
 
 
+def reach(settings: Settings) -> None:
+    """Asks the tracking server or database for the experiment, which it makes if need be.
+
+    Raises:
+        TrackingError: it does not answer, or refuses.
+    """
+    _experiment_id(_open_client(settings), settings)
+
+
 def has_finished(settings: Settings, run_id: str) -> bool:
     """Whether the run is there and ended well; False also where the server does not say."""
     try:

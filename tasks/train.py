@@ -24,7 +24,7 @@ def _spec(
     *, config: PipelineConfig, trees: tuple[Ref, ...], scores: Ref, policy: PolicyRef, iteration: int
 ) -> dict[str, Any]:
     return {
-        "train": config.train.model_dump(exclude={"checkpoint_every"}),
+        "train": config.train.model_dump(exclude={"checkpoint_every", "gradient_checkpointing"}),
         "dtype": config.policy.dtype,
         "policy_id": policy.policy_id,
         "seed": config.seed,

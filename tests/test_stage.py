@@ -44,6 +44,7 @@ OUTSIDE_THE_STAGES = {
     "policy.server.recheck_s": "how soon a server is used again",
     "policy.server.retries": "how often a request that servers die of is tried",
     "train.checkpoint_every": "how much a killed training repeats",
+    "train.gradient_checkpointing": "how much memory the same gradients take",
 }
 # Values for dials that are no number and no switch; `{other}` is a second file of problems.
 OTHER_VALUES = {

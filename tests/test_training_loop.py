@@ -92,6 +92,25 @@ def test_packed_gradients_equal_those_of_one_row_per_step(tmp_path, kind, full_f
     assert metrics["num_tokens"] < per_step_tokens / 2
 
 
+@pytest.mark.parametrize("full_finetuning", [False, True])
+def test_checkpointed_layers_are_computed_again_and_give_the_same_gradients(model_dir, full_finetuning):
+    gradients, kept = [], []
+    for checkpointing in (False, True):
+        config = with_(full_finetuning=full_finetuning, gradient_checkpointing=checkpointing)
+        trained = load_policy(model_dir, None, config, CPU, seed=0)
+        calls = []
+        trained.model.get_decoder().layers[0].mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        trees = pack_examples(examples_for(config), config, eos_token_id=EOS)
+        (batches,) = plan_updates(
+            trees, np.arange(len(trees)), tokens_per_update=10**6, tokens_per_microbatch=10**6, break_even_tokens=768
+        )
+        add_gradients(trained, batches, config)
+        gradients.append(gradients_of(trained))
+        kept.append(len(calls))
+    assert kept[1] == kept[0] + len(batches)  # the reference, the forward pass, and that again while going backward
+    assert torch.equal(*gradients)
+
+
 @pytest.mark.parametrize("objective", ["relative-correctness", "rft", "step-dpo"])
 def test_every_objective_lowers_its_loss(model_dir, tmp_path, objective):
     config = with_(objective=objective, num_epochs=4, negative_clip=0, learning_rate=5e-3, kl_alarm=1e9)

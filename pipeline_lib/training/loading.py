@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipeline_lib.config import PolicyConfig, TrainConfig
 from pipeline_lib.seeding import derive_seed
@@ -58,6 +59,8 @@ def load_policy(
         base = _load(model_dir, policy, dtype, device)
         adapters = _attach_adapters(base, previous_adapter, config, seed, needs_reference=needs_reference)
         trained = TrainedPolicy(base, adapters=adapters, has_previous=previous_adapter is not None, dtype=dtype)
+    if config.gradient_checkpointing:
+        _checkpoint_layers(trained.model)
     check_packable(trained)
     return trained
 
@@ -80,7 +83,7 @@ def check_packable(trained: TrainedPolicy) -> None:
     with torch.no_grad(), trained.autocast():
         packed = trained.head(trained.hidden_states(tree, trained.attention_mask(tree))).float()
         alone = trained.head(trained.hidden_states(path, trained.attention_mask(path))).float()
-        whole = trained.model(torch.tensor([[1, 3]], device=trained.device)).logits[:, -1].float()
+        whole = trained.model(torch.tensor([[1, 3]], device=trained.device), use_cache=False).logits[:, -1].float()
     tolerance = CHECK_TOLERANCE[trained.dtype] * float(whole.abs().max())
     for logits, what in (
         (packed, "tree-packed logits differ from unpacked ones"),
@@ -124,6 +127,11 @@ def _attach_adapters(
             adapters.load_adapter(previous, REFERENCE, is_trainable=False)
             adapters.set_adapter(TRAINED)
         return adapters
+    return new_adapters(base, config, seed=seed)
+
+
+def new_adapters(base: Any, config: TrainConfig, *, seed: int) -> PeftModel:
+    """The base with an untrained LoRA adapter on every linear layer but the output layer."""
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
@@ -134,6 +142,14 @@ def _attach_adapters(
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, "lora"))
         return get_peft_model(base, lora, adapter_name=TRAINED)
+
+
+def _checkpoint_layers(model: Any) -> None:
+    """Each layer's activations are computed again in the backward pass; dropout, which lies inside, stays off."""
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True  # it alone: else it would not checkpoint
 
 
 def _check_previous(previous: Path | None, config: TrainConfig) -> None:

@@ -1,0 +1,106 @@
+"""One stage on a model with a large vocabulary, in a process of its own: what was estimated, and what it took.
+
+Usage: ``python memory_probe.py search|train|evaluate FOLDER``; writes ``<stage>.json`` there.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+
+from pipeline_lib.config import EvaluationConfig, PolicyConfig, ScoreConfig, SearchConfig, TrainConfig
+from pipeline_lib.evaluation import evaluate
+from pipeline_lib.grading import GradingPool, extract_answer
+from pipeline_lib.policy.memory import sampling_memory
+from pipeline_lib.policy.transformers_policy import TransformersPolicy
+from pipeline_lib.score import score_tree
+from pipeline_lib.search import read_trees_parquet, search_trees, write_trees_parquet
+from pipeline_lib.training.examples import build_examples
+from pipeline_lib.training.loop import train
+from pipeline_lib.training.memory import training_memory
+from pipeline_lib.types import Grade, Outcome, Problem, SearchTree
+
+POLICY = PolicyConfig(max_batch=16, max_context_tokens=128, device="cpu")
+SEARCH = SearchConfig(num_simulations=16, num_candidates=16, max_new_tokens=100, parallel_simulations=16)
+TRAIN = TrainConfig(num_epochs=1, tokens_per_update=768, tokens_per_microbatch=768, checkpoint_every=100)
+PROBLEMS = [Problem(f"p/{i}", f"What is {i} plus {i}?", str(2 * i), "tiny-word") for i in range(4)]
+
+
+class NoGrader:
+    """What a model of random weights writes has no answer."""
+
+    num_in_flight = 0
+
+    def submit(self, key: str, prediction: str, gold: str) -> None:
+        raise AssertionError("a truncated rollout is not graded")
+
+    def poll(self, *, block: bool) -> list[tuple[str, Grade]]:
+        return []
+
+
+def rewarded_in_turns(tree: SearchTree) -> SearchTree:
+    """The tree with every other rollout called right: chance gives no reward here."""
+    right = (np.arange(tree.num_nodes) % 2 == 1) & (tree.outcomes != Outcome.OPEN)
+    sums = np.where(right, tree.visits, 0).astype(np.float64)
+    for node in range(tree.num_nodes - 1, 0, -1):  # children stand behind their parents
+        sums[tree.parents[node]] += sums[node]
+    outcomes = np.where(right, np.int8(Outcome.CORRECT), tree.outcomes)
+    return replace(tree, value_sums=sums, outcomes=outcomes)
+
+
+def memory(name: str) -> int:
+    """``VmRSS``, or its peak ``VmHWM``, in bytes."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+
+def search(folder: Path) -> dict[str, object]:
+    estimate = sampling_memory(folder / "model", POLICY)
+    before = memory("VmRSS")
+    policy = TransformersPolicy(folder / "model", policy_id="large", config=POLICY, instruction="")
+    trees: list[SearchTree] = []
+    search_trees(PROBLEMS, policy, NoGrader(), SEARCH, seed=0, step_delimiter="\n", on_tree=trees.append)
+    write_trees_parquet([rewarded_in_turns(tree) for tree in trees], folder / "trees.parquet")
+    return {"before": before, "peak": memory("VmHWM"), "total": estimate.total, **asdict(estimate)}
+
+
+def train_once(folder: Path) -> dict[str, object]:
+    estimate = training_memory(folder / "model", TRAIN, POLICY)
+    trees = read_trees_parquet(folder / "trees.parquet")
+    examples = build_examples(trees, [score_tree(tree, ScoreConfig()) for tree in trees], TRAIN)
+    before = memory("VmRSS")
+    result = train(
+        examples,
+        model_dir=folder / "model",
+        previous_adapter=None,
+        output_dir=folder / "adapter",
+        checkpoint_dir=folder / "checkpoint",
+        config=TRAIN,
+        policy=POLICY,
+        seed=0,
+    )
+    spent = {"before": before, "peak": memory("VmHWM"), "total": estimate.total, **asdict(estimate)}
+    return {**spent, "updates": result.num_updates, "kl": result.history[0]["kl"]}
+
+
+def evaluate_adapter(folder: Path) -> dict[str, object]:
+    policy = TransformersPolicy(
+        folder / "model", adapter_dir=folder / "adapter", policy_id="trained", config=POLICY, instruction=""
+    )
+    config = EvaluationConfig(num_problems=len(PROBLEMS), max_new_tokens=20)
+    with GradingPool(1) as grader:
+        report, predictions = evaluate(
+            PROBLEMS, policy, grader, split="test", config=config, seed=0, extract=extract_answer
+        )
+    return {"num_problems": report.num_problems, "num_truncated": report.num_truncated, "answers": len(predictions)}
+
+
+STAGES = {"search": search, "train": train_once, "evaluate": evaluate_adapter}
+
+if __name__ == "__main__":
+    stage, folder = sys.argv[1], Path(sys.argv[2])
+    (folder / f"{stage}.json").write_text(json.dumps(STAGES[stage](folder)), encoding="utf-8")

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from deployments.check import QUESTIONS, Answer, check
+from deployments.presets import preset
+from pipeline_lib.config import Settings, apply_overrides
+
+pytestmark = pytest.mark.slow  # most of it is the import of torch
+
+SMALL = (
+    "policy.max_batch=16",
+    "search.num_simulations=4",
+    "evaluation.datasets=tiny-word",
+    "evaluation.max_new_tokens=64",
+    "evaluation.num_samples=0",
+)
+
+
+@pytest.fixture
+def home(tmp_path: Path, new_home: object, monkeypatch: pytest.MonkeyPatch) -> Path:
+    assert callable(new_home)
+    home: Path = new_home()
+    monkeypatch.setenv("COPPICE_HOME", str(home))
+    return home
+
+
+def answers(*overrides: str, only: tuple[str, ...] = ()) -> dict[str, Answer]:
+    """By question; with `only`, those alone are asked."""
+    config = apply_overrides(preset("tiny"), [*SMALL, *overrides])
+    with pytest.MonkeyPatch.context() as patch:
+        if only:
+            patch.setattr("deployments.check.QUESTIONS", tuple(row for row in QUESTIONS if row[0] in only))
+        return {answer.question: answer for answer in check(config, Settings())}
+
+
+def rows(path: Path, *answers: str) -> str:
+    lines = [json.dumps({"question": f"What is {index}?", "answer": answer}) for index, answer in enumerate(answers)]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return str(path)
+
+
+def test_the_tiny_preset_passes_and_its_cost_is_told(home: Path) -> None:
+    found = answers()
+    assert {answer.verdict for answer in found.values()} == {"ok"}
+    assert list(found) == [question for question, _, _ in QUESTIONS]
+    assert "155,648 weights of a rank-16 adapter" in found["model"].text
+    assert "tokens/s sampled" in found["one problem"].text
+    assert found["cost"].text.startswith("3 iterations of ")
+    assert not list(home.glob("store/*"))
+
+
+@pytest.mark.parametrize(
+    ("override", "question", "reason"),
+    [
+        ("problems.path=missing.jsonl", "problems", "missing.jsonl"),
+        ("problems.num_validation=2", "problems", "none is left to train on"),
+        ("policy.max_context_tokens=140", "prompts", "raise it to"),
+        ("policy.max_context_tokens=100000", "model", "the model was made for 2048 tokens"),
+        ("policy.max_batch=1000000", "memory", "lower policy.max_batch or policy.max_context_tokens"),
+        ("policy.model=owner/name", "model", "go online"),
+    ],
+)
+def test_what_would_stop_a_run_is_named(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str, question: str, reason: str
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    path = rows(tmp_path / "problems.jsonl", "1", "2")
+    is_file = override.startswith("problems.")
+    files = ("problems.dataset=file", f"problems.path={path}") if is_file else ()
+    found = answers(*files, override, only=("problems", "model", "prompts", "memory"))
+    assert found[question].verdict == "problem"
+    assert reason in found[question].text
+    assert "\n" not in found[question].text
+
+
+def test_golds_that_nobody_can_grade_are_counted(home: Path, tmp_path: Path) -> None:
+    path = rows(tmp_path / "problems.jsonl", "1", "2", "\\frac{1}{2}", "2^{99999999999}")
+    found = answers(
+        "problems.dataset=file", f"problems.path={path}", "problems.num_validation=1", only=("problems", "golds")
+    )
+    assert "file/train: 4 tried, 1 cannot be graded (file/train/00003: '2^{99999999999}')" in found["golds"].text
+
+
+def test_a_model_that_never_answers_is_no_surprise_later(home: Path) -> None:
+    found = answers("search.max_new_tokens=2")
+    assert found["one problem"].verdict == "problem"
+    assert "raise search.max_new_tokens" in found["one problem"].text
+    assert found["cost"] == Answer("cost", "not asked", "needs the rehearsal")
