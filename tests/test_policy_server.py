@@ -95,10 +95,11 @@ def test_an_endpoint_that_dies_loses_nothing_and_is_used_again_once_it_is_back(
     make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     one, other = make(delay_s=0.02), make(delay_s=0.02)
-    asked, found = requests(300), {}
+    prepared, found = requests(3000), {}
+    asked = prepared[:300]
     with server_policy(server_config(one.url, other.url)) as policy, caplog.at_level(logging.WARNING):
         policy.submit(asked)
-        num_before = None
+        num_before, is_started = None, False
         while policy.num_in_flight:
             for result in policy.poll():
                 assert result.request_id not in found
@@ -106,12 +107,16 @@ def test_an_endpoint_that_dies_loses_nothing_and_is_used_again_once_it_is_back(
             if len(found) >= 60 and num_before is None:
                 one.die()
                 num_before = len(one.asked)
-            elif len(found) >= 120 and num_before == len(one.asked):
+            elif len(found) >= 120 and not is_started:
                 one.start()
-                num_before = -1
+                is_started = True
+            elif is_started and len(one.asked) < num_before + 30:  # however long it takes until it is asked again
+                more = prepared[len(asked) : len(asked) + 8]
+                asked = asked + more
+                policy.submit(more)
     assert found == expected(asked)
-    assert len(one.asked) > 60
-    assert len(one.asked) + len(other.asked) <= 300 + 8  # what was in flight on it was asked twice
+    assert len(one.asked) >= num_before + 30
+    assert len(one.asked) + len(other.asked) <= len(asked) + 8  # what was in flight on it was asked twice
     texts = [record.getMessage() for record in caplog.records if "policy.server" in record.getMessage()]
     assert [text.split(" is ")[1][:4] for text in texts] == ["lost", "back"]
 
