@@ -49,15 +49,32 @@ def run(stage: str, folder: Path) -> dict[str, Any]:
     return done
 
 
+@pytest.fixture(scope="module")
+def trained(folder: Path) -> dict[str, dict[str, Any]]:
+    """What search and one training said of themselves."""
+    return {stage: run(stage, folder) for stage in ("search", "train")}
+
+
+def is_as_estimated(done: dict[str, Any]) -> bool:
+    return bool(done["peak"] == pytest.approx(done["before"] + done["total"], rel=0.15))
+
+
 @pytest.mark.slow
-def test_a_large_vocabulary_goes_through_every_stage_in_about_the_estimated_memory(folder: Path) -> None:
-    done = run("search", folder)
-    assert done["peak"] == pytest.approx(done["before"] + done["total"], rel=0.15)
-    done = run("train", folder)
-    assert 0.85 < done["peak"] / (done["before"] + done["total"]) < 1.5, done  # 1.07 and 1.30 were measured
-    assert done["updates"] >= 1
-    assert done["kl"] == pytest.approx(0, abs=1e-5)  # the first update starts from its reference
+def test_a_large_vocabulary_goes_through_every_stage(folder: Path, trained: dict[str, dict[str, Any]]) -> None:
+    assert trained["train"]["updates"] >= 1
+    assert trained["train"]["kl"] == pytest.approx(0, abs=1e-5)  # the first update starts from its reference
     assert run("evaluate", folder) == {"num_problems": 4, "num_truncated": 4, "answers": 4}
+
+
+@pytest.mark.slow
+def test_search_takes_the_estimated_memory(trained: dict[str, dict[str, Any]]) -> None:
+    assert is_as_estimated(trained["search"]), trained["search"]
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(strict=False, reason="not reached yet: 7 and 30 % above the estimate were measured")
+def test_training_takes_the_estimated_memory(trained: dict[str, dict[str, Any]]) -> None:
+    assert is_as_estimated(trained["train"]), trained["train"]
 
 
 @pytest.mark.slow
