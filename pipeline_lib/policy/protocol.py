@@ -55,6 +55,18 @@ class SampleRequest:
     params: SamplingParams
     seed: int
 
+    def refusal(self, *, context: int, vocab_size: int) -> FinishReason | None:
+        """Why it ends before it starts, or None; bad token ids are data, not an exception.
+
+        Args:
+            context: longest sequence of the engine, in tokens.
+            vocab_size: of its model.
+        """
+        ids = self.token_ids
+        if len(ids) == 0 or len(ids) > context or ids.min() < 0 or ids.max() >= vocab_size:
+            return FinishReason.ERROR
+        return FinishReason.LENGTH if len(ids) == context or self.params.max_new_tokens < 1 else None
+
 
 @dataclass(frozen=True, slots=True)
 class SampleResult:

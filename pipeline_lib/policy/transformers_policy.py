@@ -90,7 +90,7 @@ class TransformersPolicy:
             if request.request_id in self._ids_in_flight:
                 raise ValueError(f"request {request.request_id!r} is in flight already; request ids must be unique")
             self._ids_in_flight.add(request.request_id)
-            reason = self._refusal(request)
+            reason = request.refusal(context=self.context, vocab_size=self._vocab_size)
             if reason is None:
                 self._queue.append(request)
             else:
@@ -112,14 +112,6 @@ class TransformersPolicy:
         self._queue.clear()
         self._ids_in_flight.clear()
         self._runner.close()
-
-    def _refusal(self, request: SampleRequest) -> FinishReason | None:
-        """Why a request ends before it starts, or None; bad token ids are data, not an exception."""
-        ids = request.token_ids
-        if len(ids) == 0 or len(ids) > self.context or ids.min() < 0 or ids.max() >= self._vocab_size:
-            return FinishReason.ERROR
-        full = len(ids) == self.context or request.params.max_new_tokens < 1
-        return FinishReason.LENGTH if full else None
 
     def _step(self) -> None:
         """Admits, prefills, decodes one token per ready slot, and collects what has finished."""

@@ -89,7 +89,7 @@ class VllmPolicy:
             if request.request_id in self._ids_in_flight:
                 raise ValueError(f"request {request.request_id!r} is in flight already; request ids must be unique")
             self._ids_in_flight.add(request.request_id)
-            reason = self._refusal(request)
+            reason = request.refusal(context=self._engine.context, vocab_size=self._engine.vocab_size)
             if reason is None:
                 self._queue.append(request)
             else:
@@ -114,14 +114,6 @@ class VllmPolicy:
     def _refuse_in_flight(self) -> None:
         if self._ids_in_flight:
             raise RuntimeError(f"{self.num_in_flight} requests are in flight; poll them before the weights change")
-
-    def _refusal(self, request: SampleRequest) -> FinishReason | None:
-        """Why a request ends before it starts, or None; bad token ids are data, not an exception."""
-        ids, context = request.token_ids, self._engine.context
-        if len(ids) == 0 or len(ids) > context or ids.min() < 0 or ids.max() >= self._engine.vocab_size:
-            return FinishReason.ERROR
-        full = len(ids) == context or request.params.max_new_tokens < 1
-        return FinishReason.LENGTH if full else None
 
     def _step(self) -> None:
         """Hands over as many requests as there are free rows, and lets the engine make one pass."""
