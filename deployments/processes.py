@@ -61,7 +61,15 @@ class Server:
         if not self.file.is_file():
             return []
         session = read_json(self.file)["session"]
-        return [process for process in psutil.process_iter() if self._owns(process, session)]
+        members = {
+            process: environment
+            for process in psutil.process_iter()
+            if (environment := _in_session(process, session)) is not None
+        }
+        # A program that renames itself writes over its environment, one that has just become another has none yet: then
+        # those beside it tell whose session this is.
+        is_ours = any(environment.get(MARK) == self._mark for environment in members.values())
+        return list(members) if is_ours or not any(members.values()) else []
 
     def is_running(self) -> bool:
         """Whether it runs already.
@@ -130,15 +138,6 @@ class Server:
     def _mark(self) -> str:
         return f"{self.folder}/{self.name}"
 
-    def _owns(self, process: psutil.Process, session: int) -> bool:
-        try:
-            if os.getsid(process.pid) != session or process.status() == psutil.STATUS_ZOMBIE:
-                return False
-            environment = process.environ()  # empty for a moment while a process becomes another program
-            return not environment or environment.get(MARK) == self._mark
-        except (OSError, psutil.Error):  # it has just ended, or is somebody else's
-            return False
-
     def _last_words(self) -> str:
         lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n")
         return next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
@@ -152,3 +151,14 @@ def wait_until(happened: Callable[[], bool], timeout_s: float) -> bool:
             return False
         time.sleep(0.1)
     return True
+
+
+def _in_session(process: psutil.Process, session: int) -> dict[str, str] | None:
+    """The environment of a living process of `session`; None for any other."""
+    try:
+        if os.getsid(process.pid) != session or process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        environment: dict[str, str] = process.environ()
+        return environment
+    except (OSError, psutil.Error):  # it has just ended, or is somebody else's
+        return None

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 from served_home import ServedHome, coppice_up
+from server_fixtures import mlflow_database, mlflow_service, prefect_database, prefect_service
 
 ROOT = Path(__file__).resolve().parents[1]
+SLOW_TO_START = ("served: ServedHome", "from forked_run import")
 
 settings.register_profile("untimed", deadline=None)  # how long an example takes says nothing on a shared machine
 settings.load_profile("untimed")
@@ -20,15 +23,24 @@ settings.load_profile("untimed")
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """`make test` runs two processes: a file stays in one of them, all files that use `served` in the same one."""
+    """`make test` runs two processes: a file stays in one of them, files that share something slow in the same one."""
     from xdist.scheduler import LoadFileScheduling
 
-    class ByServers(LoadFileScheduling):
+    class ByWhatIsShared(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            return "served" if "served: ServedHome" in (ROOT / file).read_text(encoding="utf-8") else file
+            text = (ROOT / file).read_text(encoding="utf-8")
+            return next((shared for shared in SLOW_TO_START if shared in text), file)
 
-    return ByServers(config, log)
+    config.option.loadscopereorder = False  # it would start files of one long test last
+    return ByWhatIsShared(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, so that both processes end at about the same time."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -46,7 +58,53 @@ def outside_the_checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
 
 
 @pytest.fixture(scope="session")
-def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def template(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Callable[[Path], None]], Path]:
+    """The database that a function makes, made once for all processes of the session: its tables take seconds."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+
+    def made(make: Callable[[Path], None]) -> Path:
+        folder = shared / make.__name__
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                folder.mkdir()
+                make(folder)
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def new_home(
+    tmp_path_factory: pytest.TempPathFactory, template: Callable[[Callable[[Path], None]], Path]
+) -> Callable[[], Path]:
+    """Makes homes whose tracking database has its tables already."""
+
+    def make() -> Path:
+        home = tmp_path_factory.mktemp("home")
+        shutil.copytree(template(mlflow_database), home, dirs_exist_ok=True)
+        return home
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def new_server_home(
+    new_home: Callable[[], Path], template: Callable[[Callable[[Path], None]], Path]
+) -> Callable[[], Path]:
+    """The same for homes in which a Prefect server runs, too."""
+
+    def make() -> Path:
+        home = new_home()
+        shutil.copytree(template(prefect_database), home, dirs_exist_ok=True)
+        return home
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def prefect_api(tmp_path_factory: pytest.TempPathFactory, new_server_home: Callable[[], Path]) -> Iterator[str]:
     """Address of one Prefect server that the session's flows, also those of other processes, talk to."""
     from prefect.settings import (
         PREFECT_API_URL,
@@ -54,43 +112,27 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         PREFECT_LOGGING_LEVEL,
         temporary_settings,
     )
-    from prefect.testing.utilities import prefect_test_harness
 
-    storage = tmp_path_factory.mktemp("prefect")
-    updates = {PREFECT_LOCAL_STORAGE_PATH: str(storage), PREFECT_LOGGING_LEVEL: "CRITICAL"}
-    # Seconds on a free machine; the rest is patience with a busy one.
-    with temporary_settings(updates=updates), prefect_test_harness(server_startup_timeout=120):
-        yield str(PREFECT_API_URL.value())
-
-
-@pytest.fixture(scope="session")
-def new_home(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
-    """Makes homes whose tracking database has its tables already: creating them takes seconds each time."""
-    from mlflow import MlflowClient
-
-    template = tmp_path_factory.mktemp("tracking") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{template}").search_experiments()
-
-    def make() -> Path:
-        home = tmp_path_factory.mktemp("home")
-        shutil.copy(template, home / "mlflow.db")
-        return home
-
-    return make
+    service, address = prefect_service(new_server_home())
+    service.start()
+    storage = str(tmp_path_factory.mktemp("prefect"))
+    with temporary_settings(
+        {PREFECT_API_URL: address, PREFECT_LOCAL_STORAGE_PATH: storage, PREFECT_LOGGING_LEVEL: "CRITICAL"}
+    ):
+        yield address
+    service.stop()
 
 
 @pytest.fixture(scope="session")
-def served(new_home: Callable[[], Path]) -> Iterator[ServedHome]:
+def served(new_server_home: Callable[[], Path]) -> Iterator[ServedHome]:
     """A home in which `coppice up` runs for the session's tests."""
-    with coppice_up(new_home()) as home:
+    with coppice_up(new_server_home()) as home:
         yield home
 
 
 @pytest.fixture(scope="session")
 def mlflow_uri(tmp_path_factory: pytest.TempPathFactory, new_home: Callable[[], Path]) -> Iterator[str]:
     """Address of one MLflow server for all tests that only talk to it."""
-    from server_fixtures import mlflow_service
-
     service, address = mlflow_service(tmp_path_factory.mktemp("mlflow"), new_home() / "mlflow.db")
     service.start()
     yield address

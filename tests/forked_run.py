@@ -19,6 +19,13 @@ def start_run(home: Path, api: str, *settings: str) -> ForkServerProcess:
     return process
 
 
+def warm_up() -> None:
+    """Returns once everything is imported: what is timed afterwards is a run, not that."""
+    process = FORKS.Process(target=int)
+    process.start()
+    process.join()
+
+
 def output_of(home: Path) -> str:
     """What the latest run printed."""
     return (home / "output.txt").read_text(encoding="utf-8")

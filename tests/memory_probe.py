@@ -26,8 +26,8 @@ from pipeline_lib.types import Grade, Outcome, Problem, SearchTree
 
 POLICY = PolicyConfig(max_batch=16, max_context_tokens=128, device="cpu")
 SEARCH = SearchConfig(num_simulations=16, num_candidates=16, max_new_tokens=100, parallel_simulations=16)
-TRAIN = TrainConfig(num_epochs=1, tokens_per_update=768, tokens_per_microbatch=768, checkpoint_every=100)
-PROBLEMS = [Problem(f"p/{i}", f"What is {i} plus {i}?", str(2 * i), "tiny-word") for i in range(4)]
+TRAIN = TrainConfig(num_epochs=1, tokens_per_update=384, tokens_per_microbatch=384, checkpoint_every=100)
+PROBLEMS = [Problem(f"p/{i}", f"What is {i} plus {i}?", str(2 * i), "tiny-word") for i in range(1)]
 
 
 class NoGrader:
@@ -63,7 +63,7 @@ def search(folder: Path) -> dict[str, object]:
     before = memory("VmRSS")
     policy = TransformersPolicy(folder / "model", policy_id="large", config=POLICY, instruction="")
     trees: list[SearchTree] = []
-    search_trees(PROBLEMS, policy, NoGrader(), SEARCH, seed=0, step_delimiter="\n", on_tree=trees.append)
+    search_trees(PROBLEMS, policy, NoGrader(), SEARCH, seed=0, step_delimiter=" ", on_tree=trees.append)
     write_trees_parquet([rewarded_in_turns(tree) for tree in trees], folder / "trees.parquet")
     return {"before": before, "peak": memory("VmHWM"), "total": estimate.total, **asdict(estimate)}
 

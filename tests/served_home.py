@@ -125,7 +125,7 @@ class ServedHome:
         while (run := self.run(run_id))["state"]["type"] not in types:
             assert run["state"]["type"] not in ENDED, (run["state"], self.log("worker"))
             assert time.monotonic() < deadline, (run["state"], self.log("worker"))
-            time.sleep(0.2)
+            time.sleep(0.5)
         return run
 
     def log(self, name: str) -> str:

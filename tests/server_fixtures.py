@@ -31,7 +31,7 @@ def wait_until(happened: Callable[[], bool], what: str, *, limit_s: float = TIME
     deadline = time.monotonic() + limit_s
     while not happened():
         assert time.monotonic() < deadline, f"after {limit_s:.0f} s still not: {what}"
-        time.sleep(0.1)
+        time.sleep(0.25)
 
 
 class Service:
@@ -97,6 +97,27 @@ class Service:
         return self._is_up()
 
 
+def mlflow_database(folder: Path) -> None:
+    """``mlflow.db`` with its tables."""
+    from mlflow import MlflowClient
+
+    MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}").search_experiments()
+
+
+def prefect_database(folder: Path) -> None:
+    """``prefect.db`` with its tables."""
+    upgrade = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"]
+    subprocess.run(upgrade, env={**os.environ, **below(folder)}, stdout=subprocess.DEVNULL, check=True)
+
+
+def below(folder: Path) -> dict[str, str]:
+    """Environment of a Prefect server that keeps everything in `folder`."""
+    return {
+        "PREFECT_HOME": str(folder / "prefect-server"),
+        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder / 'prefect.db'}",
+    }
+
+
 def mlflow_service(folder: Path, database: Path) -> tuple[Service, str]:
     """An MLflow server over a database below `folder`, and its address."""
     port = free_port()
@@ -117,10 +138,7 @@ def prefect_service(folder: Path) -> tuple[Service, str]:
     address = f"http://127.0.0.1:{port}/api"
     service = Service(
         *("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)),
-        environment={
-            "PREFECT_HOME": str(folder),
-            "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder / 'prefect.db'}",
-        },
+        environment=below(folder),
         log=folder / "prefect.log",
         is_up=lambda: answers(f"{address}/health"),
     )
@@ -128,14 +146,14 @@ def prefect_service(folder: Path) -> tuple[Service, str]:
 
 
 def worker_service(api: str, folder: Path, environment: Mapping[str, str]) -> Service:
-    """A process worker of the pool `tests` that asks for work twice a second."""
+    """A process worker of the pool `tests` that asks for work every second."""
     log = folder / "worker.log"
     return Service(
         *("prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", folder.name),
         environment={
             "PREFECT_API_URL": api,
             "PREFECT_HOME": str(folder),
-            "PREFECT_WORKER_QUERY_SECONDS": "0.5",
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
             **environment,
         },
         log=log,

@@ -36,10 +36,10 @@ def page() -> Iterator[Page]:
 
 
 @pytest.fixture(scope="module")
-def served(new_home: Callable[[], Path]) -> Iterator[ServedHome]:
+def served(new_server_home: Callable[[], Path]) -> Iterator[ServedHome]:
     """Servers of their own: what is shown here is counted elsewhere."""
     chromium()
-    with coppice_up(new_home()) as home:
+    with coppice_up(new_server_home()) as home:
         yield home
 
 

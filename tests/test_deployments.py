@@ -134,7 +134,7 @@ def test_runs_on_one_device_do_not_overlap(served: ServedHome, scheduled_run: An
     at_once = {0}
     while served.run(other["id"])["state"]["type"] not in ENDED:
         at_once.add(num_flow_processes(served))
-        time.sleep(0.05)
+        time.sleep(0.5)
     assert max(at_once) == 1
     measured = served.wait_for(other["id"], "COMPLETED")
     assert measured["name"] == "tiny-champion"

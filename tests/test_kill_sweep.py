@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from forked_run import output_of, start_run
+from forked_run import output_of, start_run, warm_up
 from run_fixtures import children, client, manifests, read_whole
 
 pytestmark = [
@@ -27,15 +27,18 @@ pytestmark = [
 ]
 
 NUM_KILLS = 20
-KILLS_PER_RUN = 5
+KILLS_PER_RUN = 10
+LATEST = 0.4  # of the time that a whole run takes, from each start
 SETTINGS = (
     "policy.backend=scripted",
     "policy.max_batch=8",
     "num_iterations=2",
-    "problems.num_problems=30",
+    "problems.num_problems=24",
     "problems.num_validation=8",
     "search.num_shards=2",
+    "evaluation.datasets=tiny-word",
     "evaluation.num_problems=8",
+    "evaluation.num_samples=0",
     "train.checkpoint_every=1",
     "train.num_epochs=1",
     "train.tokens_per_update=1024",
@@ -121,6 +124,7 @@ class Home:
 def test_killed_at_any_moment_a_run_goes_on_and_ends_as_if_it_had_never_been(
     prefect_api: str, new_home: Callable[[], Path]
 ) -> None:
+    warm_up()
     whole = Home(new_home(), prefect_api)
     seconds = whole.run_to_the_end()
     expected = whole.left()
@@ -129,7 +133,7 @@ def test_killed_at_any_moment_a_run_goes_on_and_ends_as_if_it_had_never_been(
     while num_kills < NUM_KILLS:
         home = Home(new_home(), prefect_api)
         for _ in range(KILLS_PER_RUN):
-            num_kills += home.kill_after(draw.uniform(0, seconds / KILLS_PER_RUN * 2))
+            num_kills += home.kill_after(draw.uniform(0, LATEST * seconds))
             home.check_nothing_is_lost_or_torn()
         home.run_to_the_end()
         home.check_nothing_is_lost_or_torn()

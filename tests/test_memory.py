@@ -63,7 +63,7 @@ def is_as_estimated(done: dict[str, Any]) -> bool:
 def test_a_large_vocabulary_goes_through_every_stage(folder: Path, trained: dict[str, dict[str, Any]]) -> None:
     assert trained["train"]["updates"] >= 1
     assert trained["train"]["kl"] == pytest.approx(0, abs=1e-5)  # the first update starts from its reference
-    assert run("evaluate", folder) == {"num_problems": 4, "num_truncated": 4, "answers": 4}
+    assert run("evaluate", folder) == {"num_problems": 1, "num_truncated": 1, "answers": 1}
 
 
 @pytest.mark.slow
@@ -72,7 +72,6 @@ def test_search_takes_the_estimated_memory(trained: dict[str, dict[str, Any]]) -
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=False, reason="not reached yet: 7 and 30 % above the estimate were measured")
 def test_training_takes_the_estimated_memory(trained: dict[str, dict[str, Any]]) -> None:
     assert is_as_estimated(trained["train"]), trained["train"]
 

@@ -34,9 +34,9 @@ BASE = (
 class Machine:
     """Servers of its own and a worker, all of which may be killed."""
 
-    def __init__(self, folder: Path, database: Path) -> None:
+    def __init__(self, folder: Path) -> None:
         self.prefect, self.api = prefect_service(folder)
-        self.mlflow, self.mlflow_uri = mlflow_service(folder, database)
+        self.mlflow, self.mlflow_uri = mlflow_service(folder, folder / "mlflow.db")
         self.environment = {
             "COPPICE_HOME": str(folder),
             "COPPICE_TEST_FAULTS": str(folder),
@@ -52,8 +52,8 @@ class Machine:
 
 
 @pytest.fixture
-def machine(tmp_path_factory: pytest.TempPathFactory, new_home: Callable[[], Path]) -> Iterator[Machine]:
-    machine = Machine(tmp_path_factory.mktemp("machine"), new_home() / "mlflow.db")
+def machine(new_server_home: Callable[[], Path]) -> Iterator[Machine]:
+    machine = Machine(new_server_home())
     try:
         with ThreadPoolExecutor() as pool:
             list(pool.map(Service.start, machine.servers))

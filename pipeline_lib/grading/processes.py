@@ -21,7 +21,7 @@ from pathlib import Path
 from pipeline_lib.grading.verifier import MATH
 from pipeline_lib.types import Grade
 
-DEADLINE_S = 5.0
+DEADLINE_S = 3.0
 MEMORY_BYTES = 768 << 20  # and about 100 MiB of the idle worker: less than 1 GiB in all
 START_S = 180.0
 WALL_PER_CPU = 4.0

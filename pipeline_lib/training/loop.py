@@ -25,7 +25,7 @@ from pipeline_lib.seeding import derive_generator
 from pipeline_lib.training.batching import PackedBatch, plan_updates
 from pipeline_lib.training.checkpoint import load_checkpoint, save_checkpoint
 from pipeline_lib.training.gradients import add_gradients
-from pipeline_lib.training.loading import load_policy
+from pipeline_lib.training.loading import give_back_freed_memory, load_policy, resolve_device
 from pipeline_lib.training.model import TrainedPolicy
 from pipeline_lib.training.packing import PackedTree, pack_example
 from pipeline_lib.training.result import TrainResult, UpdateMetrics, kl_alarm_rings, summarise
@@ -70,8 +70,9 @@ def train(
             that cannot be trained on packed trees.
         FloatingPointError: a gradient is not finite.
     """
-    if policy.device in ("auto", "cpu"):
+    if resolve_device(policy.device).type == "cpu":
         torch.set_num_threads(policy.num_threads)
+        give_back_freed_memory()
     eos = _eos_token_id(model_dir, policy) if eos_token_id is None else eos_token_id
     trees = pack_examples(examples, config, eos_token_id=eos)
     trained = load_policy(model_dir, previous_adapter, config, policy, seed=seed)

@@ -17,6 +17,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # so that this folder is `benchmarks`, as in the tests
 
+from benchmarks.cluster import cluster_figures  # noqa: E402
 from benchmarks.flow import flow_figures  # noqa: E402
 from benchmarks.grading import grading_figures, read_corpus, ungraded_figure  # noqa: E402
 from benchmarks.measuring import Figure  # noqa: E402
@@ -44,7 +45,7 @@ def main() -> None:
     figures = library_figures(config) + graded_figures(config)
     if not arguments.skip_flow:
         with tempfile.TemporaryDirectory(prefix="coppice-bench-") as home:
-            figures += flow_figures(config, Path(home))
+            figures += flow_figures(config, Path(home)) + cluster_figures(config)
     seconds = time.perf_counter() - started
     Console().print(table(figures, seconds))
     if arguments.json is not None:

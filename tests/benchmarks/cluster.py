@@ -1,0 +1,96 @@
+"""Two Ray workers against one, on the search of the tiny preset.
+
+One idea: the cluster, its shards and their problems are the same on both sides; a shard that reserves both cores
+leaves the second worker nothing to do. Both workers have loaded the policy before the first turn.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmarks.measuring import Figure, in_turns, speedup
+
+from pipeline_lib.config import PipelineConfig, Settings
+from pipeline_lib.types import Ref
+
+NUM_WORKERS = 2
+STAGE = "search-shard"
+
+
+def cluster_figures(config: PipelineConfig, *, num_problems: int = 600, rounds: int = 2) -> list[Figure]:
+    """``flow.ray_speedup``: tokens per second of two shards at once over those of one after the other.
+
+    Empty on a machine with fewer than two cores or without Ray.
+
+    Args:
+        config: of the run; its home is that of the environment.
+        num_problems: in both shards together.
+        rounds: turns per side.
+    """
+    with _servers() as is_there:
+        if not is_there:
+            return []
+        works = {
+            name: lambda turn, cpus=cpus: _search(config, num_problems, cpus)
+            for name, cpus in (("two", 1.0), ("one", float(NUM_WORKERS)))
+        }
+        _search(config, 2 * NUM_WORKERS, 1.0)  # starts the workers, which load the policy
+        costs = in_turns(works, rounds=rounds)
+    figure = speedup(
+        "flow.ray_speedup", costs["two"], costs["one"], clock="wall", target=1.6, labels=("two_workers", "one_worker")
+    )
+    return [figure]
+
+
+@contextmanager
+def _servers() -> Iterator[bool]:
+    """A Prefect server and a cluster of two cores; False where they cannot be had."""
+    try:
+        import prefect_ray  # noqa: F401
+    except ImportError:
+        yield False
+        return
+    if (os.cpu_count() or 1) < NUM_WORKERS:
+        yield False
+        return
+    from prefect.testing.utilities import prefect_test_harness
+
+    from tasks.runner import ray_cluster
+
+    os.environ["RAY_TMPDIR"] = folder = tempfile.mkdtemp(prefix="ray-")  # short: sockets lie below it
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # without one Ray writes one to the user's home
+    os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])  # tasks travel by name, also this file's
+    with prefect_test_harness(server_startup_timeout=120), ray_cluster(None, num_cpus=NUM_WORKERS):
+        yield True
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _search(config: PipelineConfig, num_problems: int, cpus_per_shard: float) -> float:
+    """Searches from nothing and returns the tokens that were generated."""
+    from prefect import flow
+
+    from tasks.policies import base_policy
+    from tasks.problems import draw_problems
+    from tasks.search import load_trees, search_problems
+
+    @flow(name="search-only")
+    def search_only(config: PipelineConfig) -> tuple[Ref, ...]:
+        problems = draw_problems(config=config, iteration=1)
+        return search_problems(config=config, problems=problems, policy=base_policy(config), iteration=1)
+
+    shutil.rmtree(Settings().home / "store" / STAGE, ignore_errors=True)
+    config = config.model_copy(
+        update={
+            "runner": "ray",
+            "ray": config.ray.model_copy(update={"cpus_per_shard": cpus_per_shard}),
+            "search": config.search.model_copy(update={"num_shards": NUM_WORKERS}),
+            "problems": config.problems.model_copy(update={"num_problems": num_problems}),
+        }
+    )
+    return float(sum(tree.tokens_generated for tree in load_trees(search_only(config))))
