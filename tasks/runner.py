@@ -159,7 +159,10 @@ def _connect(address: str) -> None:
     try:
         ray.init(address, log_to_driver=False)
     except (ConnectionError, ValueError) as error:
-        raise RunnerError(f"runner=ray: no cluster answers at {address}: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).split())
+        raise RunnerError(
+            f"runner=ray: no cluster answers at {address}: {reason}; one with a token answers only where RAY_AUTH_MODE=token"
+        ) from None
 
 
 def _start(num_cpus: int | None, num_gpus: int | None) -> None:
