@@ -161,7 +161,7 @@ def _connect(address: str) -> None:
     except (ConnectionError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise RunnerError(
-            f"runner=ray: no cluster answers at {address}: {reason}; one with a token answers only where RAY_AUTH_MODE=token"
+            f"runner=ray: no cluster answers at {address}: {reason}; one that has a token wants RAY_AUTH_MODE=token"
         ) from None
 
 

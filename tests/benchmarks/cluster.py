@@ -23,7 +23,7 @@ NUM_WORKERS = 2
 STAGE = "search-shard"
 
 
-def cluster_figures(config: PipelineConfig, *, num_problems: int = 600, rounds: int = 2) -> list[Figure]:
+def cluster_figures(config: PipelineConfig, *, num_problems: int = 400, rounds: int = 2) -> list[Figure]:
     """``flow.ray_speedup``: tokens per second of two shards at once over those of one after the other.
 
     Empty on a machine with fewer than two cores or without Ray.
