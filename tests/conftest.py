@@ -68,8 +68,10 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Callable[[Pa
         folder = shared / make.__name__
         with FileLock(f"{folder}.lock"):
             if not folder.exists():
-                folder.mkdir()
-                make(folder)
+                unfinished = folder.with_suffix(".partial")
+                unfinished.mkdir()
+                make(unfinished)
+                unfinished.rename(folder)
         return folder
 
     return made

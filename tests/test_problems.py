@@ -112,7 +112,8 @@ def test_own_answers_may_be_solutions(tmp_path: Path) -> None:
     assert [bad.row for bad in pool.skipped] == [4, 5, 6, 8, 9, 10]
 
 
-def test_math_survives_the_oddities_of_the_real_rows(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["folder", "split of a folder", "parquet", "jsonl"])
+def test_math_survives_the_oddities_of_the_real_rows(form: str, tmp_path: Path) -> None:
     solutions = [
         r"$\boxed{\frac{1}{\sqrt{2}}}$",
         r"first $\boxed{1}$, so $\boxed 2$.",
@@ -120,17 +121,29 @@ def test_math_survives_the_oddities_of_the_real_rows(tmp_path: Path) -> None:
         "none",
         r"\boxed{3",
     ]
-    for i, solution in enumerate(solutions):
-        folder = tmp_path / "MATH" / "train" / "algebra"
-        folder.mkdir(parents=True, exist_ok=True)
-        row = {"problem": f"p{i}", "level": "Level ?" if i else "Level 5", "type": "Algebra", "solution": solution}
-        (folder / f"{i + 8}.json").write_text(json.dumps(row), encoding="utf-8")
-    for path in (tmp_path / "MATH", tmp_path / "MATH" / "train"):
-        pool = load_problems("math", "train", path=path)
-        assert [p.answer for p in pool] == [r"\frac{1}{\sqrt{2}}", "2"]
-        assert pool[0].metadata == {"level": "5", "subject": "Algebra"}
-        assert pool[1].metadata["level"] == "?"
-        assert [Path(bad.file).name for bad in pool.skipped] == ["10.json", "11.json", "12.json"]
+    rows = [
+        {"problem": f"p{i}", "level": "Level ?" if i else "Level 5", "type": "Algebra", "solution": solution}
+        for i, solution in enumerate(solutions)
+    ]
+    skipped: list[tuple[str, int]]
+    if form == "jsonl":
+        path, skipped = write_jsonl(tmp_path / "train.jsonl", rows), [("train.jsonl", n) for n in (3, 4, 5)]
+    elif form == "parquet":
+        path, skipped = tmp_path / "train.parquet", [("train.parquet", n) for n in (3, 4, 5)]
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        path, skipped = tmp_path / "MATH", [(f"{n}.json", 1) for n in (10, 11, 12)]
+        folder = path / "train" / "algebra"
+        folder.mkdir(parents=True)
+        for number, row in enumerate(rows, 8):
+            (folder / f"{number}.json").write_text(json.dumps(row), encoding="utf-8")
+        path = path / "train" if form == "split of a folder" else path
+    pool = load_problems("math", "train", path=path)
+    assert [p.answer for p in pool] == [r"\frac{1}{\sqrt{2}}", "2"]
+    assert pool[0].metadata == {"level": "5", "subject": "Algebra"}
+    assert pool[1].metadata["level"] == "?"
+    assert [(Path(bad.file).name, bad.row) for bad in pool.skipped] == skipped
+    assert all(r"no gold: its last \boxed is missing, empty or unclosed" in bad.reason for bad in pool.skipped)
 
 
 def test_math_500_brings_its_own_answer(tmp_path: Path) -> None:

@@ -63,6 +63,15 @@ def test_a_server_is_ended_with_all_that_it_started(tmp_path: Path, monkeypatch:
     assert not server.stop()
 
 
+def test_what_wrote_over_its_environment_belongs_to_its_server_all_the_same(tmp_path: Path) -> None:
+    child = "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], env={}).wait()"
+    server = make_server(tmp_path, f"import subprocess, sys; {child}")
+    server.wait(server.start())
+    assert processes.wait_until(server.has_children, 30)
+    assert server.stop()
+    assert server.processes() == []
+
+
 def test_a_server_that_ends_at_once_is_reported_with_its_last_words(tmp_path: Path) -> None:
     server = make_server(tmp_path, "raise SystemExit('no such database')", healthy=False)
     with pytest.raises(ConfigError, match=r"program has ended: no such database \(.*program\.log\)"):
