@@ -141,6 +141,7 @@ def report(
 @app.command()
 def bench(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the ratios to this file.")] = None,
+    only: Annotated[str | None, typer.Option(help="One part: search, grading, flow or cluster.")] = None,
 ) -> None:
     """Measure throughput against simpler schedules, as ratios on this machine."""
     from pipeline_lib.config import ConfigError
@@ -150,6 +151,7 @@ def bench(
         raise ConfigError(f"bench: {folder} has no benchmarks; run it from a checkout installed with pip install -e .")
     _prepare(json_file)
     arguments = [] if json_file is None else ["--json", str(json_file.resolve())]
+    arguments += [] if only is None else ["--only", only]
     raise typer.Exit(subprocess.run([sys.executable, str(folder), *arguments], cwd=ROOT, check=False).returncode)
 
 

@@ -1,4 +1,4 @@
-"""``coppice bench [--json FILE]``: every figure a ratio measured in this run, on one thread and the embedded model.
+"""``coppice bench``: every figure a ratio measured in this run, on one thread and the embedded model.
 
 One idea: no absolute number is a target, so the figures mean the same on any machine.
 """
@@ -11,7 +11,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -39,13 +39,14 @@ NUM_GRADED = 200  # for the search with and without grading: both sides draw the
 def main() -> None:
     parser = argparse.ArgumentParser(prog="coppice bench", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and details to this file")
-    parser.add_argument("--skip-flow", action="store_true", help="leave out the whole run of the tiny preset")
+    parser.add_argument("--only", choices=PARTS, metavar="PART", help=f"measure one of {', '.join(PARTS)}")
     arguments = parser.parse_args()
     started, config = time.perf_counter(), tiny()
-    figures = library_figures(config) + graded_figures(config)
-    if not arguments.skip_flow:
-        with tempfile.TemporaryDirectory(prefix="coppice-bench-") as home:
-            figures += flow_figures(config, Path(home)) + cluster_figures(config)
+    figures: list[Figure] = []
+    with tempfile.TemporaryDirectory(prefix="coppice-bench-") as home:
+        for name, part in PARTS.items():
+            if arguments.only in (None, name):
+                figures += part(config, Path(home))
     seconds = time.perf_counter() - started
     Console().print(table(figures, seconds))
     if arguments.json is not None:
@@ -116,6 +117,14 @@ def as_json(figures: Sequence[Figure], seconds: float) -> dict[str, object]:
         "load_average": round(os.getloadavg()[0], 2),
     }
     return {**{f.name: f.value for f in figures}, "wall_s": seconds, "machine": machine, "details": details}
+
+
+PARTS: dict[str, Callable[[PipelineConfig, Path], list[Figure]]] = {
+    "search": lambda config, _: library_figures(config),
+    "grading": lambda config, _: graded_figures(config),
+    "flow": flow_figures,
+    "cluster": cluster_figures,
+}
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from benchmarks.flow import move_home
 from benchmarks.measuring import Figure, in_turns, speedup
 
 from pipeline_lib.config import PipelineConfig, Settings
@@ -23,16 +24,18 @@ NUM_WORKERS = 2
 STAGE = "search-shard"
 
 
-def cluster_figures(config: PipelineConfig, *, num_problems: int = 400, rounds: int = 2) -> list[Figure]:
+def cluster_figures(config: PipelineConfig, home: Path, *, num_problems: int = 400, rounds: int = 2) -> list[Figure]:
     """``flow.ray_speedup``: tokens per second of two shards at once over those of one after the other.
 
     Empty on a machine with fewer than two cores or without Ray.
 
     Args:
-        config: of the run; its home is that of the environment.
+        config: of the run.
+        home: an empty folder, or one in which nothing was searched by Ray.
         num_problems: in both shards together.
         rounds: turns per side.
     """
+    move_home(home)
     with _servers() as is_there:
         if not is_there:
             return []

@@ -21,7 +21,7 @@ def flow_figures(config: PipelineConfig, home: Path) -> list[Figure]:
         config: what is run.
         home: an empty folder for store, tracking database and artifacts.
     """
-    _move_home(home)
+    move_home(home)
     from deployments.terminal import show_progress
     from flows.self_training import self_training
 
@@ -50,7 +50,7 @@ def flow_figures(config: PipelineConfig, home: Path) -> list[Figure]:
     ]
 
 
-def _move_home(home: Path) -> None:
+def move_home(home: Path) -> None:
     """Store, tracking and results go below `home`; must come before anything imports the orchestrator."""
     from deployments.environment import prepare_environment
 
