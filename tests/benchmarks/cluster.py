@@ -1,7 +1,8 @@
 """Two Ray workers against one, on the search of the tiny preset.
 
 One idea: the cluster, its shards and their problems are the same on both sides; a shard that reserves both cores
-leaves the second worker nothing to do, and Ray may end it: a few problems before each turn see to it that both are there and have loaded the policy.
+leaves the second worker nothing to do. Ray may end a worker that waits: a few problems before each turn see to it that
+both are there and have loaded the policy.
 """
 
 from __future__ import annotations
