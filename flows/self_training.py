@@ -13,6 +13,7 @@ from tasks.problems import draw_problems, evaluation_sets
 from tasks.record import decide_gate, finish_run, record_iteration
 from tasks.score import score_steps
 from tasks.search import search_problems
+from tasks.show import drop_doubles
 from tasks.tracker import begin_tracking, end_unfinished
 from tasks.train import train_policy
 
@@ -45,7 +46,9 @@ def self_training(config: PipelineConfig) -> RunResult:
         records.append(run_iteration(config, policy, records))
         policy = records[-1].policy
         decision = decide_gate(config=config, records=records)
-    return finish_run(config=config, records=records, decision=decision)
+    result = finish_run(config=config, records=records, decision=decision)
+    drop_doubles()
+    return result
 
 
 def run_iteration(config: PipelineConfig, policy: PolicyRef, earlier: list[IterationRecord]) -> IterationRecord:

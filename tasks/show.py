@@ -1,7 +1,8 @@
 """Artifacts for the Prefect UI: at most one per flow run, key and description, and never in the way of the work.
 
 One idea: look before writing. A stage that runs again after a failure brings its artifact up to date
-instead of adding a version; a server that does not answer costs the picture, not the stage.
+instead of adding a version; a server that does not answer costs the picture, not the stage. One that answers too late
+has written all the same, and what was then sent once more stands there twice until `drop_doubles`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -16,6 +18,8 @@ import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
+from prefect.client.schemas.objects import Artifact
+from prefect.client.schemas.sorting import ArtifactSort
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import PrefectHTTPStatusError
 
@@ -56,6 +60,33 @@ def show_progress(percent: float, *, key: str, description: str, known: UUID | N
         LOGGER.warning(f"progress of {description} is not shown: {type(error).__name__}")
         return None
     return known
+
+
+def drop_doubles() -> None:
+    """Keeps of the artifacts with one key and description the one written last; outside a flow it does nothing."""
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None:
+        return
+    client = context.client
+    assert isinstance(client, SyncPrefectClient)
+    mine = ArtifactFilter(
+        key=ArtifactFilterKey(exists_=True), flow_run_id=ArtifactFilterFlowRunId(any_=[context.flow_run.id])
+    )
+    try:
+        found: list[Artifact] = []
+        while page := client.read_artifacts(artifact_filter=mine, sort=ArtifactSort.ID_DESC, offset=len(found)):
+            found += page
+        kept = {(artifact.key, artifact.description): artifact.id for artifact in sorted(found, key=_last_written)}
+        for artifact in found:
+            if artifact.id not in kept.values():
+                client.delete_artifact(artifact.id)
+    except NOT_SHOWN as error:
+        LOGGER.warning(f"artifacts may be shown twice: {type(error).__name__}")
+
+
+def _last_written(artifact: Artifact) -> datetime:
+    assert artifact.updated is not None  # of what a server has sent
+    return artifact.updated
 
 
 def _show(kind: str, data: str, key: str, description: str) -> None:

@@ -1,16 +1,17 @@
 """One stage on a model with a large vocabulary, in a process of its own: what was estimated, and what it took.
 
-Usage: ``python memory_probe.py search|train|evaluate FOLDER``; writes ``<stage>.json`` there.
+Usage: ``python memory_probe.py search|train|evaluate FOLDER cpu|cuda``; writes ``<stage>.json`` there.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
+import torch
+from benchmarks.random_model import NoGrader, rewarded_in_turns
 
 from pipeline_lib.config import EvaluationConfig, PolicyConfig, ScoreConfig, SearchConfig, TrainConfig
 from pipeline_lib.evaluation import evaluate
@@ -22,57 +23,52 @@ from pipeline_lib.search import read_trees_parquet, search_trees, write_trees_pa
 from pipeline_lib.training.examples import build_examples
 from pipeline_lib.training.loop import train
 from pipeline_lib.training.memory import training_memory
-from pipeline_lib.types import Grade, Outcome, Problem, SearchTree
+from pipeline_lib.types import Problem, SearchTree
 
-POLICY = PolicyConfig(max_batch=16, max_context_tokens=128, device="cpu")
-SEARCH = SearchConfig(num_simulations=16, num_candidates=16, max_new_tokens=100, parallel_simulations=16)
-TRAIN = TrainConfig(num_epochs=1, tokens_per_update=384, tokens_per_microbatch=384, checkpoint_every=100)
-PROBLEMS = [Problem(f"p/{i}", f"What is {i} plus {i}?", str(2 * i), "tiny-word") for i in range(1)]
-
-
-class NoGrader:
-    """What a model of random weights writes has no answer."""
-
-    num_in_flight = 0
-
-    def submit(self, key: str, prediction: str, gold: str) -> None:
-        raise AssertionError("a truncated rollout is not graded")
-
-    def poll(self, *, block: bool) -> list[tuple[str, Grade]]:
-        return []
+DEVICE = sys.argv[3]
+if DEVICE == "cpu":
+    POLICY = PolicyConfig(max_batch=16, max_context_tokens=128, device="cpu")
+    SEARCH = SearchConfig(num_simulations=16, num_candidates=16, max_new_tokens=100, parallel_simulations=16)
+    TRAIN = TrainConfig(num_epochs=1, tokens_per_update=384, tokens_per_microbatch=384, checkpoint_every=100)
+    NUM_PROBLEMS = 1
+else:
+    POLICY = PolicyConfig(max_batch=128, max_context_tokens=512, device="cuda", dtype="bfloat16")
+    SEARCH = SearchConfig(num_simulations=16, num_candidates=16, max_new_tokens=240, parallel_simulations=16)
+    TRAIN = TrainConfig(num_epochs=1, checkpoint_every=100)  # a tree of 16 rollouts nearly fills a row of 4,096 tokens
+    NUM_PROBLEMS = 8
+PROBLEMS = [Problem(f"p/{i}", f"What is {i} plus {i}?", str(2 * i), "tiny-word") for i in range(NUM_PROBLEMS)]
 
 
-def rewarded_in_turns(tree: SearchTree) -> SearchTree:
-    """The tree with every other rollout called right: chance gives no reward here."""
-    right = (np.arange(tree.num_nodes) % 2 == 1) & (tree.outcomes != Outcome.OPEN)
-    sums = np.where(right, tree.visits, 0).astype(np.float64)
-    for node in range(tree.num_nodes - 1, 0, -1):  # children stand behind their parents
-        sums[tree.parents[node]] += sums[node]
-    outcomes = np.where(right, np.int8(Outcome.CORRECT), tree.outcomes)
-    return replace(tree, value_sums=sums, outcomes=outcomes)
+def memory() -> int:
+    """Bytes held now: by this process, or on the GPU."""
+    return _status("VmRSS") if DEVICE == "cpu" else torch.cuda.memory_allocated()
 
 
-def memory(name: str) -> int:
-    """``VmRSS``, or its peak ``VmHWM``, in bytes."""
+def peak_memory() -> int:
+    """The most that `memory` has ever been."""
+    return _status("VmHWM") if DEVICE == "cpu" else torch.cuda.max_memory_allocated()
+
+
+def _status(name: str) -> int:
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
 def search(folder: Path) -> dict[str, object]:
     estimate = sampling_memory(folder / "model", POLICY)
-    before = memory("VmRSS")
+    before = memory()
     policy = TransformersPolicy(folder / "model", policy_id="large", config=POLICY, instruction="")
     trees: list[SearchTree] = []
     search_trees(PROBLEMS, policy, NoGrader(), SEARCH, seed=0, step_delimiter=" ", on_tree=trees.append)
     write_trees_parquet([rewarded_in_turns(tree) for tree in trees], folder / "trees.parquet")
-    return {"before": before, "peak": memory("VmHWM"), "total": estimate.total, **asdict(estimate)}
+    return {"before": before, "peak": peak_memory(), "total": estimate.total, **asdict(estimate)}
 
 
 def train_once(folder: Path) -> dict[str, object]:
     estimate = training_memory(folder / "model", TRAIN, POLICY)
     trees = read_trees_parquet(folder / "trees.parquet")
     examples = build_examples(trees, [score_tree(tree, ScoreConfig()) for tree in trees], TRAIN)
-    before = memory("VmRSS")
+    before = memory()
     result = train(
         examples,
         model_dir=folder / "model",
@@ -83,7 +79,7 @@ def train_once(folder: Path) -> dict[str, object]:
         policy=POLICY,
         seed=0,
     )
-    spent = {"before": before, "peak": memory("VmHWM"), "total": estimate.total, **asdict(estimate)}
+    spent = {"before": before, "peak": peak_memory(), "total": estimate.total, **asdict(estimate)}
     return {**spent, "updates": result.num_updates, "kl": result.history[0]["kl"]}
 
 

@@ -121,4 +121,4 @@ def test_a_run_outlives_a_sigkill_of_everything_it_needs(machine: Machine, scrip
     assert sorted(runs) == ["", "/0", "/1"]
     assert {mlflow_run.info.status for mlflow_run in runs.values()} == {"FINISHED"}
     assert set(mlflow_points(machine.mlflow_uri, runs).values()) == {1}
-    assert set(run.artifacts().values()) == {1}
+    assert [name for name, count in run.artifacts().items() if count != 1] == []

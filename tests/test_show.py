@@ -6,12 +6,13 @@ from uuid import UUID
 import pytest
 from prefect import flow, task
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactCreate
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
-from prefect.context import TaskRunContext
+from prefect.context import FlowRunContext, TaskRunContext
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from server_fixtures import free_port
 
-from tasks.show import show_markdown, show_progress, show_table
+from tasks.show import drop_doubles, show_markdown, show_progress, show_table
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_api")]
 
@@ -50,6 +51,26 @@ def test_a_stage_that_runs_again_brings_its_artifacts_up_to_date() -> None:
         ("champion", "none"): "attempt 2",
         ("search-1", "search 1"): 100.0,
     }
+
+
+def test_what_was_sent_twice_is_dropped() -> None:
+    @flow
+    def doubled() -> UUID:
+        context = FlowRunContext.get()
+        assert context is not None
+        assert context.flow_run is not None
+        for data in ("first", "second"):  # as a client does whose first request was answered too late
+            with get_client(sync_client=True) as client:
+                client.create_artifact(
+                    ArtifactCreate(key="audit", description="1", data=data, flow_run_id=context.flow_run.id)
+                )
+        show_markdown("once", key="audit", description="2")
+        drop_doubles()
+        return context.flow_run.id
+
+    with get_client(sync_client=True) as client:
+        mine = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[doubled()]))
+        assert sorted(str(a.data) for a in client.read_artifacts(artifact_filter=mine)) == ["once", "second"]
 
 
 def test_a_server_that_does_not_answer_stops_nothing() -> None:

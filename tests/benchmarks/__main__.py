@@ -17,8 +17,10 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # so that this folder is `benchmarks`, as in the tests
 
+import torch  # noqa: E402
 from benchmarks.cluster import cluster_figures  # noqa: E402
 from benchmarks.flow import flow_figures  # noqa: E402
+from benchmarks.gpu import gpu_figures  # noqa: E402
 from benchmarks.grading import grading_figures, read_corpus, ungraded_figure  # noqa: E402
 from benchmarks.measuring import Figure  # noqa: E402
 from benchmarks.search_throughput import batch_variance, raw_requests, search_figures  # noqa: E402
@@ -41,12 +43,16 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and details to this file")
     parser.add_argument("--only", choices=PARTS, metavar="PART", help=f"measure one of {', '.join(PARTS)}")
     arguments = parser.parse_args()
+    parts = [name for name in PARTS if arguments.only in (None, name)]
+    if not torch.cuda.is_available() and "gpu" in parts:
+        if arguments.only:
+            parser.error("--only gpu: torch sees no CUDA device here")
+        parts.remove("gpu")
     started, config = time.perf_counter(), tiny()
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory(prefix="coppice-bench-") as home:
-        for name, part in PARTS.items():
-            if arguments.only in (None, name):
-                figures += part(config, Path(home))
+        for name in parts:
+            figures += PARTS[name](config, Path(home))
     seconds = time.perf_counter() - started
     Console().print(table(figures, seconds))
     if arguments.json is not None:
@@ -124,6 +130,7 @@ PARTS: dict[str, Callable[[PipelineConfig, Path], list[Figure]]] = {
     "grading": lambda config, _: graded_figures(config),
     "flow": flow_figures,
     "cluster": cluster_figures,
+    "gpu": gpu_figures,
 }
 
 
