@@ -32,7 +32,7 @@ if DEVICE == "cpu":
     TRAIN = TrainConfig(num_epochs=1, tokens_per_update=384, tokens_per_microbatch=384, checkpoint_every=100)
     NUM_PROBLEMS = 1
 else:
-    POLICY = PolicyConfig(max_batch=128, max_context_tokens=512, device="cuda", dtype="bfloat16")
+    POLICY = PolicyConfig(max_batch=128, max_context_tokens=256, device="cuda", dtype="bfloat16")
     SEARCH = SearchConfig(num_simulations=16, num_candidates=16, max_new_tokens=240, parallel_simulations=16)
     TRAIN = TrainConfig(num_epochs=1, checkpoint_every=100)  # a tree of 16 rollouts nearly fills a row of 4,096 tokens
     NUM_PROBLEMS = 8

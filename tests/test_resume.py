@@ -1,3 +1,5 @@
+"""The model itself, killed in search and in training; `test_kill_sweep` does so anywhere, with scripted rollouts."""
+
 from __future__ import annotations
 
 import json
@@ -22,23 +24,24 @@ pytestmark = [
 
 SETTINGS = (
     "num_iterations=1",
+    "policy.max_batch=24",  # few trees are live at once
+    "problems.num_problems=24",
     "problems.num_validation=8",
+    "search.num_simulations=8",
     "search.num_shards=1",
     "evaluation.num_problems=8",
     "train.checkpoint_every=1",
     "train.num_epochs=1",
-    "train.tokens_per_update=512",
-    "train.tokens_per_microbatch=512",
+    "train.tokens_per_update=256",
+    "train.tokens_per_microbatch=256",
 )
-SCRIPTED = ("policy.backend=scripted", "problems.num_problems=40", "policy.max_batch=8")  # few trees are live at once
-TRANSFORMERS = ("problems.num_problems=24", "search.num_simulations=8", "policy.max_batch=24")
 TIME_LIMIT_S = 240
 
 
 @contextmanager
-def coppice_run(home: Path, api: str, *settings: str) -> Iterator[ForkServerProcess]:
+def coppice_run(home: Path, api: str) -> Iterator[ForkServerProcess]:
     """`coppice run` in a process of its own, which is gone when the block ends."""
-    process = start_run(home, api, *SETTINGS, *settings)
+    process = start_run(home, api, *SETTINGS)
     try:
         yield process
     finally:
@@ -51,13 +54,13 @@ def end_well(process: ForkServerProcess, home: Path) -> None:
     assert process.exitcode == 0, output_of(home)
 
 
-def run_uninterrupted(home: Path, *settings: str) -> None:
+def run_uninterrupted(home: Path) -> None:
     """The same in this process, which saves the start of another one."""
     from flows.self_training import self_training
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COPPICE_HOME", str(home))
-        self_training(build_config("tiny", [*SETTINGS, *settings]))
+        self_training(build_config("tiny", [*SETTINGS]))
 
 
 def wait_for(process: ForkServerProcess, happened: Callable[[], bool]) -> None:
@@ -91,15 +94,15 @@ def updates(home: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("update-")) for path in folders)
 
 
-def killed_in_search(home: Path, api: str, *settings: str) -> list[bytes]:
-    with coppice_run(home, api, *settings) as process:
+def killed_in_search(home: Path, api: str) -> list[bytes]:
+    with coppice_run(home, api) as process:
         wait_for(process, lambda: len(whole_lines(home)) >= 3)
         kill(process)
     assert not list(home.glob("store/search-shard/*/manifest.json"))
     return whole_lines(home)
 
 
-def killed_in_training(home: Path, api: str, kept: list[bytes], *settings: str) -> int:
+def killed_in_training(home: Path, api: str, kept: list[bytes]) -> int:
     """Kills the resumed run once it has a few updates; the finished problems must stay as they were."""
     seen: list[bytes] = []
 
@@ -108,7 +111,7 @@ def killed_in_training(home: Path, api: str, kept: list[bytes], *settings: str) 
         seen = whole_lines(home) or seen
         return bool(updates(home)[-1:] >= [3])
 
-    with coppice_run(home, api, *settings) as process:
+    with coppice_run(home, api) as process:
         wait_for(process, trained)
         kill(process)
     assert seen[: len(kept)] == kept
@@ -129,30 +132,18 @@ def test_killed_in_search_and_in_training_it_ends_as_if_uninterrupted(
     prefect_api: str, new_home: Callable[[], Path]
 ) -> None:
     killed, whole = new_home(), new_home()
-    kept = killed_in_search(killed, prefect_api, *SCRIPTED)
-    last_update = killed_in_training(killed, prefect_api, kept, *SCRIPTED)
+    kept = killed_in_search(killed, prefect_api)
+    last_update = killed_in_training(killed, prefect_api, kept)
     before, seen = set(updates(killed)), set[int]()
 
     def trained() -> bool:
         seen.update(updates(killed))
         return bool(list(killed.glob("store/train-policy/*/manifest.json")))
 
-    with coppice_run(killed, prefect_api, *SCRIPTED) as process:
+    with coppice_run(killed, prefect_api) as process:
         wait_for(process, trained)
         end_well(process, killed)
     assert min(seen - before) > last_update
     check_kept(killed, kept)
-    run_uninterrupted(whole, *SCRIPTED)
-    assert manifests(killed) == manifests(whole)
-
-
-def test_a_resumed_search_of_the_model_itself_gives_the_same_trees(
-    prefect_api: str, new_home: Callable[[], Path]
-) -> None:
-    killed, whole = new_home(), new_home()
-    kept = killed_in_search(killed, prefect_api, *TRANSFORMERS)
-    with coppice_run(killed, prefect_api, *TRANSFORMERS) as process:
-        end_well(process, killed)
-    check_kept(killed, kept)
-    run_uninterrupted(whole, *TRANSFORMERS)
+    run_uninterrupted(whole)
     assert manifests(killed) == manifests(whole)

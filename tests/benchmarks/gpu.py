@@ -25,7 +25,7 @@ from pipeline_lib.training.memory import training_memory
 from pipeline_lib.training.result import UpdateMetrics
 from pipeline_lib.types import Problem, SearchTree
 
-POLICY = PolicyConfig(device="cuda", dtype="bfloat16", max_batch=256, max_context_tokens=512)
+POLICY = PolicyConfig(device="cuda", dtype="bfloat16", max_batch=256, max_context_tokens=256)
 SEARCH = SearchConfig(num_simulations=8, max_new_tokens=128)
 TRAIN = TrainConfig(
     num_epochs=1,
