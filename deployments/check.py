@@ -16,7 +16,7 @@ from typing import Literal
 from deployments.rehearsal import Rehearsal, closed_engines, rehearse
 from pipeline_lib.config import ConfigError, PipelineConfig, Settings
 from pipeline_lib.grading import Grade, extract_answer
-from pipeline_lib.policy.models import model_path
+from pipeline_lib.policy.models import model_folder
 from pipeline_lib.policy.protocol import Codec
 from pipeline_lib.problems.formats import format_of
 from pipeline_lib.problems.sources import ProblemPool, load_problems
@@ -124,7 +124,8 @@ def ask_prompts(config: PipelineConfig, settings: Settings, known: Known) -> str
     dataset = known.training[0].dataset
     instruction = config.policy.instruction
     instruction = format_of(dataset).instruction if instruction is None else instruction
-    known.codec = codec = TokenizerCodec(load_tokenizer(model_path(config.policy.model), config.policy), instruction)
+    model = model_folder(config.policy.model, config.policy.revision, weights=False)
+    known.codec = codec = TokenizerCodec(load_tokenizer(model, config.policy), instruction)
     some = known.training[:MAX_PROMPTS]
     lengths = [len(codec.encode_prompt(problem.question)) for problem in some]
     longest = max(lengths)
@@ -145,15 +146,12 @@ def ask_model(config: PipelineConfig, settings: Settings, known: Known) -> str:
 
     from pipeline_lib.training.memory import training_memory
 
-    model = model_path(config.policy.model)
+    model = model_folder(config.policy.model, config.policy.revision, weights=False)
     try:
-        revision = None if isinstance(model, Path) else config.policy.revision
-        layout = AutoConfig.from_pretrained(model, revision=revision).get_text_config()
+        layout = AutoConfig.from_pretrained(model).get_text_config()
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise ConfigError(
-            f"policy.model={config.policy.model}: {reason} Name a folder, or go online to fetch it once"
-        ) from None
+        raise ConfigError(f"policy.model={config.policy.model}: cannot read its configuration: {reason}") from None
     longest = getattr(layout, "max_position_embeddings", None)
     if longest is not None and longest < config.policy.max_context_tokens:
         raise ConfigError(
@@ -169,7 +167,7 @@ def ask_memory(config: PipelineConfig, settings: Settings, known: Known) -> str:
     from pipeline_lib.policy.memory import free_memory, sampling_memory
     from pipeline_lib.training.memory import training_memory
 
-    model = model_path(config.policy.model)
+    model = model_folder(config.policy.model, config.policy.revision, weights=False)
     training = training_memory(model, config.train, config.policy)
     parts = {"training": training.total}
     if config.policy.backend == "transformers":

@@ -15,7 +15,7 @@ from pathlib import Path
 from pipeline_lib.audit import audit_scores
 from pipeline_lib.config import ConfigError, EvaluationConfig, PipelineConfig
 from pipeline_lib.evaluation import evaluate
-from pipeline_lib.policy.models import model_path
+from pipeline_lib.policy.models import model_folder
 from pipeline_lib.policy.protocol import Policy, SampleRequest, SamplingParams
 from pipeline_lib.problems.formats import format_of
 from pipeline_lib.score import score_tree
@@ -164,9 +164,10 @@ def _train(config: PipelineConfig, tree: SearchTree, folder: Path) -> tuple[floa
     engines.lend_memory()
     started = time.perf_counter()
     times = [started]
+    model_dir = model_folder(config.policy.model, config.policy.revision)
     result = train(
         build_examples([tree], scores, config.train),
-        model_dir=model_path(config.policy.model),
+        model_dir=model_dir,
         previous_adapter=None,
         output_dir=folder / "policy",
         checkpoint_dir=folder / "checkpoint",
@@ -176,7 +177,7 @@ def _train(config: PipelineConfig, tree: SearchTree, folder: Path) -> tuple[floa
         on_update=lambda _: times.append(time.perf_counter()),
     )
     if config.train.full_finetuning:
-        load_tokenizer(model_path(config.policy.model), config.policy).save_pretrained(folder / "policy")
+        load_tokenizer(model_dir, config.policy).save_pretrained(folder / "policy")
     half = len(result.history) // 2
     tokens = sum(update["num_tokens"] for update in result.history[half:])
     return tokens, times[-1] - times[half]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline_lib.config import ConfigError, PipelineConfig, Settings
-from pipeline_lib.policy.models import fingerprint, model_path
+from pipeline_lib.policy.models import fingerprint, model_folder, model_path
 from pipeline_lib.policy.protocol import Policy, Reloadable
 from pipeline_lib.problems.formats import format_of
 from pipeline_lib.types import PolicyRef, Problem, Ref
@@ -70,7 +70,7 @@ class _Engines:
 
     def open(self, config: PipelineConfig, policy: PolicyRef) -> Policy:
         """The engine with `policy` loaded; one that can change its weights is kept from policy to policy."""
-        weights = _weights(policy)
+        weights = _weights(policy, needed=config.policy.backend != "server")
         is_kept = config.policy.backend in ("vllm", "server")
         key = (config.policy.model_dump_json(), "" if is_kept else policy.policy_id)
         # What is in flight was left there by a task that failed.
@@ -99,13 +99,18 @@ class _Engines:
 engines = _Engines()
 
 
-def _weights(policy: PolicyRef) -> Weights:
-    """What is behind a reference: a base with or without an adapter, or full weights of their own."""
+def _weights(policy: PolicyRef, *, needed: bool) -> Weights:
+    """What is behind a reference: a base with or without an adapter, or full weights of their own.
+
+    Args:
+        policy: the reference.
+        needed: False where the engine has the base's weights elsewhere.
+    """
     from pipeline_lib.policy.adapters import CONFIG_FILE, Weights
 
     folder = policy_folder(policy)
     if folder is None or (folder / CONFIG_FILE).is_file():
-        return Weights(model_path(policy.base_model), folder)
+        return Weights(model_folder(policy.base_model, policy.revision, weights=needed), folder)
     return Weights(folder)
 
 
@@ -186,7 +191,8 @@ def _scripted(config: PipelineConfig, policy: PolicyRef, problems: list[Problem]
     from pipeline_lib.policy.scripted import ScriptedPolicy
     from pipeline_lib.problems.tiny import worked_script
 
-    codec = TokenizerCodec(load_tokenizer(model_path(policy.base_model), config.policy), instruction)
+    base = model_folder(policy.base_model, policy.revision, weights=False)
+    codec = TokenizerCodec(load_tokenizer(base, config.policy), instruction)
     script = worked_script(problems, lambda question: codec.decode(codec.encode_prompt(question)))
     return ScriptedPolicy(
         script,

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from pipeline_lib.config import PipelineConfig
-from pipeline_lib.policy.models import model_path
+from pipeline_lib.policy.models import model_folder
 from pipeline_lib.seeding import derive_seed
 from pipeline_lib.store import Entry, read_json, write_json
 from pipeline_lib.training.examples import build_examples, count_examples
@@ -47,10 +47,11 @@ def train_policy(
     engines.lend_memory()
     searched = load_trees(trees)
     examples = build_examples(searched, load_scores(scores), config.train)
+    model_dir = model_folder(policy.base_model, policy.revision)
     progress = Progress(f"train {iteration}", config.train.num_epochs)
     result = train(
         examples,
-        model_dir=model_path(policy.base_model),
+        model_dir=model_dir,
         previous_adapter=policy_folder(policy),
         output_dir=entry.path / "policy",
         checkpoint_dir=entry.path / ".partial" / "checkpoint",
@@ -61,7 +62,7 @@ def train_policy(
     )
     progress.reach(config.train.num_epochs)
     if config.train.full_finetuning:
-        load_tokenizer(model_path(policy.base_model), config.policy).save_pretrained(entry.path / "policy")
+        load_tokenizer(model_dir, config.policy).save_pretrained(entry.path / "policy")
     write_json(entry.path / HISTORY, list(result.history))
     metrics = {**result.metrics(), **count_examples(searched, examples)}
     metrics = {name.removeprefix("train/"): value for name, value in metrics.items()}

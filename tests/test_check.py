@@ -61,7 +61,7 @@ def test_the_tiny_preset_passes_and_its_cost_is_told(home: Path) -> None:
         ("policy.max_context_tokens=140", "prompts", "raise it to"),
         ("policy.max_context_tokens=100000", "model", "the model was made for 2048 tokens"),
         ("policy.max_batch=1000000", "memory", "lower policy.max_batch or policy.max_context_tokens"),
-        ("policy.model=owner/name", "model", "go online"),
+        ("policy.model=owner/name", "model", "hf download owner/name"),
     ],
 )
 def test_what_would_stop_a_run_is_named(

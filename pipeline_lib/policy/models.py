@@ -1,15 +1,26 @@
-"""Where a model's name leads, and what identifies its weights."""
+"""Where a model's name leads, and what identifies its weights.
+
+One idea: a hub model that was fetched once is a folder like any other. The hub is asked for what is not in its cache
+here, and for nothing else, so a run whose model is there needs no network.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+
+from huggingface_hub import snapshot_download
 
 from pipeline_lib.config import ConfigError
 
 TINY_BASE = Path(__file__).parent / "tiny_base"
 WEIGHT_SUFFIXES = (".safetensors", ".json", ".jinja")
+LAYOUT_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]  # configuration and tokenizer
+WEIGHT_FILES = ["*.safetensors"]
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def model_path(name: str) -> Path | str:
@@ -28,6 +39,47 @@ def model_path(name: str) -> Path | str:
     if name.startswith((".", "/", "~")):
         raise ConfigError(f"policy.model={name}: no such folder; name a model folder or a hub model")
     return name
+
+
+def model_folder(name: str, revision: str | None = None, *, weights: bool = True) -> Path:
+    """The folder with a model's files; of a hub model its snapshot in the hub's cache, fetched when it is not there.
+
+    Args:
+        name: see `model_path`.
+        revision: of a hub model; None is its main branch as it was when it was fetched.
+        weights: False leaves them out: what only reads the layout or the tokenizer need not wait for them.
+
+    Raises:
+        ConfigError: a path without a model, or a hub model that is neither here nor to be had.
+    """
+    path = model_path(name)
+    if isinstance(path, Path):
+        return path
+    files = [*LAYOUT_FILES, *(WEIGHT_FILES if weights else ())]
+    with suppress(OSError, ValueError):  # not there, or no name that the hub allows
+        cached = Path(snapshot_download(name, revision=revision, allow_patterns=files, local_files_only=True))
+        if (cached / "config.json").is_file() and (not weights or _has_weights(cached)):
+            return cached
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=files))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+        raise ConfigError(
+            f"policy.model={name}: neither a folder nor in the hub's cache here, and the hub does not give it "
+            f"({reason}); fetch it where there is a network (`hf download {name}`), or name a model folder"
+        ) from None
+    if weights and not _has_weights(folder):
+        raise ConfigError(f"policy.model={name}: its repository holds no weights as safetensors; choose one that does")
+    return folder
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether all of the weights are there: a fetch may have been interrupted."""
+    index = folder / WEIGHTS_INDEX
+    if not index.is_file():
+        return (folder / WEIGHTS).is_file()
+    parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    return all((folder / part).is_file() for part in parts)
 
 
 @lru_cache(maxsize=64)

@@ -25,7 +25,7 @@ from pipeline_lib.config import ConfigError, PolicyConfig
 from pipeline_lib.policy.adapters import Weights
 from pipeline_lib.policy.codec import TokenizerCodec
 from pipeline_lib.policy.loading import load_tokenizer
-from pipeline_lib.policy.models import model_path
+from pipeline_lib.policy.models import model_folder
 from pipeline_lib.policy.protocol import EngineStats, FinishReason, SampleRequest, SampleResult
 from pipeline_lib.policy.server_endpoint import Completion, Target
 from pipeline_lib.policy.server_pool import EndpointPool, Outcome
@@ -89,7 +89,7 @@ class ServerPolicy:
 
     def load(self, model_dir: Path | str, *, adapter_dir: Path | None, policy_id: str) -> None:
         self._refuse_in_flight()
-        if model_dir != model_path(self._config.model):
+        if model_dir != model_folder(self._config.model, self._config.revision, weights=False):
             raise ConfigError(
                 f"policy.backend=server cannot give a server the full weights in {model_dir}: its API takes adapters; "
                 "use policy.backend=vllm, or serve that folder and name it as policy.model"

@@ -1,0 +1,126 @@
+"""Models from the hub: a server that answers as it does stands on loopback, and goes away."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from server_fixtures import free_port
+
+from pipeline_lib.config import ConfigError
+from pipeline_lib.policy.models import TINY_BASE, model_folder
+
+MODEL, COMMIT = "coppice/tiny", "0" * 39 + "1"
+WEIGHTS = "model.safetensors"
+
+
+class Hub:
+    """One model, the embedded base; what was asked for is counted."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.files = {path.name: path.read_bytes() for path in TINY_BASE.iterdir() if path.is_file()}
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_HEAD(self) -> None:
+                self.answer()
+
+            def do_GET(self) -> None:
+                self.answer()
+
+            def answer(self) -> None:
+                hub.asked.append(self.path)
+                body, headers = hub.find(self.path.partition("?")[0])
+                self.send_response(200 if body is not None else 404)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(body or b"")))
+                self.end_headers()
+                if self.command == "GET":
+                    self.wfile.write(body or b"")
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def find(self, path: str) -> tuple[bytes | None, dict[str, str]]:
+        name = path.rpartition("/")[2]
+        if path.startswith(f"/api/models/{MODEL}/tree"):
+            files = self.files.items()
+            entries = [{"type": "file", "path": file, "size": len(body), "oid": file} for file, body in files]
+            return json.dumps(entries).encode(), {}
+        if path.startswith(f"/api/models/{MODEL}"):
+            siblings = [{"rfilename": file} for file in self.files]
+            return json.dumps({"id": MODEL, "sha": COMMIT, "siblings": siblings}).encode(), {}
+        if path.startswith(f"/{MODEL}/resolve/") and name in self.files:
+            return self.files[name], {"X-Repo-Commit": COMMIT, "ETag": f'"{len(self.files[name])}-{name}"'}
+        return None, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    hub = Hub()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    files = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", files)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    yield hub
+    hub.close()
+
+
+def read(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_model_is_fetched_once_and_then_needs_no_network(hub: Hub) -> None:
+    layout = model_folder(MODEL, weights=False)
+    assert WEIGHTS not in read(layout)
+    folder = model_folder(MODEL)
+    assert read(folder)[WEIGHTS] == (TINY_BASE / WEIGHTS).read_bytes()
+    assert read(folder)["tokenizer.json"] == (TINY_BASE / "tokenizer.json").read_bytes()
+    hub.asked.clear()
+    assert model_folder(MODEL) == model_folder(MODEL, weights=False) == folder
+    assert hub.asked == []
+    hub.close()
+    assert model_folder(MODEL) == folder
+
+
+def test_a_fetch_that_was_interrupted_is_finished(hub: Hub) -> None:
+    index = {"weight_map": {"a": WEIGHTS, "b": "more.safetensors"}}
+    hub.files |= {"model.safetensors.index.json": json.dumps(index).encode(), "more.safetensors": b"b"}
+    folder = model_folder(MODEL)
+    (folder / "more.safetensors").unlink()
+    assert read(model_folder(MODEL))["more.safetensors"] == b"b"
+
+
+def test_weights_in_another_format_are_refused(hub: Hub) -> None:
+    hub.files["pytorch_model.bin"] = hub.files.pop(WEIGHTS)
+    with pytest.raises(ConfigError, match=r"policy\.model=coppice/tiny: its repository holds no weights as safetensors"):
+        model_folder(MODEL)
+
+
+@pytest.mark.parametrize("reason", ["no such model", "no hub"])
+def test_what_cannot_be_had_is_said_in_one_line_at_once(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    if reason == "no hub":
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{free_port()}")
+    started = time.monotonic()
+    with pytest.raises(ConfigError, match=r"^policy\.model=coppice/none: .*`hf download coppice/none`.*$") as error:
+        model_folder("coppice/none")
+    assert "\n" not in str(error.value)
+    assert time.monotonic() - started < 10
