@@ -1,4 +1,4 @@
-"""Models from the hub: a server that answers as it does stands on loopback, and goes away."""
+"""Models and datasets from the hub: a server that answers as it does stands on loopback, and goes away."""
 
 from __future__ import annotations
 
@@ -14,17 +14,21 @@ from server_fixtures import free_port
 
 from pipeline_lib.config import ConfigError
 from pipeline_lib.policy.models import TINY_BASE, model_folder
+from pipeline_lib.problems.sources import ProblemsError, load_problems
 
-MODEL, COMMIT = "coppice/tiny", "0" * 39 + "1"
+MODEL, DATASET, COMMIT = "coppice/tiny", "coppice/sums", "0" * 39 + "1"
 WEIGHTS = "model.safetensors"
+ROWS = ({"question": "1+1?", "answer": "So 1+1=2.\n#### 2"}, {"question": "1+2?", "answer": "#### 3"})
 
 
 class Hub:
-    """One model, the embedded base; what was asked for is counted."""
+    """One model, the embedded base, and one dataset of two rows; what was asked for is remembered."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.files = {path.name: path.read_bytes() for path in TINY_BASE.iterdir() if path.is_file()}
+        rows = "".join(json.dumps(row) + "\n" for row in ROWS)
+        self.repositories = {f"models/{MODEL}": self.files, f"datasets/{DATASET}": {"train.jsonl": rows.encode()}}
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -53,16 +57,21 @@ class Hub:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def find(self, path: str) -> tuple[bytes | None, dict[str, str]]:
-        name = path.rpartition("/")[2]
-        if path.startswith(f"/api/models/{MODEL}/tree"):
-            files = self.files.items()
-            entries = [{"type": "file", "path": file, "size": len(body), "oid": file} for file, body in files]
-            return json.dumps(entries).encode(), {}
-        if path.startswith(f"/api/models/{MODEL}"):
-            siblings = [{"rfilename": file} for file in self.files]
-            return json.dumps({"id": MODEL, "sha": COMMIT, "siblings": siblings}).encode(), {}
-        if path.startswith(f"/{MODEL}/resolve/") and name in self.files:
-            return self.files[name], {"X-Repo-Commit": COMMIT, "ETag": f'"{len(self.files[name])}-{name}"'}
+        for repository, files in self.repositories.items():
+            if path.startswith(f"/api/{repository}/tree"):
+                entries = [
+                    {"type": "file", "path": name, "size": len(body), "oid": name} for name, body in files.items()
+                ]
+                return json.dumps(entries).encode(), {}
+            if path.startswith(f"/api/{repository}"):
+                siblings = [{"rfilename": name} for name in files]
+                name = repository.partition("/")[2]
+                return json.dumps({"id": name, "sha": COMMIT, "siblings": siblings}).encode(), {}
+            if path.startswith(f"/{repository.removeprefix('models/')}/resolve/"):
+                name = path.rpartition("/")[2]
+                if name not in files:
+                    return None, {"X-Error-Code": "EntryNotFound"}
+                return files[name], {"X-Repo-Commit": COMMIT, "ETag": f'"{len(files[name])}-{name}"'}
         return None, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}
 
     def close(self) -> None:
@@ -74,10 +83,12 @@ class Hub:
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     hub = Hub()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    for module in ("huggingface_hub.constants.ENDPOINT", "datasets.config.HF_ENDPOINT"):
+        monkeypatch.setattr(module, hub.url)
     files = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", files)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
     yield hub
     hub.close()
 
@@ -107,19 +118,31 @@ def test_a_fetch_that_was_interrupted_is_finished(hub: Hub) -> None:
     assert read(model_folder(MODEL))["more.safetensors"] == b"b"
 
 
+def test_a_dataset_is_read_from_the_cache_when_the_hub_is_away(hub: Hub) -> None:
+    def answers() -> list[str]:
+        pool = load_problems("gsm8k", "train", path=f"hub:{DATASET}")
+        return [problem.answer for problem in pool]
+
+    assert answers() == ["2", "3"]
+    hub.close()
+    started = time.monotonic()
+    assert answers() == ["2", "3"]
+    assert time.monotonic() - started < 10
+
+
 def test_weights_in_another_format_are_refused(hub: Hub) -> None:
     hub.files["pytorch_model.bin"] = hub.files.pop(WEIGHTS)
-    with pytest.raises(ConfigError, match=r"policy\.model=coppice/tiny: its repository holds no weights as safetensors"):
+    with pytest.raises(ConfigError, match=r"policy\.model=coppice/tiny: .* no weights as safetensors"):
         model_folder(MODEL)
 
 
 @pytest.mark.parametrize("reason", ["no such model", "no hub"])
-def test_what_cannot_be_had_is_said_in_one_line_at_once(
-    hub: Hub, monkeypatch: pytest.MonkeyPatch, reason: str
-) -> None:
+def test_what_cannot_be_had_is_said_in_one_line_at_once(hub: Hub, monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
     if reason == "no hub":
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{free_port()}")
     started = time.monotonic()
+    with pytest.raises(ProblemsError, match=r"^cannot load coppice/none \(train\) from the hub: .*$"):
+        load_problems("gsm8k", "train", path="hub:coppice/none")
     with pytest.raises(ConfigError, match=r"^policy\.model=coppice/none: .*`hf download coppice/none`.*$") as error:
         model_folder("coppice/none")
     assert "\n" not in str(error.value)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -27,6 +28,7 @@ from pipeline_lib.types import Problem
 HUB = {("gsm8k", "train"): "openai/gsm8k:main", ("gsm8k", "test"): "openai/gsm8k:main"}
 HUB[("math", "test")] = "HuggingFaceH4/MATH-500"
 MAX_GOLD_CHARS = 1000
+HUB_PATIENCE_S = 10.0
 
 Parsed = tuple[str, str, dict[str, str]] | BadRow
 ExtractGold = Callable[[str], str | None]
@@ -156,7 +158,8 @@ def _read_hub(name: str, split: str) -> Iterator[Row]:
     import datasets
 
     try:
-        rows: Any = datasets.load_dataset(repository, config or None, split=split)
+        with _cache_alone_unless_reached(repository):
+            rows: Any = datasets.load_dataset(repository, config or None, split=split)
     except Exception as error:
         # The hub client has no common base class for "no network", "no such dataset" and "no access".
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
@@ -164,6 +167,26 @@ def _read_hub(name: str, split: str) -> Iterator[Row]:
         raise ProblemsError(f"cannot load {repository} ({split}) from the hub: {reason}; {advice}") from None
     for number, values in enumerate(rows, start=1):
         yield Row(f"{repository} ({split})", number, values)
+
+
+@contextmanager
+def _cache_alone_unless_reached(repository: str) -> Iterator[None]:
+    """One question to the hub; without an answer, what is in the cache has to do: else `datasets` asks for 23 s."""
+    import datasets
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    before = datasets.config.HF_HUB_OFFLINE
+    try:
+        HfApi().dataset_info(repository, timeout=HUB_PATIENCE_S)
+    except HfHubHTTPError:  # it has answered; why not with the dataset, the next question will tell
+        pass
+    except Exception:  # of the HTTP client, which is the hub client's own choice
+        datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
 
 
 def _question_and_answer(row: Row) -> tuple[str, str] | BadRow:
