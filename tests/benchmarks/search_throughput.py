@@ -12,11 +12,11 @@ only. Tokens are counted by the engine, end-of-sequence tokens included, on all 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
-from benchmarks.measuring import Figure, clock_for, in_turns, speedup
+from benchmarks.measuring import Cost, Figure, clock_for, in_turns, speedup
 
 from pipeline_lib.config import SearchConfig
 from pipeline_lib.grading import GradingPool
@@ -64,21 +64,9 @@ def search_figures(
     }
     sample_all(policy, raw_requests(policy, few, config, seed=rounds))  # first calls pay for allocations
     costs = in_turns({name: partial(_tokens, policy, work) for name, work in works.items()}, rounds=rounds)
-    clock = clock_for(costs["raw"])
-    compare = partial(speedup, clock=clock)
+    compare = partial(speedup, clock=clock_for(costs["raw"]))
+    raw = _over_raw("search.throughput_vs_raw", costs, stats, problems, target=0.9)
     total = total_stats(stats)
-    # The same rollouts cost the search fewer tokens: it starts where others have been.
-    tokens_saved = 1 - sum(c.amount for c in costs["search"]) / sum(c.amount for c in costs["raw"])
-    shares = {
-        "tokens_saved_by_prefixes": round(tokens_saved, 4),
-        "engine_idle_share": round(total.engine_idle_share, 4),
-        "problems": len(problems),
-        "rollouts": total.num_rollouts // rounds,
-    }
-    raw = compare(
-        "search.throughput_vs_raw", costs["search"], costs["raw"], target=0.9, labels=("search_tokens", "raw_tokens")
-    )
-    raw.details.update(shares)
     names = ("search_tokens", "sequential_tokens"), ("search_tokens", "lockstep_tokens")
     return [
         raw,
@@ -86,6 +74,43 @@ def search_figures(
         compare("search.speedup_vs_lockstep", costs["search"], costs["lockstep"], target=1.1, labels=names[1]),
         Figure("search.tokens_kept_share", total.tokens_kept_share, 0.98, details={"tokens": total.tokens_generated}),
     ], trees
+
+
+def throughput_figure(
+    name: str, policy: Policy, problems: Sequence[Problem], config: SearchConfig, *, target: float, rounds: int = 3
+) -> Figure:
+    """The search over as many independent rollouts, alone; see `search_figures`."""
+    stats: list[SearchStats] = []
+    works: dict[str, Callable[[int], None]] = {
+        "raw": lambda turn: _raw(policy, problems, config, turn),
+        "search": lambda turn: stats.append(_search(policy, problems, config, turn, [])),
+    }
+    sample_all(policy, raw_requests(policy, problems[:2], config, seed=rounds))  # first calls pay for allocations
+    costs = in_turns({side: partial(_tokens, policy, work) for side, work in works.items()}, rounds=rounds)
+    return _over_raw(name, costs, stats, problems, target=target)
+
+
+def _over_raw(
+    name: str,
+    costs: Mapping[str, Sequence[Cost]],
+    stats: Sequence[SearchStats],
+    problems: Sequence[Problem],
+    *,
+    target: float,
+) -> Figure:
+    """Tokens per second of the side `search` over those of `raw`."""
+    labels = ("search_tokens", "raw_tokens")
+    figure = speedup(name, costs["search"], costs["raw"], clock=clock_for(costs["raw"]), target=target, labels=labels)
+    total = total_stats(stats)
+    # The same rollouts cost the search fewer tokens: it starts where others have been.
+    tokens_saved = 1 - sum(c.amount for c in costs["search"]) / sum(c.amount for c in costs["raw"])
+    figure.details.update(
+        tokens_saved_by_prefixes=round(tokens_saved, 4),
+        engine_idle_share=round(total.engine_idle_share, 4),
+        problems=len(problems),
+        rollouts=total.num_rollouts // len(stats),
+    )
+    return figure
 
 
 def raw_requests(
