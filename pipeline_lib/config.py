@@ -170,6 +170,14 @@ class TrainConfig(Group):
     checkpoint_every: int = Field(
         20, ge=1, description="Updates between checkpoints; a killed run resumes from the last."
     )
+    num_processes: int = Field(
+        1, ge=1, description="Processes that train together, one per GPU; 1 trains in the stage's own process."
+    )
+    shard_weights: bool = Field(
+        False,
+        description="Spread the weights over the processes (FSDP2), for models that do not fit one GPU; False: each "
+        "process holds all of them.",
+    )
 
 
 class EvaluationConfig(Group):

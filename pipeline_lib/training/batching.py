@@ -1,8 +1,8 @@
-"""Packed trees into rows, rows into forward passes, forward passes into optimizer updates.
+"""Packed trees into rows, rows into forward passes, forward passes into optimizer updates, dealt out to processes.
 
 One idea: cut evenly at every level. An epoch is cut into updates of nearly equal size, so that none is
-a noisy remainder; an update into forward passes of trees of like length; and of all ways to lay
-these in rows the cheapest with little padding is taken.
+a noisy remainder; an update into forward passes of trees of like length, as many for each process; and of all
+ways to lay these in rows the cheapest with little padding is taken. Updates are the same for any number of processes.
 
 The linear layers cost rows times length, attention rows times length squared: they break even at a row length
 of about six times the hidden size (24 H^2 against 4 T H operations per token and layer; measured
@@ -70,6 +70,7 @@ def plan_updates(
     tokens_per_update: int,
     tokens_per_microbatch: int,
     break_even_tokens: int,
+    num_processes: int = 1,
 ) -> list[list[PackedBatch]]:
     """One epoch: the updates, each a list of forward passes whose gradients add up.
 
@@ -79,19 +80,43 @@ def plan_updates(
         tokens_per_update: upper bound of an update's tokens, padding not counted.
         tokens_per_microbatch: likewise of a forward pass.
         break_even_tokens: row length at which attention costs as much as everything else.
+        num_processes: forward passes of an update are a multiple of it, where there are trees enough.
     """
     updates = []
     for members in split_evenly([trees[index] for index in order], tokens_per_update):
         by_length = sorted(members, key=lambda tree: -tree.num_tokens)  # like with like; gradients add up anyway
-        parts = split_evenly(by_length, tokens_per_microbatch)
+        parts = split_evenly(by_length, tokens_per_microbatch, multiple=num_processes)
         updates.append([pack_rows(part, break_even_tokens=break_even_tokens) for part in parts])
     return updates
 
 
-def split_evenly(trees: Sequence[PackedTree], max_tokens: int) -> list[list[PackedTree]]:
+def deal(batches: Sequence[PackedBatch], num_processes: int) -> list[list[PackedBatch]]:
+    """The forward passes of each process: none has more than their mean, rounded up, and tokens are near even.
+
+    Largest first, each to the process with the fewest tokens among those that have room.
+
+    Example: passes of 9, 8, 3 and 2 tokens for 2 processes give (9, 2) and (8, 3).
+    """
+    room = -(-len(batches) // num_processes)
+    shares: list[list[int]] = [[] for _ in range(num_processes)]
+    for index in sorted(range(len(batches)), key=lambda index: -batches[index].num_tokens):
+        free = [share for share in shares if len(share) < room]
+        min(free, key=lambda share: sum(batches[other].num_tokens for other in share)).append(index)
+    return [[batches[index] for index in sorted(share)] for share in shares]
+
+
+def idle_batch() -> PackedBatch:
+    """The smallest forward pass there is, for a process that has none while the others have."""
+    row = np.zeros((1, ROW_MULTIPLE), dtype=np.int64)
+    one = np.zeros(1, dtype=np.int64)
+    ends = np.arange(1, ROW_MULTIPLE + 1)[None]
+    return PackedBatch(row, row, ends, one, one, weights=np.zeros(1), segments=one, num_pairs=1, num_unique_tokens=0)
+
+
+def split_evenly(trees: Sequence[PackedTree], max_tokens: int, *, multiple: int = 1) -> list[list[PackedTree]]:
     """`trees` in order, in the fewest groups of nearly equal size that hold at most `max_tokens` each.
 
-    A tree larger than `max_tokens` gets a group of its own.
+    A tree larger than `max_tokens` gets a group of its own. The number of groups tried is a multiple of `multiple`.
 
     Example: sizes 4, 4, 4, 4, 4 with at most 12 give groups of 3 and 2, not of 3, 1 and 1.
     """
@@ -100,7 +125,8 @@ def split_evenly(trees: Sequence[PackedTree], max_tokens: int) -> list[list[Pack
         return []
     middles = np.cumsum(lengths) - lengths / 2
     total = int(lengths.sum())
-    for num_groups in range(-(-total // max_tokens), len(trees)):
+    fewest = -(-total // (max_tokens * multiple)) * multiple
+    for num_groups in range(fewest, len(trees), multiple):
         group_of = (middles * num_groups / total).astype(np.int64)
         sizes = np.bincount(group_of, weights=lengths)
         members = np.bincount(group_of)

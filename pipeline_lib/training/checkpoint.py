@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pipeline_lib.training.result import UpdateMetrics
+from pipeline_lib.training.sharding import part_like, whole_tensors
 
 TENSORS = "state.safetensors"
 COUNTERS = "state.json"
@@ -31,8 +32,12 @@ def save_checkpoint(
     fingerprint: str,
     parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
+    *,
+    write: bool = True,
 ) -> None:
     """Writes ``folder/update-000020`` in one move and removes the older ones.
+
+    Where weights are spread over processes each of them must call this; the file is the same as that of one process.
 
     Args:
         folder: of one run alone.
@@ -40,16 +45,20 @@ def save_checkpoint(
         fingerprint: of everything that determines the run.
         parameters: what is trained, by name.
         optimizer: AdamW over `parameters`, in their order.
+        write: False in processes that only contribute their part of the weights.
     """
+    tensors: dict[str, torch.Tensor] = {f"weight/{name}": parameter for name, parameter in parameters.items()}
+    for name, parameter in parameters.items():
+        for moment in MOMENTS:
+            tensors[f"{moment}/{name}"] = optimizer.state[parameter][moment]
+    tensors = whole_tensors(tensors, keep=write)
+    if not write:
+        return
     final = folder / f"update-{len(history):06d}"
     draft = folder / f".{final.name}"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    tensors = {f"weight/{name}": parameter.detach() for name, parameter in parameters.items()}
-    for name, parameter in parameters.items():
-        for moment in MOMENTS:
-            tensors[f"{moment}/{name}"] = optimizer.state[parameter][moment]
-    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, draft / TENSORS)
+    save_file(tensors, draft / TENSORS)
     counters = json.dumps({"fingerprint": fingerprint, "history": list(history)})
     (draft / COUNTERS).write_text(counters, encoding="utf-8")
     for path in draft.iterdir():
@@ -78,7 +87,7 @@ def load_checkpoint(
     tensors = load_file(newest / TENSORS)
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(tensors[f"weight/{name}"])
+            parameter.copy_(part_like(tensors[f"weight/{name}"], parameter))
     optimizer.load_state_dict(_optimizer_state(optimizer, parameters, tensors, len(history)))
     return history
 
@@ -91,8 +100,11 @@ def _optimizer_state(
 ) -> dict[str, Any]:
     state = optimizer.state_dict()
     state["state"] = {
-        index: {"step": torch.tensor(float(num_updates)), **{moment: tensors[f"{moment}/{name}"] for moment in MOMENTS}}
-        for index, name in enumerate(parameters)
+        index: {
+            "step": torch.tensor(float(num_updates)),
+            **{moment: part_like(tensors[f"{moment}/{name}"], parameter) for moment in MOMENTS},
+        }
+        for index, (name, parameter) in enumerate(parameters.items())
     }
     return state
 

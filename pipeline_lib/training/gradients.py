@@ -1,4 +1,4 @@
-"""Forward and backward of one optimizer update, whatever the objective."""
+"""Forward and backward of one optimizer update, whatever the objective and however many processes share it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from pipeline_lib.config import TrainConfig
-from pipeline_lib.training.batching import PackedBatch
+from pipeline_lib.training.batching import PackedBatch, idle_batch
 from pipeline_lib.training.log_probs import TokenTerms, token_terms
 from pipeline_lib.training.model import TrainedPolicy
 from pipeline_lib.training.objectives import relative_correctness_loss, rft_loss, step_dpo_loss
 from pipeline_lib.training.result import UpdateMetrics
+from pipeline_lib.training.team import ALONE, Team
 
 
 def objective_needs_reference(config: TrainConfig) -> bool:
@@ -20,8 +21,16 @@ def objective_needs_reference(config: TrainConfig) -> bool:
     return config.kl_beta > 0 or config.objective == "step-dpo"
 
 
-def add_gradients(trained: TrainedPolicy, batches: Sequence[PackedBatch], config: TrainConfig) -> UpdateMetrics:
+def add_gradients(
+    trained: TrainedPolicy, batches: Sequence[PackedBatch], config: TrainConfig, team: Team = ALONE
+) -> UpdateMetrics:
     """Adds the gradient of one update's loss to the trainable parameters, one forward pass after the other.
+
+    Args:
+        trained: what the gradients are added to; without gradients, where a team adds them up.
+        batches: the update's forward passes, those of all processes.
+        config: objective and its numbers.
+        team: deals out the batches; every process ends with the same gradients and metrics.
 
     Returns:
         ``loss``; ``nll``, the unweighted mean negative log-likelihood of scored tokens; ``kl`` where there
@@ -31,7 +40,8 @@ def add_gradients(trained: TrainedPolicy, batches: Sequence[PackedBatch], config
     num_pairs = sum(batch.num_pairs for batch in batches)
     loss_sum = nll_sum = kl_sum = 0.0
     has_reference = objective_needs_reference(config)
-    for batch in batches:
+    mine, num_idle = team.share(batches)
+    for batch in mine:
         terms = batch_terms(trained, batch, with_reference=has_reference)
         loss = _loss(terms, batch, config, num_scored_tokens, num_pairs)
         loss.backward()
@@ -39,6 +49,10 @@ def add_gradients(trained: TrainedPolicy, batches: Sequence[PackedBatch], config
         nll_sum -= float(terms.log_probs.detach().sum())
         if terms.kls is not None:
             kl_sum += float(terms.kls.detach().sum())
+    for _ in range(num_idle):
+        (0 * batch_terms(trained, idle_batch(), with_reference=has_reference).log_probs.sum()).backward()
+    team.add_up_gradients(trained.trainable().values())
+    loss_sum, nll_sum, kl_sum = team.add_up((loss_sum, nll_sum, kl_sum))
     metrics = {
         "loss": loss_sum,
         "nll": nll_sum / num_scored_tokens,
@@ -51,6 +65,15 @@ def add_gradients(trained: TrainedPolicy, batches: Sequence[PackedBatch], config
 
 def batch_terms(trained: TrainedPolicy, batch: PackedBatch, *, with_reference: bool) -> TokenTerms:
     """Log-probabilities, and KL where there is a reference, of the batch's scored tokens."""
+
+    def run() -> tuple[Tensor, Tensor | None, Tensor | None]:
+        terms = _batch_terms(trained, batch, with_reference=with_reference)
+        return terms.log_probs, terms.reference_log_probs, terms.kls
+
+    return TokenTerms(*trained.with_weights(run))
+
+
+def _batch_terms(trained: TrainedPolicy, batch: PackedBatch, *, with_reference: bool) -> TokenTerms:
     mask = trained.attention_mask(batch)
     targets = torch.from_numpy(batch.targets).to(trained.device)
     # The reference goes first: PEFT freezes the trained adapter while another is active.

@@ -1,4 +1,4 @@
-"""One training loop for every objective: pack, plan, update, checkpoint, stop on the KL alarm.
+"""Training for every objective: packs the examples and takes the updates, in this process or in several.
 
 The learning rate rises linearly over ``warmup_updates`` and stays there: a run with more epochs is then a
 continuation of one with fewer, and iterations compare (our choice).
@@ -12,26 +12,18 @@ Departures from arXiv 2501.01478, where it is silent:
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from transformers import AutoTokenizer
 
 from pipeline_lib.config import PolicyConfig, TrainConfig
-from pipeline_lib.seeding import derive_generator
-from pipeline_lib.training.batching import PackedBatch, plan_updates
-from pipeline_lib.training.checkpoint import load_checkpoint, save_checkpoint
-from pipeline_lib.training.gradients import add_gradients
-from pipeline_lib.training.loading import give_back_freed_memory, load_policy, resolve_device
-from pipeline_lib.training.model import TrainedPolicy
+from pipeline_lib.training.job import Job
 from pipeline_lib.training.packing import PackedTree, pack_example
-from pipeline_lib.training.result import TrainResult, UpdateMetrics, kl_alarm_rings, summarise
+from pipeline_lib.training.processes import check_processes, take_updates_in_processes
+from pipeline_lib.training.result import TrainResult, summarise
+from pipeline_lib.training.trainer import OnUpdate, take_updates
 from pipeline_lib.types import TrainingExample
-
-OnUpdate = Callable[[UpdateMetrics], None]
 
 
 def train(
@@ -50,7 +42,7 @@ def train(
     """Trains the next policy on the examples and writes it to `output_dir`.
 
     Killed and called again with the same arguments it goes on from the last checkpoint, and on the same machine writes
-    the same bytes as an uninterrupted run.
+    the same bytes as an uninterrupted run of as many processes.
 
     Args:
         examples: see `build_examples`; at least one.
@@ -59,7 +51,7 @@ def train(
             against; None takes the base for both.
         output_dir: a PEFT adapter, or a model folder with full fine-tuning.
         checkpoint_dir: of this run alone.
-        config: objective, optimizer, limits.
+        config: objective, optimizer, limits, processes.
         policy: device, dtype and threads.
         seed: of the order of examples and the adapter's first weights.
         eos_token_id: what ends an answer; None asks the tokenizer in `model_dir`.
@@ -69,18 +61,15 @@ def train(
         ValueError: nothing to train on, a previous adapter or checkpoint that does not fit, or a model
             that cannot be trained on packed trees.
         FloatingPointError: a gradient is not finite.
+        ConfigError: processes or sharding that this machine cannot give.
+        TrainingProcessError: one of several processes died.
     """
-    if resolve_device(policy.device).type == "cpu":
-        torch.set_num_threads(policy.num_threads)
-        give_back_freed_memory()
+    check_processes(config, policy)
     eos = _eos_token_id(model_dir, policy) if eos_token_id is None else eos_token_id
     trees = pack_examples(examples, config, eos_token_id=eos)
-    trained = load_policy(model_dir, previous_adapter, config, policy, seed=seed)
-    _check_window(trained, trees)
-    fingerprint = _fingerprint(trees, config, seed)
-    trainer = _Trainer(trained, config, checkpoint_dir, fingerprint)
-    history = trainer.run(trees, seed, on_update)
-    trained.save(output_dir, base_model=Path(policy.model).name if Path(policy.model).is_absolute() else policy.model)
+    job = Job(model_dir, previous_adapter, output_dir, checkpoint_dir, config, policy, seed)
+    take = take_updates if config.num_processes == 1 else take_updates_in_processes
+    history = take(job, trees, on_update)
     return summarise(history, kl_alarm=config.kl_alarm)
 
 
@@ -102,64 +91,6 @@ def pack_examples(examples: Sequence[TrainingExample], config: TrainConfig, *, e
     return trees
 
 
-class _Trainer:
-    """One run: the optimizer, its progress, and how they are saved."""
-
-    def __init__(self, trained: TrainedPolicy, config: TrainConfig, checkpoint_dir: Path, fingerprint: str) -> None:
-        self.trained = trained
-        self.config = config
-        self.checkpoint_dir = checkpoint_dir
-        self.fingerprint = fingerprint
-        self.parameters = trained.trainable()
-        self.optimizer = torch.optim.AdamW(
-            list(self.parameters.values()), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
-        self.history = load_checkpoint(checkpoint_dir, fingerprint, self.parameters, self.optimizer)
-
-    def run(self, trees: Sequence[PackedTree], seed: int, on_update: OnUpdate | None) -> list[UpdateMetrics]:
-        """Takes the updates that are not done yet; returns the whole history."""
-        history = self.history
-        break_even_tokens = 6 * int(self.trained.model.config.hidden_size)  # see `batching`
-        for number, (epoch, batches) in enumerate(_updates(trees, self.config, seed, break_even_tokens)):
-            if number < len(history):
-                continue
-            if kl_alarm_rings(history, self.config.kl_alarm):
-                break
-            history.append({"update": float(number), "epoch": float(epoch), **self._update(number, batches)})
-            if len(history) % self.config.checkpoint_every == 0:
-                save_checkpoint(self.checkpoint_dir, history, self.fingerprint, self.parameters, self.optimizer)
-            if on_update is not None:
-                on_update(history[-1])
-        return history
-
-    def _update(self, number: int, batches: Sequence[PackedBatch]) -> UpdateMetrics:
-        learning_rate = self.config.learning_rate * min(1.0, (number + 1) / max(self.config.warmup_updates, 1))
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.zero_grad()
-        metrics = add_gradients(self.trained, batches, self.config)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm))
-        if not math.isfinite(norm):
-            raise FloatingPointError(f"update {number}: the gradient is not finite; lower train.learning_rate")
-        self.optimizer.step()
-        return {**metrics, "grad_norm": norm, "learning_rate": learning_rate}
-
-
-def _updates(
-    trees: Sequence[PackedTree], config: TrainConfig, seed: int, break_even_tokens: int
-) -> Iterator[tuple[int, list[PackedBatch]]]:
-    for epoch in range(config.num_epochs):
-        order = derive_generator(seed, "epoch", epoch).permutation(len(trees))
-        for batches in plan_updates(
-            trees,
-            order,
-            tokens_per_update=config.tokens_per_update,
-            tokens_per_microbatch=config.tokens_per_microbatch,
-            break_even_tokens=break_even_tokens,
-        ):
-            yield epoch, batches
-
-
 def _eos_token_id(model_dir: Path | str, policy: PolicyConfig) -> int:
     revision = None if Path(model_dir).is_dir() else policy.revision
     token_id = AutoTokenizer.from_pretrained(model_dir, revision=revision).eos_token_id
@@ -168,21 +99,3 @@ def _eos_token_id(model_dir: Path | str, policy: PolicyConfig) -> int:
             f"the tokenizer in {model_dir} has no end-of-sequence token; set eos_token in its configuration"
         )
     return int(token_id)
-
-
-def _check_window(trained: TrainedPolicy, trees: Sequence[PackedTree]) -> None:
-    window = trained.attention_window
-    longest = max(int(tree.positions.max()) + 1 for tree in trees)
-    if window is not None and longest > window:
-        raise ValueError(
-            f"a path of {longest} tokens is longer than the model's attention window of {window}; "
-            "lower search.max_new_tokens"
-        )
-
-
-def _fingerprint(trees: Sequence[PackedTree], config: TrainConfig, seed: int) -> str:
-    digest = hashlib.sha256(f"{config.model_dump_json()} {seed}".encode())
-    for tree in trees:
-        for array in (tree.token_ids, tree.targets, tree.weights, tree.segments):
-            digest.update(array.tobytes())
-    return digest.hexdigest()

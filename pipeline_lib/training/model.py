@@ -12,19 +12,22 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from pipeline_lib.training.batching import PackedBatch
+from pipeline_lib.training.sharding import shard, whole_tensors
 
 TRAINED = "default"
 REFERENCE = "reference"
+Outputs = TypeVar("Outputs")
 
 
 class TrainedPolicy:
@@ -51,7 +54,17 @@ class TrainedPolicy:
         self.adapters = adapters
         self.frozen = None if frozen is None else cast(Any, frozen).eval()
         self._has_previous = has_previous
+        self._forward_pass: Callable[..., Any] | None = None
         self.dtype = dtype
+
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Spreads all weights over the mesh's processes; from now on they are whole inside `with_weights` only."""
+        models = (self.adapters or self.model, self.frozen)
+        self._forward_pass = shard([model for model in models if model is not None], mesh)
+
+    def with_weights(self, run: Callable[[], Outputs]) -> Outputs:
+        """What `run` returns, a tuple of tensors; it may use model, reference and output layers: one forward pass."""
+        return run() if self._forward_pass is None else cast(Outputs, self._forward_pass(run))
 
     @property
     def device(self) -> torch.device:
@@ -121,20 +134,35 @@ class TrainedPolicy:
         mask = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device)
         return mask.masked_fill_(hidden, torch.finfo(self.dtype).min)[:, None]
 
-    def save(self, output_dir: Path, *, base_model: str) -> None:
-        """Writes a PEFT adapter folder, or a model folder after full fine-tuning; equal weights give equal bytes."""
-        output_dir.mkdir(parents=True, exist_ok=True)
+    def save(self, output_dir: Path, *, base_model: str, write: bool = True) -> None:
+        """Writes a PEFT adapter folder, or a model folder after full fine-tuning; equal weights give equal bytes.
+
+        Where weights are spread over processes each of them calls this; all but one with `write` False.
+        """
         if self.adapters is None:
-            self.model.save_pretrained(output_dir)
+            weights = self._whole_weights(write)
+            if write:
+                self.model.save_pretrained(output_dir, state_dict=weights)
             return
         state = get_peft_model_state_dict(self.adapters, adapter_name=TRAINED, save_embedding_layers=False)
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(state.items())}
+        tensors = whole_tensors(dict(sorted(state.items())), keep=write)
+        if not write:
+            return
+        output_dir.mkdir(parents=True, exist_ok=True)
         save_file(tensors, output_dir / "adapter_model.safetensors", metadata={"format": "pt"})
         # PEFT writes its sets in hash order and adds a card; neither is the same twice.
         config = self.adapters.peft_config[TRAINED].to_dict()
         config |= {"base_model_name_or_path": base_model, "inference_mode": True}
         text = json.dumps(config, indent=2, sort_keys=True, default=lambda value: sorted(value))
         (output_dir / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
+
+    def _whole_weights(self, keep: bool) -> dict[str, Tensor] | None:
+        """All weights and buffers of a model that is spread over processes; None where they are whole anyway."""
+        if self._forward_pass is None:
+            return None
+        saved = self.model.state_dict().keys()
+        named = (*self.model.named_parameters(remove_duplicate=False), *self.model.named_buffers())
+        return whole_tensors({name: tensor for name, tensor in named if name in saved}, keep=keep)
 
     def _run(self, model: Any, batch: PackedBatch, mask: Tensor) -> Tensor:
         with self.autocast():
