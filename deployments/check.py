@@ -166,7 +166,9 @@ def ask_memory(config: PipelineConfig, settings: Settings, known: Known) -> str:
     """Sampling and training, one after the other, fit into the device's memory."""
     from pipeline_lib.policy.memory import free_memory, sampling_memory
     from pipeline_lib.training.memory import training_memory
+    from pipeline_lib.training.processes import check_processes
 
+    check_processes(config.train, config.policy)
     model = model_folder(config.policy.model, config.policy.revision, weights=False)
     training = training_memory(model, config.train, config.policy)
     parts = {"training": training.total}
@@ -176,7 +178,8 @@ def ask_memory(config: PipelineConfig, settings: Settings, known: Known) -> str:
     text = ", ".join(f"{name} {size / GIB:.1f} GiB" for name, size in parts.items())
     if max(parts.values()) > free:
         advice = {
-            "training": "lower train.tokens_per_microbatch, or set train.gradient_checkpointing",
+            "training": "lower train.tokens_per_microbatch, or set train.gradient_checkpointing, or with several GPUs "
+            "train.shard_weights",
             "sampling": "lower policy.max_batch or policy.max_context_tokens",
         }[max(parts, key=lambda name: parts[name])]
         raise ConfigError(f"{text}, but {device} has {free / GIB:.1f} GiB free: {advice}")

@@ -53,8 +53,10 @@ def run(
     from flows.self_training import self_training
     from pipeline_lib.tracking import tracking_uri
     from tasks.runner import check_runner
+    from tasks.train import check_training
 
     check_runner(config)
+    check_training(config)
 
     with terminal.show_progress():
         result = self_training(config)

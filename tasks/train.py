@@ -18,13 +18,15 @@ from tasks.search import load_trees
 from tasks.stage import open_store, stage
 
 HISTORY = "history.json"
+# How the same numbers are computed, up to the order of sums, as on another device.
+WITHOUT_EFFECT = {"checkpoint_every", "gradient_checkpointing", "num_processes", "shard_weights"}
 
 
 def _spec(
     *, config: PipelineConfig, trees: tuple[Ref, ...], scores: Ref, policy: PolicyRef, iteration: int
 ) -> dict[str, Any]:
     return {
-        "train": config.train.model_dump(exclude={"checkpoint_every", "gradient_checkpointing"}),
+        "train": config.train.model_dump(exclude=WITHOUT_EFFECT),
         "dtype": config.policy.dtype,
         "policy_id": policy.policy_id,
         "seed": config.seed,
@@ -67,6 +69,14 @@ def train_policy(
     metrics = {**result.metrics(), **count_examples(searched, examples)}
     metrics = {name.removeprefix("train/"): value for name, value in metrics.items()}
     entry.commit(result.num_updates, {**metrics, "stage_seconds": time.perf_counter() - started})
+
+
+def check_training(config: PipelineConfig) -> None:
+    """Raises ConfigError where this machine cannot give the processes that shall train, before a search is paid for."""
+    if config.train.num_processes > 1 or config.train.shard_weights:
+        from pipeline_lib.training.processes import check_processes
+
+        check_processes(config.train, config.policy)
 
 
 def load_history(ref: Ref) -> list[dict[str, float]]:

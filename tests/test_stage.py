@@ -45,6 +45,8 @@ OUTSIDE_THE_STAGES = {
     "policy.server.retries": "how often a request that servers die of is tried",
     "train.checkpoint_every": "how much a killed training repeats",
     "train.gradient_checkpointing": "how much memory the same gradients take",
+    "train.num_processes": "where the same gradients are computed",
+    "train.shard_weights": "likewise",
 }
 # Values for dials that are no number and no switch; `{other}` is a second file of problems.
 OTHER_VALUES = {

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipeline_lib.config import PolicyConfig, TrainConfig
 from pipeline_lib.training.batching import PackedBatch
@@ -24,6 +25,7 @@ from pipeline_lib.training.loading import new_adapters, resolve_device
 from pipeline_lib.training.log_probs import LOGITS_PER_CHUNK
 from pipeline_lib.training.model import TrainedPolicy
 
+LAYERS_AT_ONCE = 2  # that FSDP holds whole: the one that computes and the next
 STATES = 4  # float32 copies of a trained weight: itself, its gradient, AdamW's two averages
 LOGITS_COPIES = 5  # held at once over one chunk: log-probabilities, their exponential, the reference's, two gradients
 
@@ -33,7 +35,8 @@ class TrainingMemory:
     """Bytes on the device that trains; the libraries themselves come on top.
 
     Args:
-        weights: frozen weights, the reference's included.
+        weights: frozen weights, the reference's included; where weights are sharded this process's part, and what is
+            held whole at a time.
         trained: trained weights in float32, their gradients and the optimizer's averages.
         activations: kept for the backward pass of one microbatch.
         logits: of one chunk of scored tokens, see `log_probs`.
@@ -82,17 +85,29 @@ def training_memory(
         frozen = sum(p.nbytes for p in trained.model.parameters() if id(p) not in sizes)
         layout = trained.model.config.get_text_config()
     reference = 0 if trained.frozen is None else sum(p.nbytes for p in trained.frozen.parameters())
+    num_shards = config.num_processes if config.shard_weights else 1
     activations = sum(kept.values())
     if config.gradient_checkpointing:  # the input of each layer, and one layer at a time in full
         inputs = layout.num_hidden_layers * config.tokens_per_microbatch * layout.hidden_size
         activations = activations // layout.num_hidden_layers + inputs * torch.finfo(trained.dtype).bits // 8
     return TrainingMemory(
-        weights=frozen + reference,
-        trained=STATES * 4 * sum(sizes.values()),
+        weights=(frozen + reference) // num_shards + (_held_whole(trained) if num_shards > 1 else 0),
+        trained=STATES * 4 * sum(sizes.values()) // num_shards,
         activations=activations,
         logits=LOGITS_COPIES * 4 * min(LOGITS_PER_CHUNK, len(batch.targets) * layout.vocab_size),
         num_trained=sum(sizes.values()),
     )
+
+
+def _held_whole(trained: TrainedPolicy) -> int:
+    """Bytes that a process gathers from the others at a time: all but the layers, and some of these."""
+    ends, largest = 0, 0
+    for model in filter(None, (trained.model, trained.frozen)):
+        layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        sizes = [sum(parameter.nbytes for parameter in layer.parameters()) for layer in layers]
+        ends += sum(parameter.nbytes for parameter in model.parameters()) - sum(sizes)
+        largest = max(largest, *sizes)
+    return ends + LAYERS_AT_ONCE * largest
 
 
 def _without_data(model_dir: Path | str, config: TrainConfig, policy: PolicyConfig) -> TrainedPolicy:

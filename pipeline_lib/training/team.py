@@ -7,15 +7,17 @@ they need no other agreement: a KL alarm or a gradient that is not finite stops 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from pipeline_lib.training.batching import PackedBatch, deal
+
+NUMBERS_PER_SUM = 2**23  # 32 MiB in float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +57,22 @@ class Team:
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if self.size == 1 or isinstance(gradients[0], DTensor):
             return
-        summed = self.accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), reduction="sum")
-        for gradient, part in zip(gradients, summed.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(part.view_as(gradient))
+        for bucket in _buckets(gradients):
+            summed = self.accelerator.reduce(torch.cat([gradient.flatten() for gradient in bucket]), reduction="sum")
+            parts = summed.split([gradient.numel() for gradient in bucket])
+            for gradient, part in zip(bucket, parts, strict=True):
+                gradient.copy_(part.view_as(gradient))
+
+
+def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Few sums instead of one per weight, without a second copy of all gradients."""
+    bucket: list[Tensor] = []
+    for gradient in gradients:
+        if bucket and sum(other.numel() for other in bucket) + gradient.numel() > NUMBERS_PER_SUM:
+            yield bucket
+            bucket = []
+        bucket.append(gradient)
+    yield bucket
 
 
 ALONE = Team()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import threading
 import time
@@ -16,7 +17,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from pipeline_lib.training.team import Team
@@ -29,7 +30,7 @@ FAILED = 1
 def main() -> None:
     """Trains as one of the team."""
     folder, parent = Path(sys.argv[1]), int(sys.argv[2])
-    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_leave_with, args=(parent, folder), daemon=True).start()
     tell = _messages()
     try:
         _train(folder, tell)
@@ -38,17 +39,18 @@ def main() -> None:
         kind = FloatingPointError if isinstance(error, FloatingPointError) else ValueError
         tell({"error": str(error), "kind": kind.__name__})
         _leave(FAILED)
-    except BaseException:
+    except BaseException:  # also a message that nobody reads any more
         traceback.print_exc()
-        _leave(FAILED)
+        _leave(FAILED, folder if os.getppid() != parent else None)
     _leave(0)
 
 
 def _train(folder: Path, tell: Callable[[dict[str, Any]], None]) -> None:
     from pipeline_lib.training.job import read_job
-    from pipeline_lib.training.trainer import take_updates
 
     job, trees = read_job(folder)
+    from pipeline_lib.training.trainer import take_updates
+
     team, device = _join(folder, job.policy.device)
     job = replace(job, policy=job.policy.model_copy(update={"device": device}))
     on_update = (lambda update: tell({"update": update})) if team.writes else None
@@ -89,13 +91,16 @@ def _messages() -> Callable[[dict[str, Any]], None]:
     return tell
 
 
-def _leave_with(parent: int) -> None:
+def _leave_with(parent: int, folder: Path) -> None:
     while os.getppid() == parent:
         time.sleep(WATCH_EVERY_S)
-    os._exit(FAILED)
+    _leave(FAILED, folder)
 
 
-def _leave(code: int) -> None:
+def _leave(code: int, orphaned: Path | None = None) -> NoReturn:
+    """Ends the process; removes the folder that a parent which was killed could not."""
+    if orphaned is not None:
+        shutil.rmtree(orphaned, ignore_errors=True)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
