@@ -128,7 +128,7 @@ def test_a_run_that_loses_a_process_and_then_its_parent_ends_with_the_same_bytes
     with pytest.raises(TrainingProcessError) as died:
         go_on(kill_one)
     line, _ = describe_error(died.value)
-    assert line.startswith("coppice: training process 2 of 2 was killed by SIGKILL, often for lack of memory;")
+    assert line.startswith("coppice: training process 2 of 2 was killed by SIGKILL, often for lack of memory (after ")
     assert line.endswith("run again, training goes on from the last checkpoint")
     assert "training process 2 of 2: the last lines of its stderr" in caplog.text
     assert len(workers) == 2
@@ -259,8 +259,12 @@ def test_a_job_travels_as_it_is(tmp_path, objective):
     ("script", "error", "message"),
     [
         ("""print('{"kind": "ValueError", "error": "no window"}', flush=True)""", ValueError, "^no window$"),
-        ("import sys; print('noise\\nno memory', file=sys.stderr); sys.exit(3)", TrainingProcessError, "3: no memory;"),
-        ("import os; os.kill(os.getpid(), 11)", TrainingProcessError, "1 of 1 was killed by SIGSEGV; 0 updates"),
+        (
+            "import sys; print('noise\\nno memory', file=sys.stderr); sys.exit(3)",
+            TrainingProcessError,
+            r"3: no memory \(before its first update\); run again",
+        ),
+        ("import os; os.kill(os.getpid(), 11)", TrainingProcessError, r"1 of 1 was killed by SIGSEGV \(before"),
     ],
 )
 def test_the_last_word_of_a_process_becomes_one_line(tmp_path, script, error, message):

@@ -1,13 +1,6 @@
 """Training for every objective: packs the examples and takes the updates, in this process or in several.
 
-The learning rate rises linearly over ``warmup_updates`` and stays there: a run with more epochs is then a
-continuation of one with fewer, and iterations compare (our choice).
-
-Departures from arXiv 2501.01478, where it is silent:
-
-1. The KL alarm: when the mean KL over the last `KL_WINDOW` updates passes ``kl_alarm``, training ends
-   and keeps what it has.
-2. ``rft`` has no KL in its loss; with ``kl_beta`` above 0 it is measured all the same, for the record and the alarm.
+One idea: what is trained on is settled here, once; `trainer` takes the updates, alone or as one of several processes.
 """
 
 from __future__ import annotations

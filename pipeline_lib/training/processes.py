@@ -3,7 +3,10 @@
 One idea: a process tells what happened on a pipe of its own, so the pipe's end without a last word *is* its
 death; the others, which wait for it in a sum, are then killed. Every state worth keeping is in the checkpoint. The
 other way round each process watches that its parent lives. Processes meet at a file, not at a port that another
-program might take, and talk over the loopback.
+program might take, and gloo talks over the loopback.
+
+Accelerate's own launcher is not used: without MPI it starts one process on a CPU, whatever number is asked for, and
+a launcher that is killed cannot end what it started.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ from pipeline_lib.training.trainer import OnUpdate
 LOGGER = logging.getLogger("coppice.progress")
 ROOT = Path(__file__).resolve().parents[2]
 LAST_LINES = 20  # of a dead process's stderr that go to the log
-RAISED = {kind.__name__: kind for kind in (ValueError, FloatingPointError)}  # as `loop.train` promises
+RAISED: dict[str, type[Exception]] = {kind.__name__: kind for kind in (ConfigError, FloatingPointError)}
 
 
 class TrainingProcessError(RuntimeError):
@@ -143,7 +146,7 @@ class _Listener:
             elif "history" in message:
                 histories[rank] = message["history"]
             elif "error" in message:
-                raise RAISED[message["kind"]](message["error"])
+                raise RAISED.get(message["kind"], ValueError)(message["error"])
             elif rank not in histories:
                 self._raise_death(rank)
         return histories[0]
@@ -165,6 +168,5 @@ class _Listener:
             why = f"was killed by {name}{', often for lack of memory' if name == 'SIGKILL' else ''}"
         else:
             why = f"ended with exit code {code}: {lines[-1] if lines else 'it said nothing'}"
-        raise TrainingProcessError(
-            f"{who} {why}; {self.num_updates} updates were done; run again, training goes on from the last checkpoint"
-        )
+        when = f"after {self.num_updates} updates" if self.num_updates else "before its first update"
+        raise TrainingProcessError(f"{who} {why} ({when}); run again, training goes on from the last checkpoint")

@@ -2,6 +2,15 @@
 
 One idea: a run is its list of updates, drawn from (seed, epoch); a checkpoint says how many are done. That holds for
 one process and for each of several, see `team`.
+
+The learning rate rises linearly over ``warmup_updates`` and stays there: a run with more epochs is then a
+continuation of one with fewer, and iterations compare (our choice).
+
+Departures from arXiv 2501.01478, where it is silent:
+
+1. The KL alarm: when the mean KL over the last `KL_WINDOW` updates passes ``kl_alarm``, training ends
+   and keeps what it has.
+2. ``rft`` has no KL in its loss; with ``kl_beta`` above 0 it is measured all the same, for the record and the alarm.
 """
 
 from __future__ import annotations

@@ -36,8 +36,7 @@ def main() -> None:
         _train(folder, tell)
     except (ValueError, FloatingPointError) as error:
         traceback.print_exc()
-        kind = FloatingPointError if isinstance(error, FloatingPointError) else ValueError
-        tell({"error": str(error), "kind": kind.__name__})
+        tell({"error": str(error), "kind": type(error).__name__})
         _leave(FAILED)
     except BaseException:  # also a message that nobody reads any more
         traceback.print_exc()
