@@ -275,6 +275,16 @@ def test_the_last_word_of_a_process_becomes_one_line(tmp_path, script, error, me
     process.wait()
 
 
+def test_the_process_that_was_killed_is_named_not_the_one_that_lost_it(tmp_path):
+    scripts = ["import sys; sys.exit('connection reset')", "import os, time; time.sleep(0.3); os.kill(os.getpid(), 9)"]
+    both = []
+    for rank, script in enumerate(scripts):
+        with processes._stderr(tmp_path, rank).open("wb") as log:
+            both.append(subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=log))
+    with pytest.raises(TrainingProcessError, match="2 of 2 was killed by SIGKILL"):
+        processes._Listener(tmp_path, both).history(None)
+
+
 def test_a_promised_error_comes_from_the_processes_as_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "write_job", lambda folder, *_: (folder / "job.json").write_text("no job"))
     with pytest.raises(ValueError, match="Expecting value"):

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,7 @@ from pipeline_lib.training.trainer import OnUpdate
 
 LOGGER = logging.getLogger("coppice.progress")
 ROOT = Path(__file__).resolve().parents[2]
+GRACE_S = 0.5  # in which one death becomes that of all
 LAST_LINES = 20  # of a dead process's stderr that go to the log
 RAISED: dict[str, type[Exception]] = {kind.__name__: kind for kind in (ConfigError, FloatingPointError)}
 
@@ -151,14 +153,24 @@ class _Listener:
                 self._raise_death(rank)
         return histories[0]
 
+    def _first_dead(self, heard_of: int) -> int:
+        """Whose death the others died of: theirs show as exit codes, and their last words are later."""
+        self.processes[heard_of].wait()
+        time.sleep(GRACE_S)
+        codes = {rank: code for rank, process in enumerate(self.processes) if (code := process.poll())}
+        order = {rank: (code > 0, _stderr(self.folder, rank).stat().st_mtime) for rank, code in codes.items()}
+        return min(order, key=lambda rank: order[rank], default=heard_of)
+
     def _read(self, rank: int, process: subprocess.Popen[bytes]) -> None:
-        """Queues each line, and b"" at the end."""
+        """Queues each whole line, and b"" at the end."""
         assert process.stdout is not None
         for line in process.stdout:
-            self.heard.put((rank, line))
+            if line.endswith(b"\n"):
+                self.heard.put((rank, line))
         self.heard.put((rank, b""))
 
-    def _raise_death(self, rank: int) -> NoReturn:
+    def _raise_death(self, heard_of: int) -> NoReturn:
+        rank = self._first_dead(heard_of)
         code = self.processes[rank].wait()
         lines = _stderr(self.folder, rank).read_text(encoding="utf-8", errors="replace").strip().splitlines()
         who = f"training process {rank + 1} of {len(self.processes)}"
