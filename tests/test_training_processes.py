@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -23,7 +24,7 @@ from test_training_loop import CPU, examples_for, run, with_
 from training_fixtures import EOS, save_model
 
 from deployments.cli import describe_error
-from pipeline_lib.config import ConfigError, PolicyConfig
+from pipeline_lib.config import ConfigError, PolicyConfig, TrainConfig
 from pipeline_lib.training import processes
 from pipeline_lib.training.batching import deal, idle_batch, plan_updates
 from pipeline_lib.training.job import Job, read_job, write_job
@@ -34,11 +35,12 @@ from pipeline_lib.training.processes import TrainingProcessError, check_processe
 from pipeline_lib.training.result import TrainResult
 
 NUM_TREES = 9
+ONE = {"num_processes": 1, "shard_weights": False}
 TWO = {"num_processes": 2}
 SHARDED = TWO | {"shard_weights": True}
 KILLED_AT = (2, 5)  # updates, between the checkpoints of every second one
 SHORT = {"tokens_per_update": 1024, "tokens_per_microbatch": 256, "num_epochs": 3}  # 3 to 6 passes an update
-LONG = {"num_epochs": 8, "checkpoint_every": 2}
+LONG = {"num_epochs": 4, "checkpoint_every": 2}
 
 
 @pytest.fixture(scope="module")
@@ -54,51 +56,64 @@ def adapter(model_dir, tmp_path_factory):
     return folder / "out"
 
 
-def assert_same_training(one: TrainResult, other: TrainResult, folders: tuple[Path, Path]) -> None:
-    for expected, update in zip(one.history, other.history, strict=True):
-        padded = {"num_tokens": expected["num_tokens"]}  # depends on how an update is cut
-        assert update | padded == pytest.approx(expected, rel=1e-5, abs=1e-6)
-    assert [path.name for path in files(folders[0])] == [path.name for path in files(folders[1])]
-    weights, others = (load_file(next(folder.glob("out/*.safetensors"))) for folder in folders)
-    assert weights.keys() == others.keys()
-    for name, weight in weights.items():
-        assert np.linalg.norm(others[name] - weight) <= 1e-4 * np.linalg.norm(weight), name
+def train(model_dir: Path, folder: Path, config: TrainConfig, previous: Path | None, **more: Any) -> TrainResult:
+    return run(model_dir, folder, config=config, previous=previous, count=NUM_TREES, **more)
+
+
+def packed(**changes: Any) -> list[Any]:
+    return pack_examples(examples_for(with_(**changes), NUM_TREES), with_(**changes), eos_token_id=EOS)
+
+
+def job(folder: Path, *, model_dir: Path | str = "owner/name", previous: Path | None = None, **changes: Any) -> Job:
+    return Job(model_dir, previous, folder / "out", folder / "checkpoints", with_(**TWO | changes), CPU, 0)
 
 
 def files(folder: Path) -> list[Path]:
     return sorted((folder / "out").iterdir())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("changes", "how"),
-    [
-        ({"objective": "step-dpo", "kl_alarm": 0.0015}, TWO),  # the alarm ends it
-        ({"full_finetuning": True, "gradient_checkpointing": True}, SHARDED),
-    ],
-)
-def test_several_processes_train_as_one_does(model_dir, tmp_path, changes, how):
-    config = with_(**SHORT | changes)
-    seen: list[dict[str, float]] = []
-    alone = run(model_dir, tmp_path / "1", config=config, count=NUM_TREES)
-    config = config.model_copy(update=how)
-    shared = run(model_dir, tmp_path / "2", config=config, count=NUM_TREES, on_update=seen.append)
-    assert_same_training(alone, shared, (tmp_path / "1", tmp_path / "2"))
-    assert seen == list(shared.history)
-    assert shared.stopped_by_kl_alarm == ("kl_alarm" in changes)
+CASES = {
+    "the alarm ends it": (SHORT | TWO | {"objective": "step-dpo", "kl_alarm": 0.0015}, False),
+    "all weights": (SHORT | SHARDED | {"full_finetuning": True, "gradient_checkpointing": True}, False),
+    "no reference": (SHORT | SHARDED | {"objective": "rft", "kl_beta": 0.0}, False),
+    "second iteration": (LONG | SHARDED, True),
+}
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(model_dir, adapter, tmp_path_factory):
-    """A second iteration with sharded weights: its result, and its folder."""
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    return run(model_dir, folder, config=with_(**LONG, **SHARDED), previous=adapter), folder
+def trained_by_two(model_dir, adapter, tmp_path_factory):
+    """Folders of all cases, each with ``out`` and ``history.json``."""
+    meeting = tmp_path_factory.mktemp("team")
+    folders = {name: tmp_path_factory.mktemp("case") for name in CASES}
+    for name, (changes, has_previous) in CASES.items():
+        written = job(folders[name], model_dir=model_dir, previous=adapter if has_previous else None, **changes)
+        write_job(folders[name], written, packed(**changes))
+    command = [sys.executable, str(Path(__file__).with_name("training_team.py")), str(meeting), *folders.values()]
+    team = [subprocess.Popen(command, env=processes._environment(rank, written)) for rank in range(2)]
+    try:
+        assert [process.wait(120) for process in team] == [0, 0]
+    finally:
+        for process in team:
+            process.kill()
+    return folders
 
 
 @pytest.mark.slow
-def test_a_second_iteration_on_sharded_weights_trains_as_one_process_does(model_dir, adapter, tmp_path, uninterrupted):
-    alone = run(model_dir, tmp_path, config=with_(**LONG), previous=adapter)
-    assert_same_training(alone, uninterrupted[0], (tmp_path, uninterrupted[1]))
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_train_as_one_does(model_dir, adapter, tmp_path, trained_by_two, name):
+    changes, has_previous = CASES[name]
+    alone = train(model_dir, tmp_path, with_(**changes | ONE), adapter if has_previous else None)
+    history = json.loads((trained_by_two[name] / "history.json").read_text())
+    for expected, update in zip(alone.history, history, strict=True):
+        padded = {"num_tokens": expected["num_tokens"]}  # depends on how an update is cut
+        assert update | padded == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert alone.stopped_by_kl_alarm == ("kl_alarm" in changes)
+    folders = (tmp_path, trained_by_two[name])
+    assert [path.name for path in files(folders[0])] == [path.name for path in files(folders[1])]
+    weights, others = (load_file(next(folder.glob("out/*.safetensors"))) for folder in folders)
+    assert weights.keys() == others.keys()
+    for key, weight in weights.items():
+        assert np.linalg.norm(others[key] - weight) <= 1e-4 * np.linalg.norm(weight), key
 
 
 def workers_of(pid: int) -> list[psutil.Process]:
@@ -111,14 +126,15 @@ def workers_of(pid: int) -> list[psutil.Process]:
 
 @pytest.mark.slow
 def test_a_run_that_loses_a_process_and_then_its_parent_ends_with_the_same_bytes(
-    model_dir, adapter, tmp_path, uninterrupted, caplog, monkeypatch
+    model_dir, adapter, tmp_path, trained_by_two, caplog, monkeypatch
 ):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     folder = tmp_path / "killed"
     workers: list[psutil.Process] = []
+    changes, _ = CASES["second iteration"]
 
     def go_on(on_update: Any) -> TrainResult:
-        return run(model_dir, folder, config=with_(**LONG, **SHARDED), previous=adapter, on_update=on_update)
+        return train(model_dir, folder, with_(**changes), adapter, on_update=on_update)
 
     def kill_one(metrics: dict[str, float]) -> None:
         if metrics["update"] == KILLED_AT[0]:
@@ -157,8 +173,9 @@ def test_a_run_that_loses_a_process_and_then_its_parent_ends_with_the_same_bytes
     again: list[float] = []
     resumed = go_on(lambda metrics: again.append(metrics["update"]))
     assert KILLED_AT[1] <= again[0] + 1 < resumed.num_updates
-    assert resumed == uninterrupted[0]
-    for path in files(uninterrupted[1]):
+    undisturbed = trained_by_two["second iteration"]
+    assert list(resumed.history) == json.loads((undisturbed / "history.json").read_text())
+    for path in files(undisturbed):
         assert path.read_bytes() == (folder / "out" / path.name).read_bytes(), path.name
 
 
@@ -199,10 +216,6 @@ def test_the_estimate_of_memory_follows_the_shards(model_dir):
     assert two.weights == pytest.approx(plain.weights / 2 + many.weights, rel=0.01)  # what is held whole stays
 
 
-def packed(**changes: Any) -> list[Any]:
-    return pack_examples(examples_for(with_(**changes), NUM_TREES), with_(**changes), eos_token_id=EOS)
-
-
 def test_passes_are_dealt_out_evenly_and_each_once():
     trees = packed()
     for num_processes in (1, 2, 3, 4):
@@ -236,10 +249,6 @@ def test_updates_hold_the_same_trees_for_any_number_of_processes():
 def test_an_idle_pass_teaches_nothing():
     batch = idle_batch()
     assert (batch.num_tokens, batch.num_unique_tokens, batch.weights.tolist()) == (8, 0, [0.0])
-
-
-def job(folder: Path, **changes: Any) -> Job:
-    return Job("owner/name", None, folder / "out", folder / "checkpoints", with_(**TWO, **changes), CPU, 3)
 
 
 @pytest.mark.parametrize("objective", ["relative-correctness", "step-dpo"])
