@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 MEETING_POINT = "meeting-point"
 WATCH_EVERY_S = 0.5
+PATIENCE = timedelta(days=1)  # the parent sees deaths; one process may long write a checkpoint while the others wait
 FAILED = 1
 
 
@@ -72,7 +74,11 @@ def _join(folder: Path, device: str) -> tuple[Team, str]:
         if not check_cuda_p2p_ib_support():  # Accelerate refuses such cards otherwise
             os.environ.update(NCCL_P2P_DISABLE="1", NCCL_IB_DISABLE="1")
     torch.distributed.init_process_group(
-        "gloo" if is_cpu else "nccl", init_method=f"file://{folder / MEETING_POINT}", rank=rank, world_size=size
+        "gloo" if is_cpu else "nccl",
+        init_method=f"file://{folder / MEETING_POINT}",
+        rank=rank,
+        world_size=size,
+        timeout=PATIENCE,
     )
     accelerator = Accelerator(cpu=is_cpu, mixed_precision="no")
     return Team(rank, size, accelerator), "cpu" if is_cpu else f"cuda:{rank}"
