@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ from pipeline_lib.training.model import REFERENCE, TRAINED, TrainedPolicy
 
 CHECK_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1}
 ADAPTER_CONFIG = "adapter_config.json"
-M_MMAP_THRESHOLD = -3  # of mallopt(3)
+M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of mallopt(3)
 LARGE_TENSOR_BYTES = 1 << 20
+KEPT_BYTES = 32 << 20  # where glibc's own threshold ends up by itself
 
 
 def load_policy(
@@ -76,14 +78,27 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def give_back_freed_memory() -> None:
+@contextlib.contextmanager
+def large_tensors_given_back(device: torch.device) -> Iterator[None]:
     """Lets glibc return a large tensor's memory to the system as soon as it is freed; does nothing elsewhere.
 
     It keeps up to 32 MB of each for later, in holes that the next tensors rarely fit: 0.6 of the 2.8 GB that training
-    a model of 95 million weights took.
+    a model of 95 million weights took. Afterwards it keeps them again: an engine in this process takes tensors of the
+    same size over and over.
     """
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, LARGE_TENSOR_BYTES)
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt if device.type == "cpu" else None
+    except (OSError, AttributeError):
+        mallopt = None
+    if mallopt is None:
+        yield
+        return
+    mallopt(M_MMAP_THRESHOLD, LARGE_TENSOR_BYTES)
+    try:
+        yield
+    finally:
+        mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
+        mallopt(M_TRIM_THRESHOLD, 2 * KEPT_BYTES)
 
 
 def check_packable(trained: TrainedPolicy) -> None:

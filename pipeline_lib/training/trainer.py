@@ -30,7 +30,7 @@ from pipeline_lib.training.batching import PackedBatch, plan_updates
 from pipeline_lib.training.checkpoint import load_checkpoint, save_checkpoint
 from pipeline_lib.training.gradients import add_gradients
 from pipeline_lib.training.job import Job
-from pipeline_lib.training.loading import give_back_freed_memory, load_policy, resolve_device
+from pipeline_lib.training.loading import large_tensors_given_back, load_policy, resolve_device
 from pipeline_lib.training.model import TrainedPolicy
 from pipeline_lib.training.packing import PackedTree
 from pipeline_lib.training.result import UpdateMetrics, kl_alarm_rings
@@ -57,10 +57,10 @@ def take_updates(
     device = resolve_device(job.policy.device)
     if device.type == "cpu":
         torch.set_num_threads(job.policy.num_threads)
-        give_back_freed_memory()
-    trained = _open_policy(job, device, team)
-    _check_window(trained, trees)
-    history = _Trainer(trained, job, _fingerprint(trees, job.config, job.seed), team).run(trees, on_update)
+    with large_tensors_given_back(device):
+        trained = _open_policy(job, device, team)
+        _check_window(trained, trees)
+        history = _Trainer(trained, job, _fingerprint(trees, job.config, job.seed), team).run(trees, on_update)
     model = job.policy.model
     trained.save(job.output_dir, base_model=Path(model).name if Path(model).is_absolute() else model, write=team.writes)
     return history
