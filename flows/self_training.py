@@ -15,7 +15,7 @@ from tasks.score import score_steps
 from tasks.search import search_problems
 from tasks.show import drop_doubles
 from tasks.tracker import begin_tracking, end_unfinished
-from tasks.train import train_policy
+from tasks.train import check_training, train_policy
 
 
 @flow(
@@ -38,6 +38,7 @@ def self_training(config: PipelineConfig) -> RunResult:
     6. Measure the new policy.
     7. Ask the gate; go on with 2, or stop and name the best iteration champion.
     """
+    check_training(config)
     policy = base_policy(config)
     evaluations = evaluate_everywhere(config, policy)
     records = [record_iteration(config=config, index=0, policy=policy, stages={}, evaluations=evaluations, earlier=[])]
