@@ -23,7 +23,7 @@ settings.load_profile("untimed")
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """`make test` runs two processes: a file stays in one of them, files that share something slow in the same one."""
+    """`make test` runs several processes: a file stays in one of them, files that share a slow start too."""
     from xdist.scheduler import LoadFileScheduling
 
     class ByWhatIsShared(LoadFileScheduling):
@@ -37,7 +37,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first, so that both processes end at about the same time."""
+    """Files with slow tests first, so that the processes end at about the same time."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         slow = {item.path for item in items if item.get_closest_marker("slow")}
         items.sort(key=lambda item: item.path not in slow)
@@ -108,6 +108,7 @@ def new_server_home(
 @pytest.fixture(scope="session")
 def prefect_api(tmp_path_factory: pytest.TempPathFactory, new_server_home: Callable[[], Path]) -> Iterator[str]:
     """Address of one Prefect server that the session's flows, also those of other processes, talk to."""
+    from prefect.logging.handlers import APILogHandler
     from prefect.settings import (
         PREFECT_API_URL,
         PREFECT_LOCAL_STORAGE_PATH,
@@ -122,6 +123,7 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory, new_server_home: Calla
         {PREFECT_API_URL: address, PREFECT_LOCAL_STORAGE_PATH: storage, PREFECT_LOGGING_LEVEL: "CRITICAL"}
     ):
         yield address
+        APILogHandler().flush()  # what is unsent when the server is gone costs a minute at the end of the process
     service.stop()
 
 
