@@ -63,7 +63,10 @@ def test_a_server_is_ended_with_all_that_it_started(tmp_path: Path, monkeypatch:
     assert not server.stop()
 
 
-def test_what_wrote_over_its_environment_belongs_to_its_server_all_the_same(tmp_path: Path) -> None:
+def test_what_wrote_over_its_environment_belongs_to_its_server_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "STOP_TIMEOUT_S", 0.3)
     child = "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], env={}).wait()"
     server = make_server(tmp_path, f"import subprocess, sys; {child}")
     server.wait(server.start())
