@@ -118,6 +118,12 @@ def test_a_fetch_that_was_interrupted_is_finished(hub: Hub) -> None:
     assert read(model_folder(MODEL))["more.safetensors"] == b"b"
 
 
+@pytest.mark.parametrize("missing", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_what_another_program_fetched_in_part_is_finished(hub: Hub, missing: str) -> None:
+    (model_folder(MODEL, weights=False) / missing).unlink()
+    assert read(model_folder(MODEL, weights=False))[missing] == (TINY_BASE / missing).read_bytes()
+
+
 def test_a_dataset_is_read_from_the_cache_when_the_hub_is_away(hub: Hub) -> None:
     def answers() -> list[str]:
         pool = load_problems("gsm8k", "train", path=f"hub:{DATASET}")

@@ -20,6 +20,7 @@ TINY_BASE = Path(__file__).parent / "tiny_base"
 WEIGHT_SUFFIXES = (".safetensors", ".json", ".jinja")
 LAYOUT_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]  # configuration and tokenizer
 WEIGHT_FILES = ["*.safetensors"]
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")  # any of them
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -58,7 +59,7 @@ def model_folder(name: str, revision: str | None = None, *, weights: bool = True
     files = [*LAYOUT_FILES, *(WEIGHT_FILES if weights else ())]
     with suppress(OSError, ValueError):  # not there, or no name that the hub allows
         cached = Path(snapshot_download(name, revision=revision, allow_patterns=files, local_files_only=True))
-        if (cached / "config.json").is_file() and (not weights or _has_weights(cached)):
+        if _has_layout(cached) and (not weights or _has_weights(cached)):
             return cached
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=files))
@@ -71,6 +72,12 @@ def model_folder(name: str, revision: str | None = None, *, weights: bool = True
     if weights and not _has_weights(folder):
         raise ConfigError(f"policy.model={name}: its repository holds no weights as safetensors; choose one that does")
     return folder
+
+
+def _has_layout(folder: Path) -> bool:
+    """Whether configuration and tokenizer are there: another program may have fetched one file alone."""
+    tokenizer = any((folder / name).is_file() for name in TOKENIZER_FILES)
+    return tokenizer and all((folder / name).is_file() for name in ("config.json", "tokenizer_config.json"))
 
 
 def _has_weights(folder: Path) -> bool:
