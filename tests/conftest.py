@@ -12,7 +12,7 @@ import pytest
 from filelock import FileLock
 from hypothesis import settings
 from served_home import ServedHome, coppice_up
-from server_fixtures import mlflow_database, mlflow_service, prefect_database, prefect_service
+from server_fixtures import mlflow_database, mlflow_service, prefect_database, prefect_service, shared
 
 ROOT = Path(__file__).resolve().parents[1]
 SLOW_TO_START = ("served: ServedHome", "from forked_run import")
@@ -58,14 +58,18 @@ def outside_the_checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
 
 
 @pytest.fixture(scope="session")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Callable[[Path], None]], Path]:
-    """The database that a function makes, made once for all processes of the session: its tables take seconds."""
-    shared = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        shared = shared.parent
+def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all processes of the session."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def template(session_folder: Path) -> Callable[[Callable[[Path], None]], Path]:
+    """The folder that a function fills, filled once for all processes of the session: it takes seconds."""
 
     def made(make: Callable[[Path], None]) -> Path:
-        folder = shared / make.__name__
+        folder = session_folder / make.__name__
         with FileLock(f"{folder}.lock"):
             if not folder.exists():
                 unfinished = folder.with_suffix(".partial")
@@ -106,7 +110,9 @@ def new_server_home(
 
 
 @pytest.fixture(scope="session")
-def prefect_api(tmp_path_factory: pytest.TempPathFactory, new_server_home: Callable[[], Path]) -> Iterator[str]:
+def prefect_api(
+    session_folder: Path, tmp_path_factory: pytest.TempPathFactory, new_server_home: Callable[[], Path]
+) -> Iterator[str]:
     """Address of one Prefect server that the session's flows, also those of other processes, talk to."""
     from prefect.logging.handlers import APILogHandler
     from prefect.settings import (
@@ -116,15 +122,15 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory, new_server_home: Calla
         temporary_settings,
     )
 
-    service, address = prefect_service(new_server_home())
-    service.start()
     storage = str(tmp_path_factory.mktemp("prefect"))
-    with temporary_settings(
-        {PREFECT_API_URL: address, PREFECT_LOCAL_STORAGE_PATH: storage, PREFECT_LOGGING_LEVEL: "CRITICAL"}
+    with (
+        shared(session_folder / "prefect-server", lambda: prefect_service(new_server_home())) as address,
+        temporary_settings(
+            {PREFECT_API_URL: address, PREFECT_LOCAL_STORAGE_PATH: storage, PREFECT_LOGGING_LEVEL: "CRITICAL"}
+        ),
     ):
         yield address
         APILogHandler().flush()  # what is unsent when the server is gone costs a minute at the end of the process
-    service.stop()
 
 
 @pytest.fixture(scope="session")
@@ -144,17 +150,22 @@ def mlflow_uri(tmp_path_factory: pytest.TempPathFactory, new_home: Callable[[], 
 
 
 @pytest.fixture(scope="session")
-def scripted_home(prefect_api: str, new_home: Callable[[], Path]) -> Path:
+def scripted_home(
+    prefect_api: str, new_home: Callable[[], Path], template: Callable[[Callable[[Path], None]], Path]
+) -> Path:
     """The home of a small scripted run that nothing went wrong in: what all others must come to."""
     from run_fixtures import SCRIPTED, small_config
 
     from flows.self_training import self_training
 
-    home = new_home()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("COPPICE_HOME", str(home))
-        self_training(small_config(*SCRIPTED))
-    return home
+    def scripted_run(folder: Path) -> None:
+        home = new_home()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("COPPICE_HOME", str(home))
+            self_training(small_config(*SCRIPTED))
+        shutil.copytree(home, folder, dirs_exist_ok=True)
+
+    return template(scripted_run)
 
 
 @pytest.fixture(scope="session")

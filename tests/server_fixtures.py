@@ -9,11 +9,12 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import warm_engine
+from filelock import FileLock
 
 TIME_LIMIT_S = 300.0
 STOP_TIMEOUT_S = 10.0
@@ -68,6 +69,12 @@ class Service:
             )
         wait_until(self._is_up_or_ended, f"{' '.join(self.command)} answers", limit_s=self._limit_s)
 
+    @property
+    def pid(self) -> int:
+        """Of its first process, and of the group that all of them are in."""
+        assert self._process is not None
+        return self._process.pid
+
     def kill(self) -> None:
         """Kills it and the processes that it started."""
         if self._process is not None:
@@ -95,6 +102,31 @@ class Service:
         assert self._process is not None
         assert self._process.poll() is None, self.log.read_text(encoding="utf-8", errors="replace")
         return self._is_up()
+
+
+@contextmanager
+def shared(state: Path, make: Callable[[], tuple[Service, str]]) -> Iterator[str]:
+    """Address of a service that all processes of a session use: the first one starts it, the last one ends it.
+
+    Args:
+        state: file in which they agree.
+        make: the service, not started, and its address.
+    """
+    lock = FileLock(f"{state}.lock")
+    with lock:
+        if not state.exists():
+            service, address = make()
+            service.start()
+            state.write_text(f"{address} {service.pid} 0", encoding="utf-8")
+        address, pid, num_users = state.read_text(encoding="utf-8").split()
+        state.write_text(f"{address} {pid} {int(num_users) + 1}", encoding="utf-8")
+    yield address
+    with lock:
+        address, pid, num_users = state.read_text(encoding="utf-8").split()
+        state.write_text(f"{address} {pid} {int(num_users) - 1}", encoding="utf-8")
+        if num_users == "1":
+            os.killpg(int(pid), signal.SIGKILL)
+            state.unlink()
 
 
 def mlflow_database(folder: Path) -> None:

@@ -6,6 +6,12 @@ from pathlib import Path
 
 import pytest
 from benchmarks.measuring import Cost, Figure, clock_for, speedup
+from benchmarks.search_throughput import throughput_figure
+
+from pipeline_lib.config import SearchConfig
+from pipeline_lib.policy.protocol import SampleResult
+from pipeline_lib.policy.scripted import CharCodec, ScriptedPolicy
+from pipeline_lib.types import Problem
 
 FOLDER = Path(__file__).parent / "benchmarks"
 
@@ -32,6 +38,44 @@ def test_targets_are_bounds_from_either_side():
     assert Figure("a", 0.1, 0.1, at_least=False).is_met
     assert not Figure("a", 0.2, 0.1, at_least=False).is_met
     assert Figure("a", 5.0).is_met is None
+
+
+class Clock:
+    """Stands in for `time`: only what is added passes."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    process_time = perf_counter
+
+
+class TimedPolicy(ScriptedPolicy):
+    """Takes so many seconds of `clock` per answer."""
+
+    def __init__(self, clock: Clock, seconds: float) -> None:
+        super().__init__(lambda prompt, prefix, seed: "1\n#### 2", CharCodec(), capacity=8)
+        self._clock, self._seconds = clock, seconds
+
+    def poll(self) -> list[SampleResult]:
+        results = super().poll()
+        self._clock.now += self._seconds * len(results)
+        return results
+
+
+def test_sides_that_run_abreast_are_charged_for_their_own_time(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("benchmarks.measuring.time", clock)
+    slow, fast = TimedPolicy(clock, 4.0), TimedPolicy(clock, 1.0)
+    problems = [Problem(f"p{i}", f"{i}?", "2", "gsm8k") for i in range(6)]
+    figure, trees = throughput_figure("a.b", slow, fast, problems, SearchConfig(num_simulations=8), target=1.0)
+    assert len(trees) == len(problems)
+    assert figure.details["rollouts"] == 48
+    assert figure.details["tokens_saved_by_prefixes"] == 0
+    assert fast.num_in_flight == slow.num_in_flight == 0
+    assert figure.value == 0.25
+    assert figure.is_met is False
 
 
 @pytest.mark.slow

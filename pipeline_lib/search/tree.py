@@ -61,6 +61,7 @@ class TreeBuilder:
         self._depths: list[int] = []
         self._counts: list[int] = []
         self._path_tokens: list[int] = []
+        self._is_closed: list[bool] = []
         self._is_exhausted: list[bool] = []
         self._children: list[list[int]] = []
         self._index: dict[tuple[int, str, int], int] = {}
@@ -189,6 +190,7 @@ class TreeBuilder:
         self._depths.append(0 if parent == NO_PARENT else self._depths[parent] + 1)
         self._counts.append(0)
         self._path_tokens.append(step.num_tokens + (0 if parent == NO_PARENT else self._path_tokens[parent]))
+        self._is_closed.append(self._ends_here(node))
         self._is_exhausted.append(False)
         self._children.append([])
         return node
@@ -196,12 +198,12 @@ class TreeBuilder:
     def _refresh(self, path: Sequence[int]) -> None:
         """Brings `_is_exhausted` up to date; `path` holds every node that changed, parents first."""
         for node in reversed(path):
-            self._is_exhausted[node] = self._is_closed(node) or (
+            self._is_exhausted[node] = self._is_closed[node] or (
                 self._counts[node] >= self._config.num_candidates
                 and all(self._is_exhausted[child] for child in self._children[node])
             )
 
-    def _is_closed(self, node: int) -> bool:
+    def _ends_here(self, node: int) -> bool:
         """True when nothing may be drawn at `node` itself.
 
         Merged steps can differ in tokens, so a path may be at the token limit and yet be OPEN.

@@ -40,7 +40,8 @@ from pipeline_lib.policy.models import model_path  # noqa: E402
 from pipeline_lib.policy.transformers_policy import TransformersPolicy  # noqa: E402
 from pipeline_lib.problems.tiny import make_problem  # noqa: E402
 
-NUM_PROBLEMS = 1000  # the paper's iteration has 2,000; with few, the slots that run dry at the end weigh too much
+NUM_PROBLEMS = 2000  # as the paper's iteration: with few, the slots that run dry at the end weigh too much
+NUM_TRAINED = 1000  # of their trees
 NUM_GRADED = 200  # for the search with and without grading: both sides draw the same rollouts
 
 
@@ -74,20 +75,22 @@ def library_figures(
     Args:
         config: the preset.
         num_problems: None takes `NUM_PROBLEMS`.
-        rounds: turns per side of every comparison; the search takes one more.
+        rounds: turns per side of every comparison.
         num_compared: trees on which packed and per-step training are compared.
     """
     count = num_problems or NUM_PROBLEMS
     problems = [make_problem(config.problems.dataset, "train", index) for index in range(count)]
     policy = open_policy(config, config.policy.max_batch)
+    equal = open_policy(config, config.policy.max_batch)
+    figures, trees = search_figures(policy, equal, problems, config.search, rounds=rounds)
+    equal.close()
     other = open_policy(config, max(1, config.policy.max_batch // 3))
-    figures, trees = search_figures(policy, problems, config.search, rounds=rounds + 1)
     figures.append(batch_variance(policy, other, raw_requests(policy, problems[:32], config.search, seed=0)))
     eos_token_id = int(policy.codec.tokenizer.eos_token_id)
     policy.close()
     other.close()
     return figures + training_figures(
-        trees,
+        trees[:NUM_TRAINED],
         config,
         model_dir=model_path(config.policy.model),
         eos_token_id=eos_token_id,
@@ -105,15 +108,16 @@ def graded_figures(config: PipelineConfig) -> list[Figure]:
     return [*grading_figures(read_corpus()), figure]
 
 
-def vllm_figures(config: PipelineConfig, _: Path) -> list[Figure]:
+def vllm_figures(config: PipelineConfig, _home: Path) -> list[Figure]:
     """The search on vLLM in this process against as many independent rollouts on it."""
     from pipeline_lib.policy.vllm_policy import VllmPolicy
 
     problems = [make_problem(config.problems.dataset, "train", index) for index in range(NUM_PROBLEMS)]
     folder = model_path(config.policy.model)
-    policy = VllmPolicy(folder, policy_id="base", config=config.policy, instruction="")
-    figure = throughput_figure("vllm.throughput_vs_raw", policy, problems, config.search, target=0.95)
-    policy.close()
+    engines = [VllmPolicy(folder, policy_id="base", config=config.policy, instruction="") for _ in range(2)]
+    figure, _ = throughput_figure("vllm.throughput_vs_raw", *engines, problems, config.search, target=0.95)
+    for engine in engines:
+        engine.close()
     return [figure]
 
 

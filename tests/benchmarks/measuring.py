@@ -1,7 +1,7 @@
 """What a benchmark is made of: the cost of a piece of work, and a figure with its target.
 
-One idea: every figure is a ratio of costs measured in the same run, in turns, and each side counts with its
-best turn: other processes can only slow work down, so the fastest turn is the least disturbed one.
+One idea: every figure is a ratio of costs measured in the same run. Where sides take turns, each counts with its
+best one: other processes can only slow work down, so the fastest turn is the least disturbed one.
 """
 
 from __future__ import annotations
@@ -28,6 +28,13 @@ class Cost:
     amount: float
     wall_s: float
     cpu_s: float
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.amount + other.amount, self.wall_s + other.wall_s, self.cpu_s + other.cpu_s)
+
+    def without(self, part: Cost) -> Cost:
+        """The cost of the same amount, had `part` not been done in between."""
+        return Cost(self.amount, self.wall_s - part.wall_s, self.cpu_s - part.cpu_s)
 
     def rate(self, clock: str) -> float:
         """Amount per second, ``wall`` or ``cpu``."""

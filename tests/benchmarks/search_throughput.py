@@ -1,4 +1,4 @@
-"""The search against simpler schedules on the same engine, problems and config.
+"""The search against simpler schedules on the same kind of engine, the same problems and config.
 
 1. ``raw``: as many independent rollouts as the search draws, all submitted at once. Nothing keeps an engine
    busier; no tree could use them.
@@ -8,21 +8,27 @@
 
 The last two get a part of the problems: their rates do not depend on how many there are. They exist here
 only. Tokens are counted by the engine, end-of-sequence tokens included, on all sides.
+
+Raw rollouts and the search are so close that the machine's own ups and downs (a third within seconds, measured)
+would decide between turns of a minute. So they run abreast, each on an engine of its own: whichever has
+finished fewer rollouts computes, and its clock alone runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any, cast
 
 import numpy as np
-from benchmarks.measuring import Cost, Figure, clock_for, in_turns, speedup
+from benchmarks.measuring import Cost, Figure, clock_for, in_turns, measure, speedup
 
 from pipeline_lib.config import SearchConfig
 from pipeline_lib.grading import GradingPool
 from pipeline_lib.policy.protocol import Policy, SampleRequest, SampleResult, SamplingParams, sample_all
 from pipeline_lib.problems.formats import format_of
-from pipeline_lib.search import SearchStats, TreeBuilder, search_trees, split_steps, total_stats
+from pipeline_lib.search import SearchStats, TreeBuilder, search_trees, split_steps
 from pipeline_lib.search.rollout import Rollout, read_rollout
 from pipeline_lib.search.simulation import Simulation, Simulations
 from pipeline_lib.seeding import derive_generator, derive_seed
@@ -32,85 +38,134 @@ Draw = tuple[Problem, Simulations, Simulation]
 
 
 def search_figures(
-    policy: Policy, problems: Sequence[Problem], config: SearchConfig, *, rounds: int = 2, num_sequential: int = 2
+    policy: Policy,
+    other: Policy,
+    problems: Sequence[Problem],
+    config: SearchConfig,
+    *,
+    rounds: int = 2,
+    num_sequential: int = 2,
 ) -> tuple[list[Figure], list[SearchTree]]:
-    """The figures of the room ``search``, and the trees of the last round.
+    """The figures of the room ``search``, and the trees of all problems.
 
     Args:
         policy: nothing in flight.
+        other: the same model and capacity, for the raw rollouts.
         problems: of one dataset.
         config: of the search.
-        rounds: turns per schedule.
+        rounds: turns of those schedules that take turns.
         num_sequential: problems that the sequential schedule gets; the lockstep schedule gets one or two groups.
     """
     few, some = problems[:num_sequential], problems[: 2 * policy.capacity]
     one_by_one = config.model_copy(update={"parallel_simulations": 1})
-    stats: list[SearchStats] = []
-    trees: list[SearchTree] = []
-
-    def search(turn: int) -> None:
-        trees.clear()
-        stats.append(_search(policy, problems, config, turn, trees))
+    raw, trees = throughput_figure("search.throughput_vs_raw", policy, other, problems, config, target=0.9)
 
     def sequential(turn: int) -> None:
         for problem in few:
             _search(policy, [problem], one_by_one, turn, [])
 
-    works: dict[str, Callable[[int], None]] = {
-        "raw": lambda turn: _raw(policy, problems, config, turn),
-        "search": search,
+    works: dict[str, Callable[[int], object]] = {
+        "search": lambda turn: _search(policy, some, config, turn, []),
         "lockstep": lambda turn: _lockstep(policy, some, config, turn),
         "sequential": sequential,
     }
-    sample_all(policy, raw_requests(policy, few, config, seed=rounds))  # first calls pay for allocations
     costs = in_turns({name: partial(_tokens, policy, work) for name, work in works.items()}, rounds=rounds)
-    compare = partial(speedup, clock=clock_for(costs["raw"]))
-    raw = _over_raw("search.throughput_vs_raw", costs, stats, problems, target=0.9)
-    total = total_stats(stats)
+    compare = partial(speedup, clock=clock_for(costs["sequential"]))
+    kept = sum(tree.tokens_kept for tree in trees) / sum(tree.tokens_generated for tree in trees)
     names = ("search_tokens", "sequential_tokens"), ("search_tokens", "lockstep_tokens")
     return [
         raw,
         compare("search.speedup_vs_sequential", costs["search"], costs["sequential"], target=8.0, labels=names[0]),
         compare("search.speedup_vs_lockstep", costs["search"], costs["lockstep"], target=1.1, labels=names[1]),
-        Figure("search.tokens_kept_share", total.tokens_kept_share, 0.98, details={"tokens": total.tokens_generated}),
+        Figure("search.tokens_kept_share", kept, 0.98, details={"trees": len(trees)}),
     ], trees
 
 
 def throughput_figure(
-    name: str, policy: Policy, problems: Sequence[Problem], config: SearchConfig, *, target: float, rounds: int = 3
-) -> Figure:
-    """The search over as many independent rollouts, alone; see `search_figures`."""
+    name: str, policy: Policy, other: Policy, problems: Sequence[Problem], config: SearchConfig, *, target: float
+) -> tuple[Figure, list[SearchTree]]:
+    """Tokens per second of the search over those of as many independent rollouts, abreast; and the trees.
+
+    Args:
+        name: of the figure.
+        policy, other, problems, config: see `search_figures`.
+        target: lower bound.
+    """
+    for engine in (policy, other):  # first calls pay for allocations
+        sample_all(engine, raw_requests(engine, problems[:2], config, seed=1))
+    raw = _RawRollouts(other)
+    trees: list[SearchTree] = []
     stats: list[SearchStats] = []
-    works: dict[str, Callable[[int], None]] = {
-        "raw": lambda turn: _raw(policy, problems, config, turn),
-        "search": lambda turn: stats.append(_search(policy, problems, config, turn, [])),
-    }
-    sample_all(policy, raw_requests(policy, problems[:2], config, seed=rounds))  # first calls pay for allocations
-    costs = in_turns({side: partial(_tokens, policy, work) for side, work in works.items()}, rounds=rounds)
-    return _over_raw(name, costs, stats, problems, target=target)
 
+    def search(_: int) -> None:
+        raw.start(problems, config, seed=0)
+        stats.append(_search(cast(Policy, _Abreast(policy, raw)), problems, config, 0, trees))
+        raw.catch_up(math.inf)
 
-def _over_raw(
-    name: str,
-    costs: Mapping[str, Sequence[Cost]],
-    stats: Sequence[SearchStats],
-    problems: Sequence[Problem],
-    *,
-    target: float,
-) -> Figure:
-    """Tokens per second of the side `search` over those of `raw`."""
+    cost = measure(partial(_tokens, policy, search, 0)).without(raw.cost)
     labels = ("search_tokens", "raw_tokens")
-    figure = speedup(name, costs["search"], costs["raw"], clock=clock_for(costs["raw"]), target=target, labels=labels)
-    total = total_stats(stats)
-    # The same rollouts cost the search fewer tokens: it starts where others have been.
-    tokens_saved = 1 - sum(c.amount for c in costs["search"]) / sum(c.amount for c in costs["raw"])
+    figure = speedup(name, [cost], [raw.cost], clock=clock_for([raw.cost]), target=target, labels=labels)
     figure.details.update(
-        tokens_saved_by_prefixes=round(tokens_saved, 4),
-        engine_idle_share=round(total.engine_idle_share, 4),
+        # The same rollouts cost the search fewer tokens: it starts where others have been.
+        tokens_saved_by_prefixes=round(1 - cost.amount / raw.cost.amount, 4),
+        engine_idle_share=round(stats[0].engine_idle_share, 4),
         problems=len(problems),
-        rollouts=total.num_rollouts // len(stats),
+        rollouts=stats[0].num_rollouts,
     )
-    return figure
+    return figure, trees
+
+
+class _RawRollouts:
+    """Independent rollouts on an engine of their own, advanced a little at a time.
+
+    Attributes:
+        num_finished: rollouts.
+        cost: tokens, and the time that was spent here.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self.num_finished = 0
+        self.cost = Cost(0, 0, 0)
+
+    def start(self, problems: Sequence[Problem], config: SearchConfig, seed: int) -> None:
+        """Submits `num_simulations` rollouts of every problem."""
+
+        def submit() -> float:
+            self._policy.submit(raw_requests(self._policy, problems, config, seed=seed))
+            return 0.0
+
+        self.cost += measure(submit)
+
+    def catch_up(self, num_finished: float) -> None:
+        """Runs the engine until so many have finished, or all."""
+
+        def run() -> float:
+            before = self._policy.stats.tokens_generated
+            while self.num_finished < num_finished and self._policy.num_in_flight:
+                self.num_finished += len(self._policy.poll())
+            return float(self._policy.stats.tokens_generated - before)
+
+        self.cost += measure(run)
+
+
+class _Abreast:
+    """`policy`, but that raw rollouts catch up whenever they are a batch behind; a `Policy`."""
+
+    def __init__(self, policy: Policy, raw: _RawRollouts) -> None:
+        self._policy = policy
+        self._raw = raw
+        self._num_finished = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._policy, name)
+
+    def poll(self) -> list[SampleResult]:
+        results = self._policy.poll()
+        self._num_finished += len(results)
+        if self._num_finished - self._raw.num_finished >= self._policy.capacity:
+            self._raw.catch_up(self._num_finished)
+        return results
 
 
 def raw_requests(
@@ -149,7 +204,7 @@ def batch_variance(policy: Policy, other: Policy, requests: Sequence[SampleReque
     return Figure("policy.batch_variance_share", num_different / len(requests), 0.0, at_least=False, details=details)
 
 
-def _tokens(policy: Policy, work: Callable[[int], None], turn: int) -> float:
+def _tokens(policy: Policy, work: Callable[[int], object], turn: int) -> float:
     """Tokens that the engine generated for `work`."""
     before = policy.stats.tokens_generated
     work(turn)
@@ -162,10 +217,6 @@ def _search(
     delimiter = format_of(problems[0].dataset).step_delimiter
     with GradingPool() as grader:
         return search_trees(problems, policy, grader, config, seed=seed, step_delimiter=delimiter, on_tree=trees.append)
-
-
-def _raw(policy: Policy, problems: Sequence[Problem], config: SearchConfig, seed: int) -> None:
-    sample_all(policy, raw_requests(policy, problems, config, seed=seed))
 
 
 def _lockstep(policy: Policy, problems: Sequence[Problem], config: SearchConfig, seed: int) -> None:
