@@ -121,7 +121,7 @@ def kill_a_worker(home: Path) -> list[bytes]:
                 worker.send_signal(signal.SIGKILL)
                 worker.wait(TIME_LIMIT_S)
                 return whole_lines(path)
-        time.sleep(0.05)
+        time.sleep(0.2)
     raise AssertionError("no shard was searched")
 
 
