@@ -28,7 +28,7 @@ from pipeline_lib.types import Problem, SearchTree
 DEVICE = sys.argv[3]
 if DEVICE == "cpu":
     POLICY = PolicyConfig(max_batch=16, max_context_tokens=128, device="cpu")
-    SEARCH = SearchConfig(num_simulations=16, num_candidates=16, max_new_tokens=60, parallel_simulations=16)
+    SEARCH = SearchConfig(num_simulations=16, num_candidates=16, max_new_tokens=100, parallel_simulations=16)
     TRAIN = TrainConfig(num_epochs=1, tokens_per_update=384, tokens_per_microbatch=384, checkpoint_every=100)
     NUM_PROBLEMS = 1
 else:
