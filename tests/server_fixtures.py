@@ -120,13 +120,15 @@ def shared(state: Path, make: Callable[[], tuple[Service, str]]) -> Iterator[str
             state.write_text(f"{address} {service.pid} 0", encoding="utf-8")
         address, pid, num_users = state.read_text(encoding="utf-8").split()
         state.write_text(f"{address} {pid} {int(num_users) + 1}", encoding="utf-8")
-    yield address
-    with lock:
-        address, pid, num_users = state.read_text(encoding="utf-8").split()
-        state.write_text(f"{address} {pid} {int(num_users) - 1}", encoding="utf-8")
-        if num_users == "1":
-            os.killpg(int(pid), signal.SIGKILL)
-            state.unlink()
+    try:
+        yield address
+    finally:
+        with lock:
+            address, pid, num_users = state.read_text(encoding="utf-8").split()
+            state.write_text(f"{address} {pid} {int(num_users) - 1}", encoding="utf-8")
+            if num_users == "1":
+                os.killpg(int(pid), signal.SIGKILL)
+                state.unlink()
 
 
 def mlflow_database(folder: Path) -> None:

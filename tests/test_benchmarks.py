@@ -69,9 +69,10 @@ def test_sides_that_run_abreast_are_charged_for_their_own_time(monkeypatch):
     monkeypatch.setattr("benchmarks.measuring.time", clock)
     slow, fast = TimedPolicy(clock, 4.0), TimedPolicy(clock, 1.0)
     problems = [Problem(f"p{i}", f"{i}?", "2", "gsm8k") for i in range(6)]
-    figure, trees = throughput_figure("a.b", slow, fast, problems, SearchConfig(num_simulations=8), target=1.0)
+    config = SearchConfig(num_simulations=8)
+    figure, trees, stats = throughput_figure("a.b", slow, fast, problems, config, target=1.0)
     assert len(trees) == len(problems)
-    assert figure.details["rollouts"] == 48
+    assert figure.details["rollouts"] == stats.num_rollouts == 48
     assert figure.details["tokens_saved_by_prefixes"] == 0
     assert fast.num_in_flight == slow.num_in_flight == 0
     assert figure.value == 0.25

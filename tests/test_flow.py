@@ -200,7 +200,7 @@ def test_gsm8k_is_audited_and_stopped(
     summary = home / "summary.json"
     own = ["problems.dataset=gsm8k", f"problems.path={test_data / 'gsm8k' / 'train.parquet'}"]
     few = ("problems.num_problems=12", "problems.num_validation=6", "evaluation.num_problems=6")
-    short = ("search.max_new_tokens=64", "evaluation.max_new_tokens=32", "evaluation.num_samples=0")
+    short = ("evaluation.max_new_tokens=32", "evaluation.num_samples=0")  # what is not asserted
     small = [*SMALL, *few, *short]
     overrides = [argument for override in [*small, *own] for argument in ("--set", override)]
     monkeypatch.setenv("COPPICE_HOME", str(home))

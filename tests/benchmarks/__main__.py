@@ -115,7 +115,7 @@ def vllm_figures(config: PipelineConfig, _home: Path) -> list[Figure]:
     problems = [make_problem(config.problems.dataset, "train", index) for index in range(NUM_PROBLEMS)]
     folder = model_path(config.policy.model)
     engines = [VllmPolicy(folder, policy_id="base", config=config.policy, instruction="") for _ in range(2)]
-    figure, _ = throughput_figure("vllm.throughput_vs_raw", *engines, problems, config.search, target=0.95)
+    figure, *_ = throughput_figure("vllm.throughput_vs_raw", *engines, problems, config.search, target=0.95)
     for engine in engines:
         engine.close()
     return [figure]

@@ -58,7 +58,7 @@ def search_figures(
     """
     few, some = problems[:num_sequential], problems[: 2 * policy.capacity]
     one_by_one = config.model_copy(update={"parallel_simulations": 1})
-    raw, trees = throughput_figure("search.throughput_vs_raw", policy, other, problems, config, target=0.9)
+    raw, trees, stats = throughput_figure("search.throughput_vs_raw", policy, other, problems, config, target=0.9)
 
     def sequential(turn: int) -> None:
         for problem in few:
@@ -71,20 +71,19 @@ def search_figures(
     }
     costs = in_turns({name: partial(_tokens, policy, work) for name, work in works.items()}, rounds=rounds)
     compare = partial(speedup, clock=clock_for(costs["sequential"]))
-    kept = sum(tree.tokens_kept for tree in trees) / sum(tree.tokens_generated for tree in trees)
     names = ("search_tokens", "sequential_tokens"), ("search_tokens", "lockstep_tokens")
     return [
         raw,
         compare("search.speedup_vs_sequential", costs["search"], costs["sequential"], target=8.0, labels=names[0]),
         compare("search.speedup_vs_lockstep", costs["search"], costs["lockstep"], target=1.1, labels=names[1]),
-        Figure("search.tokens_kept_share", kept, 0.98, details={"trees": len(trees)}),
+        Figure("search.tokens_kept_share", stats.tokens_kept_share, 0.98, details={"tokens": stats.tokens_generated}),
     ], trees
 
 
 def throughput_figure(
     name: str, policy: Policy, other: Policy, problems: Sequence[Problem], config: SearchConfig, *, target: float
-) -> tuple[Figure, list[SearchTree]]:
-    """Tokens per second of the search over those of as many independent rollouts, abreast; and the trees.
+) -> tuple[Figure, list[SearchTree], SearchStats]:
+    """Tokens per second of the search over those of as many independent rollouts, abreast; trees and counters.
 
     Args:
         name: of the figure.
@@ -112,7 +111,7 @@ def throughput_figure(
         problems=len(problems),
         rollouts=stats[0].num_rollouts,
     )
-    return figure, trees
+    return figure, trees, stats[0]
 
 
 class _RawRollouts:
@@ -130,23 +129,19 @@ class _RawRollouts:
 
     def start(self, problems: Sequence[Problem], config: SearchConfig, seed: int) -> None:
         """Submits `num_simulations` rollouts of every problem."""
-
-        def submit() -> float:
-            self._policy.submit(raw_requests(self._policy, problems, config, seed=seed))
-            return 0.0
-
-        self.cost += measure(submit)
+        self._charge(lambda _: self._policy.submit(raw_requests(self._policy, problems, config, seed=seed)))
 
     def catch_up(self, num_finished: float) -> None:
         """Runs the engine until so many have finished, or all."""
 
-        def run() -> float:
-            before = self._policy.stats.tokens_generated
+        def run(_: int) -> None:
             while self.num_finished < num_finished and self._policy.num_in_flight:
                 self.num_finished += len(self._policy.poll())
-            return float(self._policy.stats.tokens_generated - before)
 
-        self.cost += measure(run)
+        self._charge(run)
+
+    def _charge(self, work: Callable[[int], object]) -> None:
+        self.cost += measure(partial(_tokens, self._policy, work, 0))
 
 
 class _Abreast:
