@@ -12,7 +12,7 @@ import pytest
 from filelock import FileLock
 from hypothesis import settings
 from served_home import ServedHome, coppice_up
-from server_fixtures import mlflow_database, mlflow_service, prefect_database, prefect_service, shared
+from server_fixtures import Service, mlflow_database, mlflow_service, prefect_database, prefect_service, shared
 
 ROOT = Path(__file__).resolve().parents[1]
 SLOW_TO_START = ("served: ServedHome", "from forked_run import")
@@ -141,12 +141,16 @@ def served(new_server_home: Callable[[], Path]) -> Iterator[ServedHome]:
 
 
 @pytest.fixture(scope="session")
-def mlflow_uri(tmp_path_factory: pytest.TempPathFactory, new_home: Callable[[], Path]) -> Iterator[str]:
+def mlflow_uri(
+    session_folder: Path, tmp_path_factory: pytest.TempPathFactory, new_home: Callable[[], Path]
+) -> Iterator[str]:
     """Address of one MLflow server for all tests that only talk to it."""
-    service, address = mlflow_service(tmp_path_factory.mktemp("mlflow"), new_home() / "mlflow.db")
-    service.start()
-    yield address
-    service.stop()
+
+    def make() -> tuple[Service, str]:
+        return mlflow_service(tmp_path_factory.mktemp("mlflow"), new_home() / "mlflow.db")
+
+    with shared(session_folder / "mlflow-server", make) as address:
+        yield address
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,16 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 FORKS = get_context("forkserver")
-FORKS.set_forkserver_preload(["deployments.cli", "flows.self_training", "mlflow", "peft", "transformers"])
+FORKS.set_forkserver_preload(
+    [
+        "deployments.cli",
+        "flows.self_training",
+        "mlflow.store.tracking.sqlalchemy_store",
+        "peft",
+        "prefect.flow_engine",
+        "transformers.models.qwen2.modeling_qwen2",
+    ]
+)
 
 
 def start_run(home: Path, api: str, *settings: str) -> ForkServerProcess:

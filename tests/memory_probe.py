@@ -1,6 +1,7 @@
-"""One stage on a model with a large vocabulary, in a process of its own: what was estimated, and what it took.
+"""Stages on a model with a large vocabulary, in a process of their own: what was estimated, and what it took.
 
-Usage: ``python memory_probe.py search|train|evaluate FOLDER cpu|cuda``; writes ``<stage>.json`` there.
+Usage: ``python memory_probe.py search|train|evaluate… FOLDER cpu|cuda``; writes ``<stage>.json`` there. Of several
+stages, only the first one's memory is its own.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pipeline_lib.training.loop import train
 from pipeline_lib.training.memory import training_memory
 from pipeline_lib.types import Problem, SearchTree
 
-DEVICE = sys.argv[3]
+DEVICE = sys.argv[-1]
 if DEVICE == "cpu":
     POLICY = PolicyConfig(max_batch=16, max_context_tokens=128, device="cpu")
     SEARCH = SearchConfig(num_simulations=16, num_candidates=16, max_new_tokens=100, parallel_simulations=16)
@@ -98,5 +99,6 @@ def evaluate_adapter(folder: Path) -> dict[str, object]:
 STAGES = {"search": search, "train": train_once, "evaluate": evaluate_adapter}
 
 if __name__ == "__main__":
-    stage, folder = sys.argv[1], Path(sys.argv[2])
-    (folder / f"{stage}.json").write_text(json.dumps(STAGES[stage](folder)), encoding="utf-8")
+    *stages, folder = sys.argv[1:-1]
+    for stage in stages:
+        Path(folder, f"{stage}.json").write_text(json.dumps(STAGES[stage](Path(folder))), encoding="utf-8")

@@ -202,6 +202,7 @@ def test_a_hostile_input_gets_its_grade_in_time_and_harms_nothing(
 
 
 def test_the_default_deadline_holds_for_the_plain_function_too() -> None:
+    assert grade(r"\boxed{x+2}", "2+x") is Grade.CORRECT  # the worker has started
     prediction, gold, grades = CASES["gamma"]()
     assert in_a_thread(lambda: grade(prediction, gold)) in grades
     assert in_a_thread(lambda: grade(r"\boxed{x+1}", "1+x")) is Grade.CORRECT
@@ -213,7 +214,8 @@ def test_no_worker_outlives_its_pool() -> None:
         pool.submit("hangs", r"\boxed{\Gamma(99999999)}", "x+1")
         pool.submit("done", r"\boxed{x+1}", "1+x")
         assert pool.poll(block=True) == [("done", Grade.CORRECT)]
+        assert pool.num_processes == 2
         workers = set(psutil.Process().children(recursive=True)) - before
-        assert len(workers) == 2
+        assert len(workers) >= 2
     _, alive = psutil.wait_procs(workers, timeout=5)
     assert alive == []

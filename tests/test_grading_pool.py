@@ -77,6 +77,24 @@ def test_a_hang_is_a_timeout_and_the_next_answers_are_graded(pool: GradingPool) 
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="without forks a worker ends with its answer")
+def test_a_worker_goes_on_after_what_judged_in_it_was_ended() -> None:
+    worker = Worker(0.5, 1 << 30)
+    worker.wait_until_ready()
+    try:
+        assert worker.ask((r"\Gamma(99999999)", "5")) is Grade.TIMEOUT
+        assert worker.ask(("x+1", "1+x")) is Grade.CORRECT
+        (judging,) = psutil.Process(worker.pid).children()
+        judging.kill()
+        judging.wait()
+        assert worker.ask(("x+2", "1+x")) is Grade.WRONG  # not the answer to anything before it
+        assert worker.ask(("x+3", "3+x")) is Grade.CORRECT
+        assert worker.is_alive
+    finally:
+        worker.kill()
+
+
+@pytest.mark.slow
 def test_closing_ends_the_processes_and_what_they_were_doing() -> None:
     with GradingPool(1, deadline_s=60) as pool:
         pool.submit("hang", HANGS, "5")

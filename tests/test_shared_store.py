@@ -13,7 +13,7 @@ from typing import Any
 
 import fsspec
 import pytest
-from run_fixtures import client, small_config
+from run_fixtures import SCRIPTED, client, small_config
 
 from pipeline_lib.config import Settings
 from pipeline_lib.shared_store import SharedEntry, SharedStore
@@ -222,9 +222,7 @@ def test_a_run_goes_on_on_another_machine(
 
     def run_in(home: Path) -> Any:
         monkeypatch.setenv("COPPICE_HOME", str(home))
-        return self_training(
-            small_config("policy.backend=scripted", "evaluation.num_problems=4", "problems.num_validation=4")
-        )
+        return self_training(small_config(*SCRIPTED))
 
     monkeypatch.setenv("COPPICE_STORE", f"s3://{BUCKET}/{uuid.uuid4().hex}")
     first, second = new_home(), new_home()

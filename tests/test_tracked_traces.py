@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +20,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"),
 ]
-START_LIMIT_S = 240.0
 CURVE = [("train/update/loss", update, 1.0 / update) for update in range(1, 301)]
 
 
@@ -36,42 +29,9 @@ def make_trace(number: int) -> TreeTrace:
     return trace_tree(make_tree(*rows, problem_id=problem.problem_id), problem)
 
 
-@pytest.fixture(scope="module")
-def server(new_home: Callable[[], Path]) -> Iterator[str]:
-    """Address of an MLflow server."""
-    folder = new_home()
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = str(listener.getsockname()[1])
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", port, "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
-    command += ["--artifacts-destination", str(folder / "artifacts")]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    try:
-        wait_for(f"http://127.0.0.1:{port}/health", process)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, 15)
-        process.wait()
-
-
-def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + START_LIMIT_S
-    while time.monotonic() < deadline:
-        assert process.poll() is None, "the server ended"
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except OSError:
-            time.sleep(0.2)
-    raise AssertionError(f"{url} does not answer")
-
-
 @pytest.fixture(params=["database", "server"])
 def settings(request: pytest.FixtureRequest, new_home: Callable[[], Path]) -> Settings:
-    uri = request.getfixturevalue("server") if request.param == "server" else None
+    uri = request.getfixturevalue("mlflow_uri") if request.param == "server" else None
     return Settings(home=new_home(), tracking_uri=uri)
 
 

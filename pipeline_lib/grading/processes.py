@@ -1,8 +1,9 @@
 """The parent's side of the worker processes: start, ask, kill, replace.
 
-One idea: a worker is expendable. It answers in time, or it dies (see `worker`) and the answer is a
-TIMEOUT; the next hard answer starts a new one. Workers are plain subprocesses that read and write
-lines of JSON, so nothing depends on how, or from which thread, the caller was started.
+One idea: a worker is expendable. It answers in time, or what judges in it is ended (see `worker`) and
+the answer is a TIMEOUT; when all of it ended, the next hard answer starts a new one. Workers are plain
+subprocesses that read and write lines of JSON, so nothing depends on how, or from which thread, the
+caller was started.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class Worker:
         raise GradingError(f"the grading worker did not start: {reason}; reinstall Coppice")
 
     def ask(self, request: Request) -> Grade:
-        """TIMEOUT, and a dead worker, when it took too long or too much memory."""
+        """TIMEOUT when it took too long or too much memory; the worker may have ended by that."""
         verdict = self._exchange(json.dumps(request) + "\n", self._wall_s)
         if verdict is None:
             self.kill()

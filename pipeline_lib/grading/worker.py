@@ -3,7 +3,8 @@
 One idea: no Python code can stop a hang inside a big integer power, so nothing here tries. Before
 each answer the process arms a timer on its own CPU time whose signal nobody handles; the kernel
 ends the process, even when its parent is long gone. CPU time, so that a busy machine does not
-change grades.
+change grades. Algebra takes two seconds to import, so the process that did it only forks the one
+that grades, and forks again when that one was ended.
 
 Lines of JSON go in, the arguments of one judgement, and out, its grade. The first line out is
 ``ready``, or why the worker is not.
@@ -17,6 +18,7 @@ import gc
 import importlib
 import json
 import logging
+import mmap
 import os
 import signal
 import sys
@@ -76,12 +78,25 @@ def main(arguments: list[str]) -> None:
         return
     _cap_memory(memory_bytes)
     reply(READY)
+    is_judging = mmap.mmap(-1, 1)  # shared with the fork
+    if grader == MATH and hasattr(os, "fork"):  # what a verifier has started must end with it: see `Worker.kill`
+        _go_on_in_a_fork(lambda: reply(Grade.TIMEOUT) if is_judging[0] else None)
     for line in requests:
-        request = json.loads(line)
+        is_judging[0] = True
         _arm(deadline_s)
-        verdict = judge(*request)
+        verdict = judge(*json.loads(line))
         _arm(0.0)
+        is_judging[0] = False  # before the reply: the pipe must never hold two replies to one request
         reply(verdict)
+
+
+def _go_on_in_a_fork(when_ended: Callable[[], None]) -> None:
+    """Returns in a child; the parent stays here and makes the next whenever one was ended, after `when_ended()`."""
+    while pid := os.fork():
+        _, status = os.waitpid(pid, 0)
+        if status == 0:  # no more requests
+            sys.exit()
+        when_ended()
 
 
 def _open_judge(grader: str) -> Callable[..., Grade]:
