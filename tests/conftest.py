@@ -16,6 +16,7 @@ from server_fixtures import Service, mlflow_database, mlflow_service, prefect_da
 
 ROOT = Path(__file__).resolve().parents[1]
 SLOW_TO_START = ("served: ServedHome", "from forked_run import")
+LONGEST = ("ray", "browser", "alerts", "flow", "rerun", "kill_sweep", "rerun_after_kills", "postgres", "memory")
 
 settings.register_profile("untimed", deadline=None)  # how long an example takes says nothing on a shared machine
 settings.load_profile("untimed")
@@ -37,10 +38,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first, so that the processes end at about the same time."""
+    """The longest files first and those without slow tests last, so that the processes end at about the same time."""
     if "PYTEST_XDIST_WORKER" in os.environ:
-        slow = {item.path for item in items if item.get_closest_marker("slow")}
-        items.sort(key=lambda item: item.path not in slow)
+        ranks = {ROOT / "tests" / f"test_{name}.py": rank for rank, name in enumerate(LONGEST)}
+        slow = {item.path: len(ranks) for item in items if item.get_closest_marker("slow")}
+        ranks = slow | ranks
+        items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -35,7 +35,7 @@ def page() -> Iterator[Page]:
 
 
 @pytest.fixture(scope="module")
-def served(new_server_home: Callable[[], Path]) -> Iterator[ServedHome]:
+def servers(new_server_home: Callable[[], Path]) -> Iterator[ServedHome]:
     """Servers of their own: what is shown here is counted elsewhere."""
     chromium()
     with coppice_up(new_server_home()) as home:
@@ -43,7 +43,7 @@ def served(new_server_home: Callable[[], Path]) -> Iterator[ServedHome]:
 
 
 @pytest.fixture(scope="module")
-def failed_run(served: ServedHome, tmp_path_factory: pytest.TempPathFactory) -> str:
+def failed_run(servers: ServedHome, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A run whose training failed, for a reason that is gone by now: a file lay where its folder belongs."""
     chromium()
     home = tmp_path_factory.mktemp("run")
@@ -51,41 +51,41 @@ def failed_run(served: ServedHome, tmp_path_factory: pytest.TempPathFactory) -> 
     in_the_way.parent.mkdir()
     in_the_way.touch()
     config = small_served(f"seed={SEED}", "num_iterations=2").model_dump(mode="json")
-    _, run = served.ask(
-        f"/deployments/{served.deployment('self-training')['id']}/create_flow_run",
+    _, run = servers.ask(
+        f"/deployments/{servers.deployment('self-training')['id']}/create_flow_run",
         {"parameters": {"config": config}, "job_variables": {"env": {"COPPICE_HOME": str(home)}}},
     )
-    wait_until(lambda: served.run(run["id"])["state"]["type"] in ENDED, f"{FLOW_RUN} ends")
-    assert served.run(run["id"])["state"]["type"] == "FAILED", served.run(run["id"])["state"]
+    wait_until(lambda: servers.run(run["id"])["state"]["type"] in ENDED, f"{FLOW_RUN} ends")
+    assert servers.run(run["id"])["state"]["type"] == "FAILED", servers.run(run["id"])["state"]
     in_the_way.unlink()
-    wait_until(lambda: not any("prefect.engine" in line for line in processes_of(served.home)), "its process ends")
+    wait_until(lambda: not any("prefect.engine" in line for line in processes_of(servers.home)), "its process ends")
     time.sleep(2.0)  # the worker may still report it
     return str(run["id"])
 
 
 @pytest.fixture
-def completed_run(served: ServedHome, failed_run: str) -> str:
+def completed_run(servers: ServedHome, failed_run: str) -> str:
     """The same run once somebody has pressed Retry: the browser, or else this."""
-    if served.run(failed_run)["state"]["type"] == "FAILED":
-        served.ask(f"/flow_runs/{failed_run}/set_state", {"state": {"type": "SCHEDULED", "name": "AwaitingRetry"}})
-    served.wait_for(failed_run, "COMPLETED")
+    if servers.run(failed_run)["state"]["type"] == "FAILED":
+        servers.ask(f"/flow_runs/{failed_run}/set_state", {"state": {"type": "SCHEDULED", "name": "AwaitingRetry"}})
+    servers.wait_for(failed_run, "COMPLETED")
     return failed_run
 
 
-def last_states(served: ServedHome, flow_run: str, attempt: int) -> dict[str, set[str]]:
+def last_states(servers: ServedHome, flow_run: str, attempt: int) -> dict[str, set[str]]:
     """Names of the states in which the task runs of one attempt ended, by the task run's name."""
     mine = {"flow_runs": {"id": {"any_": [flow_run]}}, "limit": 200}
     states: dict[str, set[str]] = {}
-    for run in served.ask("/task_runs/filter", mine)[1]:
+    for run in servers.ask("/task_runs/filter", mine)[1]:
         if run["flow_run_run_count"] == attempt:
             states.setdefault(run["name"], set()).add(run["state"]["name"])
     return states
 
 
-def test_a_failed_run_completes_after_retry(served: ServedHome, failed_run: str, page: Page) -> None:
+def test_a_failed_run_completes_after_retry(servers: ServedHome, failed_run: str, page: Page) -> None:
     from playwright.sync_api import expect
 
-    page.goto(f"{served.prefect}/runs")
+    page.goto(f"{servers.prefect}/runs")
     page.get_by_role("link", name=FLOW_RUN).click()
     retry = page.get_by_role("button", name="Retry")
     expect(retry).to_be_visible()
@@ -93,24 +93,24 @@ def test_a_failed_run_completes_after_retry(served: ServedHome, failed_run: str,
     keep(page, "prefect-failed")
     retry.click()
     page.get_by_role("dialog").get_by_role("button", name="Retry").click()
-    wait_until(lambda: served.run(failed_run)["state"]["type"] != "FAILED", "Retry is taken")
+    wait_until(lambda: servers.run(failed_run)["state"]["type"] != "FAILED", "Retry is taken")
     page.goto("about:blank")  # a run's page draws its timeline all the time, on cores that the run could use
-    served.wait_for(failed_run, "COMPLETED")
+    servers.wait_for(failed_run, "COMPLETED")
     page.go_back()
     expect(page.get_by_text("Completed", exact=True)).to_be_visible()
     keep(page, "prefect-completed")
 
     assert failed_run in page.url
-    assert (served.run(failed_run)["state"]["type"], served.run(failed_run)["run_count"]) == ("COMPLETED", 2)
-    first, second = (last_states(served, failed_run, attempt) for attempt in (1, 2))
+    assert (servers.run(failed_run)["state"]["type"], servers.run(failed_run)["run_count"]) == ("COMPLETED", 2)
+    first, second = (last_states(servers, failed_run, attempt) for attempt in (1, 2))
     assert first["train 1"] == {"Failed"}
     assert {name: second[name] for name in FIRST_STAGES} == {name: {"Cached"} for name in FIRST_STAGES}
     assert {name: second[name] for name in LAST_STAGES} == {name: {"Completed"} for name in LAST_STAGES}
 
 
-def open_tracked_runs(served: ServedHome, page: Page) -> None:
+def open_tracked_runs(servers: ServedHome, page: Page) -> None:
     """From MLflow's first page to the experiment's runs."""
-    page.goto(served.mlflow)
+    page.goto(servers.mlflow)
     page.get_by_text("Model training").first.click()
     page.get_by_label("Close", exact=True).click()  # its assistant
     page.get_by_role("link", name="coppice").first.click()
@@ -120,10 +120,10 @@ def unfold_iterations(page: Page) -> None:
     page.get_by_role("row").filter(has_text=TRACKED_RUN).first.get_by_role("button").first.click()
 
 
-def test_iterations_are_compared(served: ServedHome, completed_run: str, page: Page) -> None:
+def test_iterations_are_compared(servers: ServedHome, completed_run: str, page: Page) -> None:
     from playwright.sync_api import expect
 
-    open_tracked_runs(served, page)
+    open_tracked_runs(servers, page)
     unfold_iterations(page)
     for name in ITERATIONS:
         row = page.get_by_role("row").filter(has=page.get_by_role("link", name=name, exact=True))
@@ -137,10 +137,10 @@ def test_iterations_are_compared(served: ServedHome, completed_run: str, page: P
     keep(page, "mlflow-compared")
 
 
-def test_accuracy_is_one_curve_over_the_iterations(served: ServedHome, completed_run: str, page: Page) -> None:
+def test_accuracy_is_one_curve_over_the_iterations(servers: ServedHome, completed_run: str, page: Page) -> None:
     from playwright.sync_api import expect
 
-    open_tracked_runs(served, page)
+    open_tracked_runs(servers, page)
     page.get_by_role("link", name=TRACKED_RUN).click()
     page.get_by_role("tab", name="Model metrics").click()
     chart = page.locator(".js-plotly-plot").first
@@ -166,8 +166,8 @@ def point_at_a_step(page: Page, shown: Page | FrameLocator) -> None:
     expect(shown.locator(".node.lit")).not_to_have_count(0)
 
 
-def test_a_tree_among_the_artifacts_can_be_pointed_at(served: ServedHome, completed_run: str, page: Page) -> None:
-    open_tracked_runs(served, page)
+def test_a_tree_among_the_artifacts_can_be_pointed_at(servers: ServedHome, completed_run: str, page: Page) -> None:
+    open_tracked_runs(servers, page)
     unfold_iterations(page)
     page.get_by_role("link", name="iteration 1", exact=True).click()
     page.get_by_role("tab", name="Artifacts").click()
@@ -176,13 +176,13 @@ def test_a_tree_among_the_artifacts_can_be_pointed_at(served: ServedHome, comple
     keep(page, "mlflow-tree")
 
 
-def test_the_report_opens_from_a_file(served: ServedHome, completed_run: str, page: Page, tmp_path: Path) -> None:
+def test_the_report_opens_from_a_file(servers: ServedHome, completed_run: str, page: Page, tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
     query = f"tags.`prefect.flow_run_id` = '{completed_run}'"
-    [run] = MlflowClient(served.mlflow).search_runs(["1"], query)
-    with served.inside():
-        report = served.coppice("report", "--run", run.info.run_id, "--output", str(tmp_path / "report.html"))
+    [run] = MlflowClient(servers.mlflow).search_runs(["1"], query)
+    with servers.inside():
+        report = servers.coppice("report", "--run", run.info.run_id, "--output", str(tmp_path / "report.html"))
     assert report.returncode == 0, report.stderr
 
     heard: Counter[str] = Counter()

@@ -211,6 +211,7 @@ def test_a_killed_worker_loses_nothing(home: Path, tmp_path: Path) -> None:
 @on_a_cluster
 def test_a_worker_that_dies_too_often_is_an_error_of_ours(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COPPICE_HOME", str(home))
+    monkeypatch.setenv("COPPICE_STORE", str(home / "store"))
 
     @flow
     def doomed(config: PipelineConfig) -> None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from deployed_run import DeployedRun
 from run_fixtures import SCRIPTED, mlflow_points, mlflow_runs, of_content, small_config
-from server_fixtures import engine_service, wait_until, worker_service
+from server_fixtures import engine_service, prefect_service, wait_until, worker_service
 
 pytestmark = [
     pytest.mark.slow,
@@ -38,12 +38,21 @@ LOST = ("search-shard", "score-steps", "record-iteration")
 
 
 @pytest.fixture
-def worker(prefect_api: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+def api(new_server_home: Callable[[], Path]) -> Iterator[str]:
+    """A server of its own: while many write to its SQLite, Prefect may report an exit after the next Retry."""
+    service, address = prefect_service(new_server_home())
+    service.start()
+    yield address
+    service.kill()
+
+
+@pytest.fixture
+def worker(api: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
     """A process worker, by its folder, below which lie the results that Prefect keeps, and what it runs."""
     folder = tmp_path_factory.mktemp("worker")
     results = {"PREFECT_LOCAL_STORAGE_PATH": str(folder / "results"), "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "true"}
-    engines, command = engine_service(prefect_api, folder, results)
-    service = worker_service(prefect_api, folder, results)
+    engines, command = engine_service(api, folder, results)
+    service = worker_service(api, folder, results)
     try:
         engines.start()
         service.start()
@@ -54,11 +63,11 @@ def worker(prefect_api: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def test_each_retry_runs_the_failed_stage_and_the_later_ones(
-    prefect_api: str, mlflow_uri: str, worker: tuple[Path, str], scripted_home: Path, tmp_path: Path
+    api: str, mlflow_uri: str, worker: tuple[Path, str], scripted_home: Path, tmp_path: Path
 ) -> None:
     folder, command = worker
     tracking = {"COPPICE_TRACKING_URI": mlflow_uri}
-    run = DeployedRun(prefect_api, tmp_path, small_config(*SCRIPTED), tracking, command=command)
+    run = DeployedRun(api, tmp_path, small_config(*SCRIPTED), tracking, command=command)
     run.fail(search_shard="1 raise", score_steps="raise", audit_iteration="raise", train_policy="raise")
     run.fail(evaluate_policy="3 raise", record_iteration="1 raise", finish_run="raise")
     parents = set()
