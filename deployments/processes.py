@@ -23,7 +23,7 @@ from pipeline_lib.store import read_json, write_json
 
 MARK = "COPPICE_SERVER"
 START_TIMEOUT_S = 300.0  # a busy machine takes ten times as long as a free one
-STOP_TIMEOUT_S = 20.0
+STOP_TIMEOUT_S = 5.0  # idle servers end within two; a worker of Prefect that waits for its server may not end at all
 
 
 @dataclass(frozen=True)
