@@ -16,6 +16,7 @@ from typing import Literal
 from deployments.rehearsal import Rehearsal, closed_engines, rehearse
 from pipeline_lib.config import ConfigError, PipelineConfig, Settings
 from pipeline_lib.grading import Grade, extract_answer
+from pipeline_lib.outage import without_password
 from pipeline_lib.policy.models import model_folder
 from pipeline_lib.policy.protocol import Codec
 from pipeline_lib.problems.formats import format_of
@@ -191,7 +192,7 @@ def ask_tracking(config: PipelineConfig, settings: Settings, known: Known) -> st
     from pipeline_lib.tracking import reach, tracking_uri
 
     reach(settings)
-    return tracking_uri(settings)
+    return without_password(tracking_uri(settings))
 
 
 def ask_stages(config: PipelineConfig, settings: Settings, known: Known) -> str:

@@ -143,7 +143,7 @@ def report(
 @app.command()
 def bench(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the ratios to this file.")] = None,
-    only: Annotated[str | None, typer.Option(help="One part: search, grading, flow or cluster.")] = None,
+    only: Annotated[str | None, typer.Option(help="One part: search, grading, flow, cluster, vllm or gpu.")] = None,
 ) -> None:
     """Measure throughput against simpler schedules, as ratios on this machine."""
     from pipeline_lib.config import ConfigError
@@ -168,6 +168,10 @@ def build_base(
     _prepare(None)
     from deployments import terminal
     from flows.build_base import build_base as flow
+    from pipeline_lib.config import ConfigError
+
+    if any(path.exists() and not path.is_dir() for path in (output, *output.resolve().parents)):
+        raise ConfigError(f"{output}: cannot be written; name a folder, or one that can be made")
 
     with terminal.show_progress():
         accuracies = flow(output.resolve(), scale=scale, seed=seed, num_threads=num_threads)

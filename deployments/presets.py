@@ -49,7 +49,7 @@ def tiny() -> PipelineConfig:
 def gsm8k() -> PipelineConfig:
     """GSM8K at the paper's size, for an 8B-class instruct model in bfloat16 on a GPU of 80 GB.
 
-    Not measured yet: no GPU was at hand. Where each number comes from:
+    Not run at that size yet. Where each number comes from:
 
     1. 2,000 problems an iteration and 4 iterations are the paper's; 32 rollouts a problem are our choice.
     2. The model is a placeholder that anybody may download; ``--model`` names yours.

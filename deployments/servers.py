@@ -107,7 +107,7 @@ def servers(settings: Settings, ports: ServerSettings, serve_arguments: tuple[st
             name="prefect",
             folder=folder,
             command=(python, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(ports.prefect_port)),
-            environment=common | _prefect_environment(home, ports) | _given(PREFECT_DATABASE),
+            environment=common | _prefect_environment(ports) | (_given(PREFECT_DATABASE) or _prefect_database(home)),
             address=ports.prefect_url,
             is_healthy=lambda _: _ask(f"{ports.prefect_url}/api/health") is True,
         ),
@@ -130,10 +130,13 @@ def servers(settings: Settings, ports: ServerSettings, serve_arguments: tuple[st
     )
 
 
-def _prefect_environment(home: Path, ports: ServerSettings) -> dict[str, str]:
+def _prefect_database(home: Path) -> dict[str, str]:
+    return {PREFECT_DATABASE[0]: f"sqlite+aiosqlite:///{home / 'prefect.db'}"}
+
+
+def _prefect_environment(ports: ServerSettings) -> dict[str, str]:
     pages = (ports.prefect_url, f"http://localhost:{ports.prefect_port}")
     return {
-        PREFECT_DATABASE[0]: f"sqlite+aiosqlite:///{home / 'prefect.db'}",
         "PREFECT_UI_API_URL": f"{ports.prefect_url}/api",
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(pages),  # not every page that a browser happens to show
         # In memory, the default, they die with the server: whoever holds a deployment's slot could not renew it, and

@@ -22,6 +22,7 @@ from rich.table import Table
 
 from pipeline_lib.config import PipelineConfig
 from pipeline_lib.notes import promotion_line
+from pipeline_lib.outage import without_password
 from pipeline_lib.report.rows import IterationRow, format_accuracy, records_table, tested_datasets
 from pipeline_lib.report.sanity import single_iteration_checks
 from pipeline_lib.report.signatures import failure_signatures
@@ -170,12 +171,13 @@ def notice_lines(result: RunResult, config: PipelineConfig) -> list[str]:
 
 def ui_lines(tracking_uri: str) -> list[str]:
     """How to open Prefect's UI and MLflow's, with the commands of this environment."""
-    if tracking_uri.startswith("http"):
-        mlflow = tracking_uri
-    else:
-        mlflow = f"{_command('mlflow')} ui --backend-store-uri {tracking_uri}   then http://127.0.0.1:5000"
+    from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
+
+    prefect, mlflow = PREFECT_UI_URL.value() if PREFECT_API_URL.value() else None, without_password(tracking_uri)
+    if not mlflow.startswith("http"):
+        mlflow = f"{_command('mlflow')} ui --backend-store-uri {mlflow}   then http://127.0.0.1:5000"
     return [
-        f"stages and artifacts:  {_command('prefect')} server start   then http://127.0.0.1:4200",
+        f"stages and artifacts:  {prefect or _command('prefect') + ' server start   then http://127.0.0.1:4200'}",
         f"metrics and models:    {mlflow}",
     ]
 

@@ -12,6 +12,7 @@ from pipeline_lib.promotion import Standing, validation_report
 from pipeline_lib.types import IterationRecord, PolicyRef
 
 POLICY_ID = "coppice.policy_id"
+BASE_MODEL, BASE_REVISION = "coppice.base_model", "coppice.base_revision"
 STANDING = ("dataset", "accuracy", "num_problems", "yardstick")
 
 
@@ -28,10 +29,10 @@ def version_tags(record: IterationRecord, parent: PolicyRef, parent_version: str
         "coppice.iteration": str(record.index),
         "coppice.parent_version": parent_version or "base",
         "coppice.parent_policy_id": parent.policy_id,
-        "coppice.base_model": record.policy.base_model,
+        BASE_MODEL: record.policy.base_model,
     }
     if record.policy.revision is not None:
-        tags["coppice.base_revision"] = record.policy.revision
+        tags[BASE_REVISION] = record.policy.revision
     tags |= {f"digest/{name}": ref.sha256 for name, ref in record.refs.items()}
     for measured in record.evaluations:
         if measured.problems is not None:

@@ -33,7 +33,7 @@ class NamingClient:
     """
 
     def __init__(self, client: Any, uri: str) -> None:
-        self._client, self._uri = client, re.sub(r"//[^/@]*@", "//", uri)
+        self._client, self._uri = client, without_password(uri)
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._client, name)
@@ -55,6 +55,11 @@ class NamingClient:
                 raise
 
         return named
+
+
+def without_password(uri: str) -> str:
+    """The address as it may be shown: whoever it names before an ``@`` is left out."""
+    return re.sub(r"//[^/@]*@", "//", uri)
 
 
 def is_outage(error: BaseException) -> bool:

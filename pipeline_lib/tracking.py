@@ -26,10 +26,11 @@ from urllib.parse import urlsplit, urlunsplit
 from pydantic import Field
 
 from pipeline_lib.config import PipelineConfig, Settings
-from pipeline_lib.lineage import POLICY_ID
+from pipeline_lib.disk import DiskFullError
+from pipeline_lib.lineage import BASE_MODEL, BASE_REVISION, POLICY_ID
 from pipeline_lib.metrics import flatten, is_headline, record_metrics
 from pipeline_lib.notes import iteration_note, run_link, run_note
-from pipeline_lib.outage import NamingClient, TrackingError, TrackingOutage
+from pipeline_lib.outage import NamingClient, TrackingError, TrackingOutage, without_password
 from pipeline_lib.registry import LoggedAdapter, Registry
 from pipeline_lib.traces import TreeTrace
 from pipeline_lib.tracked_run import Point, TrackedRun
@@ -87,6 +88,8 @@ class Champion(Record):
     version: str
     policy_id: str
     iteration: int
+    base_model: str = Field(description="The model that it was trained on.")
+    revision: str | None = Field(None, description="Of that model on the hub.")
     source: str = Field(description="Where its files lie.")
 
 
@@ -275,6 +278,8 @@ def load_run(settings: Settings, run_id: str | None = None) -> tuple[PipelineCon
     with tempfile.TemporaryDirectory() as folder:
         try:
             path = Path(client.download_artifacts(run_id, RUN_FILE, folder))
+        except (TrackingOutage, DiskFullError):
+            raise
         except Exception as error:  # MLflow raises its own, OSError or the store's, depending on where artifacts lie
             raise TrackingError(
                 f"tracking: run {run_id} has no {RUN_FILE}; it is unknown or has not finished"
@@ -288,32 +293,46 @@ def load_text(settings: Settings, run_id: str, name: str) -> str | None:
     with tempfile.TemporaryDirectory() as folder:
         try:
             path = Path(_open_client(settings).download_artifacts(run_id, name, folder))
+        except (TrackingOutage, DiskFullError):
+            raise
         except Exception:  # as in `load_run`
             return None
         return path.read_text(encoding="utf-8")
 
 
 def registered_champion(settings: Settings, preset: str) -> Champion | None:
-    """The version that is champion of a preset; None before the first promotion."""
+    """The version that is champion of a preset; None before the first promotion.
+
+    Raises:
+        TrackingError: somebody gave the alias to a version that no run registered.
+    """
     client, name = _open_client(settings), model_name(preset)
     models = client.search_registered_models(f"name = '{name}'")
     number = models[0].aliases.get("champion") if models else None
     if number is None:
         return None
     version = client.get_model_version(name, number)
+    if missing := {POLICY_ID, "coppice.iteration", BASE_MODEL} - version.tags.keys():
+        raise TrackingError(
+            f"registry: {name} version {number}, its champion, has no tag {min(missing)}: no run registered it; "
+            "move the alias to one that a run did with `coppice promote`"
+        )
     return Champion(
         model=name,
         version=str(number),
         policy_id=version.tags[POLICY_ID],
         iteration=int(version.tags["coppice.iteration"]),
+        base_model=version.tags[BASE_MODEL],
+        revision=version.tags.get(BASE_REVISION),
         source=version.source,
     )
 
 
 def download_champion(settings: Settings, champion: Champion, folder: Path) -> Path:
     """Copies a version's files, adapter or full weights, to somewhere below `folder`; returns where they lie."""
-    copied = _mlflow().artifacts.download_artifacts(
-        artifact_uri=champion.source, dst_path=str(folder), tracking_uri=tracking_uri(settings)
+    uri = tracking_uri(settings)
+    copied = NamingClient(_mlflow().artifacts, uri).download_artifacts(
+        artifact_uri=champion.source, dst_path=str(folder), tracking_uri=uri
     )
     return Path(copied)
 
@@ -389,5 +408,7 @@ def _latest_finished(client: Any, settings: Settings) -> str:
     experiment = _experiment_id(client, settings)
     found = client.search_runs([experiment], query, max_results=1, order_by=["attributes.start_time DESC"])
     if not found:
-        raise TrackingError(f"tracking: no finished run in {tracking_uri(settings)}; start one with `coppice run`")
+        raise TrackingError(
+            f"tracking: no finished run in {without_password(tracking_uri(settings))}; start one with `coppice run`"
+        )
     return str(found[0].info.run_id)

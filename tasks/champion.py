@@ -11,8 +11,9 @@ from typing import Any
 from prefect import State, task
 from prefect.states import Completed
 
-from pipeline_lib.config import PipelineConfig, Settings
+from pipeline_lib.config import ConfigError, PipelineConfig, Settings
 from pipeline_lib.metrics import record_metrics
+from pipeline_lib.outage import TrackingOutage
 from pipeline_lib.policy.models import fingerprint
 from pipeline_lib.provenance import describe_environment
 from pipeline_lib.store import PARTIAL, Entry, StoreError
@@ -29,7 +30,18 @@ def find_champion(config: PipelineConfig) -> Champion | None:
 
 
 def champion_policy(config: PipelineConfig, champion: Champion) -> PolicyRef:
-    """The champion as a policy, its weights copied from the registry into the store."""
+    """The champion as a policy, its weights copied from the registry into the store.
+
+    Raises:
+        ConfigError: the configuration has another base than the one that it was trained on.
+    """
+    for dial, own in (("model", champion.base_model), ("revision", champion.revision)):
+        configured = getattr(config.policy, dial)
+        if configured != own:
+            raise ConfigError(
+                f"policy.{dial}={configured}: {champion.model} version {champion.version} was trained on {own}; "
+                "set that, or evaluate the preset that has this base"
+            )
     fetched = fetch_champion(champion=champion)
     return PolicyRef(
         policy_id=champion.policy_id,
@@ -44,7 +56,7 @@ def _fetch_spec(*, champion: Champion) -> dict[str, Any]:
     return {"policy_id": champion.policy_id}
 
 
-@stage(_fetch_spec, run_name="fetch version {champion.version}")
+@stage(_fetch_spec, run_name="fetch version {champion.version}", passing=(TrackingOutage,))
 def fetch_champion(entry: Entry, *, champion: Champion) -> None:
     """Copies a registered version's files; they must be the very ones that were registered."""
     started = time.perf_counter()

@@ -10,6 +10,9 @@ from pipeline_lib.config import PipelineConfig
 from pipeline_lib.grading import Conventions, GradingPool, extract_answer
 from pipeline_lib.problems.formats import format_of
 
+VERSION = 1
+"""Raised with every change of the grader that changes a grade: search and evaluation run again then."""
+
 
 def conventions_of(config: PipelineConfig, dataset: str) -> Conventions:
     """What the user sets first, then what the dataset's format sets, then the defaults."""
@@ -27,5 +30,5 @@ def extractor(config: PipelineConfig, dataset: str) -> Callable[[str], str | Non
 
 
 def grading_spec(config: PipelineConfig) -> dict[str, Any]:
-    """What of the configuration grades depend on."""
-    return {"grader": config.grader, "conventions": config.grading.model_dump()}
+    """What grades depend on."""
+    return {"grader": config.grader, "conventions": config.grading.model_dump(), "version": VERSION}

@@ -72,7 +72,11 @@ def train_policy(
 
 
 def check_training(config: PipelineConfig) -> None:
-    """Raises ConfigError where this machine cannot give the processes that shall train, before a search is paid for."""
+    """Raises ConfigError where this machine lacks the device or the processes to train, before a search is paid for."""
+    if config.policy.device.startswith("cuda"):
+        from pipeline_lib.policy.loading import resolve_device
+
+        resolve_device(config.policy.device)
     if config.train.num_processes > 1 or config.train.shard_weights:
         from pipeline_lib.training.processes import check_processes
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from rich.console import Console
 
 from deployments import cli, terminal
@@ -182,6 +183,25 @@ def test_the_environment_is_only_a_default(monkeypatch: pytest.MonkeyPatch, tmp_
     assert os.environ["DO_NOT_TRACK"] == "mine"
     assert os.environ["PREFECT_LOCAL_STORAGE_PATH"] == str(tmp_path / "prefect")
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+
+
+def test_the_last_lines_name_the_servers_in_use_and_no_password() -> None:
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+        prefect, mlflow = terminal.ui_lines("postgresql://me:secret@host/db")
+    assert prefect.endswith("prefect server start   then http://127.0.0.1:4200")
+    assert "--backend-store-uri postgresql://host/db " in mlflow
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:4711/api"}):
+        prefect, mlflow = terminal.ui_lines("http://me:secret@host:5000")
+    assert prefect.split() == ["stages", "and", "artifacts:", "http://127.0.0.1:4711"]
+    assert mlflow.split() == ["metrics", "and", "models:", "http://host:5000"]
+
+
+def test_a_base_is_not_trained_for_a_place_that_cannot_hold_it(
+    command: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (command / "file").touch()
+    assert call(monkeypatch, "build-base", "--output", str(command / "file" / "base")) == 2
+    assert "cannot be written; name a folder" in capsys.readouterr().err
 
 
 def test_progress_off_a_terminal_is_a_line_per_finished_stage() -> None:

@@ -11,12 +11,14 @@ import pytest
 from record_fixtures import make_record
 
 from deployments import cli
-from pipeline_lib.config import PipelineConfig, Settings
+from pipeline_lib.config import ConfigError, PipelineConfig, Settings, apply_overrides
 from pipeline_lib.notes import load_lines
+from pipeline_lib.outage import TrackingError
 from pipeline_lib.policy.models import model_path
 from pipeline_lib.registry import LoggedAdapter, Registry, RegistryError
-from pipeline_lib.tracking import Contents, Tracker, open_registry, tracking_uri
+from pipeline_lib.tracking import Contents, Tracker, open_registry, registered_champion, tracking_uri
 from pipeline_lib.types import GateDecision, IterationRecord, PolicyRef, Promotion
+from tasks.champion import champion_policy
 
 pytestmark = [
     pytest.mark.slow,
@@ -294,6 +296,24 @@ def champion(settings: Settings, folder: Path, tmp_path_factory: pytest.TempPath
         GateDecision(proceed=False, champion=1, reason="the best"),
     )
     return tracker.registry.name, made
+
+
+def test_a_champion_is_measured_on_its_own_base_only(settings: Settings, champion: tuple[str, Path]) -> None:
+    found = registered_champion(settings, "lora")
+    assert found is not None
+    assert (found.policy_id, found.iteration, found.base_model, found.revision) == ("lora", 1, "tiny", None)
+    config = apply_overrides(PipelineConfig(preset="lora"), ["policy.model=other"])
+    with pytest.raises(ConfigError, match=r"policy\.model=other: coppice-lora version 1 was trained on tiny; set that"):
+        champion_policy(config, found)
+
+
+def test_a_champion_that_no_run_registered_is_named(settings: Settings, logged: object, folder: Path) -> None:
+    client: Any = open_registry(settings, "strange")._client
+    client.create_registered_model("coppice-strange")
+    version = client.create_model_version("coppice-strange", folder.as_uri()).version
+    client.set_registered_model_alias("coppice-strange", "champion", version)
+    with pytest.raises(TrackingError, match=r"registry: coppice-strange version 1, .*`coppice promote`"):
+        registered_champion(settings, "strange")
 
 
 def test_both_lines_that_load_the_champion_are_in_the_manual() -> None:

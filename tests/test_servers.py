@@ -114,16 +114,18 @@ def test_a_taken_port_is_refused_in_one_line(home: Path, monkeypatch: pytest.Mon
     assert servers.down() == []
 
 
-def test_a_database_address_reaches_only_its_server(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", "postgresql+asyncpg://a:first-secret@host/a")
+@pytest.mark.parametrize("name", servers.PREFECT_DATABASE)
+def test_a_database_address_reaches_only_its_server(home: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "postgresql+asyncpg://a:first-secret@host/a")
     monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "postgresql://b:second-secret@host/b")
     seen = {
         server.name: {word for word in ("first-secret", "second-secret") if word in str(dict(server.environment))}
         for server in servers.servers(Settings(), servers.ServerSettings())
     }
     assert seen == {"prefect": {"first-secret"}, "mlflow": {"second-secret"}, "worker": set()}
-    commands = [server.command for server in servers.servers(Settings(), servers.ServerSettings())]
-    assert "secret" not in str(commands)
+    started = servers.servers(Settings(), servers.ServerSettings())
+    assert "secret" not in str([server.command for server in started])
+    assert "sqlite" not in str(dict(started[0].environment))
 
 
 @pytest.mark.slow

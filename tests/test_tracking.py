@@ -19,6 +19,7 @@ from pipeline_lib.tracking import (
     TrackingOutage,
     has_finished,
     load_run,
+    load_text,
     page_url,
     tracking_uri,
 )
@@ -127,6 +128,9 @@ def test_a_server_that_does_not_answer_is_named_in_one_line_without_its_password
     line = r"tracking: http://127.0.0.1:\d+ does not answer \(.*refused\); start MLflow's server again, then retry: .*"
     assert re.fullmatch(line, str(caught.value))
     assert not has_finished(nobody, "0" * 32)
+    for read in (lambda: load_run(nobody, "0" * 32), lambda: load_text(nobody, "0" * 32, "material.json")):
+        with pytest.raises(TrackingOutage):  # not a run that is unknown, nor one that left nothing
+            read()
 
 
 @pytest.mark.slow

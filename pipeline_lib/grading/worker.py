@@ -80,7 +80,7 @@ def main(arguments: list[str]) -> None:
     reply(READY)
     is_judging = mmap.mmap(-1, 1)  # shared with the fork
     if grader == MATH and hasattr(os, "fork"):  # what a verifier has started must end with it: see `Worker.kill`
-        _go_on_in_a_fork(lambda: reply(Grade.TIMEOUT) if is_judging[0] else None)
+        _go_on_in_a_fork(is_judging, reply)
     for line in requests:
         is_judging[0] = True
         _arm(deadline_s)
@@ -90,13 +90,21 @@ def main(arguments: list[str]) -> None:
         reply(verdict)
 
 
-def _go_on_in_a_fork(when_ended: Callable[[], None]) -> None:
-    """Returns in a child; the parent stays here and makes the next whenever one was ended, after `when_ended()`."""
+def _go_on_in_a_fork(is_judging: mmap.mmap, reply: Callable[[str], None]) -> None:
+    """Returns in a child; the parent stays here, makes the next one whenever one was ended, and replies for the dead.
+
+    Args:
+        is_judging: one byte, shared with the children: 0 while nobody waits for a reply.
+        reply: sends one.
+    """
+    owes_reply = False
     while pid := os.fork():
+        if owes_reply:  # now that the next one is there
+            reply(Grade.TIMEOUT)
         _, status = os.waitpid(pid, 0)
         if status == 0:  # no more requests
             sys.exit()
-        when_ended()
+        owes_reply, is_judging[0] = bool(is_judging[0]), False
 
 
 def _open_judge(grader: str) -> Callable[..., Grade]:

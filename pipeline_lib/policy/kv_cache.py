@@ -132,10 +132,6 @@ class BlockCache:
         for tensor in (*self.keys.values(), *self.values.values()):
             tensor.index_fill_(1, rows, 0)
 
-    @property
-    def num_bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in (*self.keys.values(), *self.values.values()))
-
     def _blocks_for(self, length: int) -> int:
         return -(-length // self.block)
 

@@ -8,7 +8,7 @@ the engine is batch-invariant.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -96,7 +96,6 @@ class EngineStats:
     busy_s: float = 0.0
     slot_steps: int = 0
     capacity_steps: int = 0
-    extra: dict[str, float] = field(default_factory=dict)
 
 
 class Codec(Protocol):

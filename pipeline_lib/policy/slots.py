@@ -52,7 +52,7 @@ class SlotTable:
     """
 
     def __init__(self, num_slots: int, num_retained: int, context: int) -> None:
-        self.num_slots, self.num_retained, self.context = num_slots, num_retained, context
+        self.num_slots, self.context = num_slots, context
         self.num_rows = num_slots + num_retained + 1
         self.padding_row = self.num_rows - 1
         self.tokens = np.zeros((self.num_rows, context), dtype=np.int32)

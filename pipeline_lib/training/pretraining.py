@@ -1,7 +1,7 @@
 """Pretrains a tiny base on (question, solution) pairs: what the self-training loop starts from.
 
 One idea: one headline dial. ``scale`` 1 is the committed base (0.8 M parameters, minutes on two
-cores); each further one doubles width and updates, for those who own a GPU.
+cores); ``scale`` 2 has twice its width and so on, for those who own a GPU.
 """
 
 from __future__ import annotations
