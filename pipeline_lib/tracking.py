@@ -26,7 +26,6 @@ from urllib.parse import urlsplit, urlunsplit
 from pydantic import Field
 
 from pipeline_lib.config import PipelineConfig, Settings
-from pipeline_lib.disk import DiskFullError
 from pipeline_lib.lineage import BASE_MODEL, BASE_REVISION, POLICY_ID
 from pipeline_lib.metrics import flatten, is_headline, record_metrics
 from pipeline_lib.notes import iteration_note, run_link, run_note
@@ -278,7 +277,7 @@ def load_run(settings: Settings, run_id: str | None = None) -> tuple[PipelineCon
     with tempfile.TemporaryDirectory() as folder:
         try:
             path = Path(client.download_artifacts(run_id, RUN_FILE, folder))
-        except (TrackingOutage, DiskFullError):
+        except TrackingOutage:
             raise
         except Exception as error:  # MLflow raises its own, OSError or the store's, depending on where artifacts lie
             raise TrackingError(
@@ -293,7 +292,7 @@ def load_text(settings: Settings, run_id: str, name: str) -> str | None:
     with tempfile.TemporaryDirectory() as folder:
         try:
             path = Path(_open_client(settings).download_artifacts(run_id, name, folder))
-        except (TrackingOutage, DiskFullError):
+        except TrackingOutage:
             raise
         except Exception:  # as in `load_run`
             return None
