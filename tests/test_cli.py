@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -58,8 +59,8 @@ def make_result() -> RunResult:
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The command with a preset and a flow of its own, and an empty home."""
+def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """The command with a preset and a flow of its own, an empty home and no server."""
     presets = ModuleType("deployments.presets")
     presets.preset = lambda name: PipelineConfig(preset=name)  # type: ignore[attr-defined]
     presets.preset_names = lambda: ("tiny", "gsm8k-lora")  # type: ignore[attr-defined]
@@ -71,7 +72,8 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("COPPICE_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("COPPICE_DEBUG", raising=False)
     monkeypatch.setattr("deployments.environment.prepare_environment", lambda *_, **__: None)  # it outlives a test
-    return tmp_path
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+        yield tmp_path
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
