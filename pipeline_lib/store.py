@@ -21,6 +21,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
@@ -211,6 +213,17 @@ def write_json(path: Path, value: Any) -> None:
         temporary.unlink(missing_ok=True)  # on a full disk it is in the way of the next attempt
         raise
     _sync(path.parent)
+
+
+def write_parquet(table: pa.Table, path: Path) -> None:
+    """Writes a table so that a reader sees the whole file or none; `Entry.commit` sees to it that it is on the disk."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        pq.write_table(table, temporary, compression="zstd")
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # as in `write_json`
+        raise
 
 
 def read_json(path: Path) -> Any:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from pipeline_lib.config import PipelineConfig
 from pipeline_lib.score import score_tree
-from pipeline_lib.store import Entry
+from pipeline_lib.store import Entry, write_parquet
 from pipeline_lib.types import Float64Array, Ref
 from tasks.search import load_trees
 from tasks.stage import open_store, stage
@@ -31,7 +31,7 @@ def score_steps(entry: Entry, *, config: PipelineConfig, trees: tuple[Ref, ...],
     scores = [score_tree(tree, config.score).tolist() for tree in searched]
     columns = {"problem_id": [tree.problem_id for tree in searched], "scores": scores}
     schema = pa.schema([("problem_id", pa.string()), ("scores", pa.list_(pa.float64()))])
-    pq.write_table(pa.table(columns, schema=schema), entry.path / SCORES, compression="zstd")
+    write_parquet(pa.table(columns, schema=schema), entry.path / SCORES)
     entry.commit(len(searched), {"stage_seconds": time.perf_counter() - started})
 
 

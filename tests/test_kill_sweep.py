@@ -78,7 +78,7 @@ class Home:
         return process.exitcode == -signal.SIGKILL
 
     def check_nothing_is_lost_or_torn(self) -> None:
-        """What was finished is there unchanged, was not made again and has no half-written file."""
+        """What was finished is there unchanged and was not made again; no file is half written."""
         done = {
             uri: (digest, (self.path / "store" / uri / "manifest.json").stat().st_mtime_ns)
             for uri, digest in manifests(self.path).items()
@@ -92,7 +92,11 @@ class Home:
             self.trees[str(file)] = lines
             names = [json.loads(line)["problem_id"] for line in lines]
             assert len(set(names)) == len(names)
-        for uri in done:
+        for file in (
+            path for path in self.path.glob("store/*/*/*") if path.is_file() and not path.name.startswith(".")
+        ):
+            read_whole(file)
+        for uri in done:  # what lies deeper, too
             folder = self.path / "store" / uri
             for name in json.loads((folder / "manifest.json").read_bytes())["files"]:
                 read_whole(folder / name)

@@ -3,12 +3,14 @@ import os
 import subprocess
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline_lib.config import SearchConfig
-from pipeline_lib.store import Store, StoreError, canonical_json, read_json, write_json
+from pipeline_lib.store import Store, StoreError, canonical_json, read_json, write_json, write_parquet
 from pipeline_lib.types import Ref
 
 
@@ -264,3 +266,18 @@ def test_write_json_replaces_and_leaves_no_temporary_file(tmp_path):
     write_json(path, SearchConfig())
     assert SearchConfig.model_validate(read_json(path)) == SearchConfig()
     assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_a_table_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    old, path = pa.table({"a": [1]}), tmp_path / "rows.parquet"
+    write_parquet(old, path)
+
+    def half(_, where, **__):
+        where.write_bytes(b"PAR1")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pyarrow.parquet.write_table", half)
+    with pytest.raises(OSError, match="No space left"):
+        write_parquet(pa.table({"a": [2]}), path)
+    assert pq.read_table(path) == old
+    assert list(tmp_path.iterdir()) == [path]

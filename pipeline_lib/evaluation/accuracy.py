@@ -17,6 +17,7 @@ from pipeline_lib.config import EvaluationConfig
 from pipeline_lib.evaluation.statistics import majority, pass_at_k, wilson_interval
 from pipeline_lib.policy.protocol import FinishReason, Policy, SampleRequest, SampleResult, SamplingParams
 from pipeline_lib.seeding import derive_seed
+from pipeline_lib.store import write_parquet
 from pipeline_lib.types import EvalReport, Grade, Grader, Problem
 
 Extract = Callable[[str], str | None]
@@ -171,7 +172,7 @@ SCHEMA = pa.schema(
 def write_predictions(predictions: Sequence[Prediction], path: Path) -> None:
     """One Parquet row per prediction, in order."""
     rows = [asdict(prediction) for prediction in predictions]
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path, compression="zstd")
+    write_parquet(pa.Table.from_pylist(rows, schema=SCHEMA), path)
 
 
 def read_predictions(path: Path) -> list[Prediction]:

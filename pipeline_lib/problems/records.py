@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline_lib.store import write_parquet
 from pipeline_lib.types import Problem
 
 SCHEMA = pa.schema([(name, pa.string()) for name in ("problem_id", "question", "answer", "dataset", "metadata")])
@@ -26,7 +27,7 @@ def write_problems(problems: Sequence[Problem], path: Path) -> None:
         }
         for p in problems
     ]
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path, compression="zstd")
+    write_parquet(pa.Table.from_pylist(rows, schema=SCHEMA), path)
 
 
 def read_problems(path: Path) -> list[Problem]:

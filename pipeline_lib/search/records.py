@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline_lib.store import write_parquet
 from pipeline_lib.types import JsonDict, SearchTree
 
 SYNC_INTERVAL_S = 1.0
@@ -111,7 +112,7 @@ def read_trees(path: Path) -> list[SearchTree]:
 def write_trees_parquet(trees: Iterable[SearchTree], path: Path) -> None:
     """Writes trees as one Parquet file, sorted by problem id: equal trees give equal bytes."""
     rows = [tree_to_dict(tree) for tree in sorted(trees, key=lambda tree: tree.problem_id)]
-    pq.write_table(pa.Table.from_pylist(rows, schema=PARQUET_SCHEMA), path, compression="zstd")
+    write_parquet(pa.Table.from_pylist(rows, schema=PARQUET_SCHEMA), path)
 
 
 def read_trees_parquet(path: Path, problem_ids: Collection[str] | None = None) -> list[SearchTree]:
