@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
 from pipeline_lib.config import ConfigError, PolicyConfig
 from pipeline_lib.policy import FinishReason, Policy, SampleRequest, SamplingParams, sample_all
+from pipeline_lib.policy.kv_cache import BlockCache, RowCopy
 from pipeline_lib.policy.transformers_policy import TransformersPolicy
 
 
@@ -66,28 +67,57 @@ def test_200_requests_batched_in_three_ways_give_the_same_rollouts(model_dir: Pa
     assert sum(at_once[name] != mixed[name] for name in at_once) == 0
 
 
-def test_logits_have_the_same_bits_with_and_without_a_reused_cache(
-    model_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def trace(requests: list[SampleRequest]) -> list[bytes]:
-        policy, seen = open_policy(model_dir), []
-        draw = policy._draw
+def logits_of_a(policy: TransformersPolicy, waves: list[list[SampleRequest]]) -> list[bytes]:
+    """The bits of all logits that request "a" was drawn from, while each wave is sampled in turn."""
+    seen, draw = [], policy._draw
 
-        def spy(logits: torch.Tensor, ready: np.ndarray) -> np.ndarray:
-            slots = [s for s in ready if policy._table.requests[s].request_id == "a"]
-            seen.extend(logits[slot].numpy().tobytes() for slot in slots)
-            return draw(logits, ready)
+    def spy(logits: torch.Tensor, ready: np.ndarray) -> np.ndarray:
+        slots = [s for s in ready if policy._table.requests[s].request_id == "a"]
+        seen.extend(logits[slot].numpy().tobytes() for slot in slots)
+        return draw(logits, ready)
 
-        monkeypatch.setattr(policy, "_draw", spy)
-        for request in requests:
-            sample_all(policy, [request])
-        return seen
+    policy._draw = spy
+    for wave in waves:
+        sample_all(policy, wave)
+    return seen
 
+
+def test_logits_have_the_same_bits_with_and_without_a_reused_cache(model_dir: Path) -> None:
     long = one(list(range(2, 40)) * 2, max_new_tokens=20)
-    alone = trace([long])
-    warmed = trace([one(list(range(2, 40)) + [5] * 30, name="b", max_new_tokens=30), long])
+    alone = logits_of_a(open_policy(model_dir), [[long]])
+    before = one(list(range(2, 40)) + [5] * 30, name="b", max_new_tokens=30)
     assert len(alone) == 20
-    assert alone == warmed
+    assert alone == logits_of_a(open_policy(model_dir), [[before], [long]])
+
+
+def test_logits_have_the_same_bits_whether_few_rows_or_many_reach_the_blocks_of_the_longest(model_dir: Path) -> None:
+    long, company = one(list(range(2, 40)) * 4, max_new_tokens=60), range(40)
+    short = [one([3 + i % 30] * 9, name=f"short {i}", max_new_tokens=60) for i in company]
+    as_long = [one([*range(2, 40 - i % 9)] * 4, name=f"long {i}", max_new_tokens=60) for i in company]
+    alone, among_short, among_long = (
+        logits_of_a(open_policy(model_dir), [[long, *others]]) for others in ([], short, as_long)
+    )
+    assert len(alone) > 40  # from the third block into the fourth
+    assert alone == among_short == among_long
+
+
+def test_rows_copied_all_at_once_equal_those_copied_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline_lib.policy.kv_cache.CPU_BLOCK", 4)
+    rng = np.random.default_rng(0)
+    copies = [RowCopy(0, 4, 9), RowCopy(1, 0, 6), RowCopy(4, 1, 9), RowCopy(0, 2, 3), RowCopy(4, 4, 9)]
+    start = torch.from_numpy(rng.random((3, 6, 2, 4, 5)))  # blocks, rows, heads, positions, numbers
+    held = {}
+    for in_turn in (True, False):
+        cache = BlockCache(6, torch.device("cpu"))
+        cache._on_cpu = in_turn
+        cache.keys[0], cache.values[0] = start.clone(), -start
+        cache.copy_rows(copies)
+        assert torch.equal(cache.values[0], -cache.keys[0])
+        held[in_turn] = cache.keys[0].permute(1, 0, 3, 2, 4).flatten(1, 2)  # rows, positions, ...
+    before = start.permute(1, 0, 3, 2, 4).flatten(1, 2)
+    for row, origin, length in ((4, 0, 9), (0, 1, 6), (1, 0, 9), (2, 1, 3)):
+        for rows in held.values():
+            assert torch.equal(rows[row, :length], before[origin, :length])
 
 
 def test_reuse_copies_all_but_the_last_prompt_token_and_counts_both(model_dir: Path) -> None:
@@ -216,8 +246,12 @@ def test_a_larger_model_is_batch_invariant_too(tmp_path: Path) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("block", [16, 256])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_cuda_gives_the_same_kind_of_results(model_dir: Path, dtype: str) -> None:
+def test_cuda_gives_the_same_kind_of_results(
+    model_dir: Path, dtype: str, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline_lib.policy.kv_cache.CUDA_BLOCK", block)
     policy = open_policy(model_dir, device="cuda", dtype=dtype)
     assert not policy.batch_invariant
     results = outcomes(policy, make_requests(60))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline_lib.policy.kv_cache import ROW_MULTIPLE, BlockCache, RowPlan
+from pipeline_lib.policy.kv_cache import ROW_MULTIPLE, BlockCache
 from pipeline_lib.policy.slots import IntArray
 from pipeline_lib.types import Int32Array
 
@@ -53,11 +53,8 @@ class ModelRunner:
 
     def forward(self, rows: Rows) -> torch.Tensor:
         """`[T - num_prefill, V]` logits of the decoding rows."""
-        ids, positions, targets = (
-            torch.from_numpy(a).to(self.device) for a in (rows.token_ids, rows.positions, rows.rows)
-        )
-        prefill, longest = rows.positions[: rows.num_prefill].max(initial=0), rows.positions.max()
-        self.cache.begin(RowPlan(positions, targets, rows.num_prefill, int(prefill) + 1, int(longest) + 1))
+        ids, positions = (torch.from_numpy(a).to(self.device) for a in (rows.token_ids, rows.positions))
+        self.cache.begin(rows.positions, rows.rows, rows.num_prefill)
         output = self.model(
             input_ids=ids[None],
             position_ids=positions[None],

@@ -25,7 +25,7 @@ import torch
 
 from pipeline_lib.config import PolicyConfig
 from pipeline_lib.policy.codec import TokenizerCodec
-from pipeline_lib.policy.kv_cache import ROW_MULTIPLE, round_up
+from pipeline_lib.policy.kv_cache import ROW_MULTIPLE, RowCopy, round_up
 from pipeline_lib.policy.loading import end_token_ids, load_model, load_tokenizer, resolve_device
 from pipeline_lib.policy.protocol import EngineStats, FinishReason, SampleRequest, SampleResult
 from pipeline_lib.policy.runner import ModelRunner, Rows, is_batch_invariant
@@ -72,7 +72,8 @@ class TransformersPolicy:
         self.codec = TokenizerCodec(tokenizer, instruction)
         limit = getattr(model.config, "max_position_embeddings", None) or config.max_context_tokens
         self.context = min(config.max_context_tokens, limit)
-        self._table = SlotTable(round_up(config.max_batch, ROW_MULTIPLE), config.max_batch, self.context)
+        num_slots = round_up(config.max_batch, ROW_MULTIPLE)
+        self._table = SlotTable(num_slots, max(config.max_batch, 2), self.context)
         self._runner = ModelRunner(model, self._table.num_rows, device)
         self.batch_invariant = is_batch_invariant(model, device)
         self._end_ids = np.array(sorted(end_token_ids(model, tokenizer)), dtype=np.int64)
@@ -132,7 +133,7 @@ class TransformersPolicy:
             return
         table = self._table
         waiting: list[SampleRequest] = []
-        copies: dict[int, int] = {}
+        copies: list[RowCopy] = []
         free = deque(table.free_slots(self.capacity).tolist())
         most_waiting = len(free)  # with no bound, a long queue would be searched for ever new prompts
         while free and self._queue and len(waiting) < most_waiting:
@@ -142,29 +143,21 @@ class TransformersPolicy:
                 waiting.append(request)
                 continue
             slot = free.popleft()
-            # All copies are made together, after this loop: a row stands for what it held before it.
-            source = copies.get(match.row, match.row)
+            table.touch(match.row)  # so that it is not the row that the slot's old content goes to
             self._vacate(slot, copies)
             if match.length:
-                table.touch(match.row)
-                copies[slot] = source
+                copies.append(RowCopy(match.row, slot, match.length))
             table.admit(slot, request, match.length)
             self.stats.tokens_reused += match.length
             self.stats.tokens_prefilled += len(request.token_ids) - match.length
         self._queue.extendleft(reversed(waiting))
-        self._copy_rows(copies)
+        self._runner.cache.copy_rows(copies)
 
-    def _vacate(self, slot: int, copies: dict[int, int]) -> None:
+    def _vacate(self, slot: int, copies: list[RowCopy]) -> None:
         """Lets a retained row take over what the free `slot` still holds."""
         retained = self._table.vacate(slot)
         if retained is not None:
-            copies[retained] = slot
-
-    def _copy_rows(self, copies: dict[int, int]) -> None:
-        """Copies keys and values to rows ``copies`` from rows ``copies.values()``, as if all at once."""
-        if copies:
-            targets, sources = np.array(list(copies.items())).T
-            self._runner.cache.copy_rows(sources, targets, self._table.computed[targets])
+            copies.append(RowCopy(slot, retained, int(self._table.computed[retained])))
 
     def _plan_rows(self) -> tuple[Rows, IntArray]:
         """Token rows of this pass, prefill first, and the slots that decode in it."""
@@ -228,8 +221,9 @@ class TransformersPolicy:
         sources = running[running >= num_rows]
         if len(sources):
             targets = self._table.free_slots(num_rows)[: len(sources)]
-            copies: dict[int, int] = {}
+            copies: list[RowCopy] = []
             for target in targets.tolist():
                 self._vacate(target, copies)
             self._table.move(sources, targets)
-            self._copy_rows(copies | dict(zip(targets.tolist(), sources.tolist(), strict=True)))
+            lengths = self._table.computed[targets]
+            self._runner.cache.copy_rows([*copies, *map(RowCopy, sources.tolist(), targets.tolist(), lengths.tolist())])
