@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from pipeline_lib.config import PolicyConfig
 from pipeline_lib.policy.kv_cache import CPU_BLOCK, CUDA_BLOCK, ROW_MULTIPLE, round_up
 from pipeline_lib.policy.loading import resolve_device
+from pipeline_lib.policy.slots import MIN_RETAINED
 
 LOGIT_BYTES = 24  # of one logit while tokens are drawn: float32 three times, its cumulative sum in float64, one mask
 
@@ -56,7 +57,7 @@ def sampling_memory(
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     block = CPU_BLOCK if resolve_device(policy.device).type == "cpu" else CUDA_BLOCK
     slots = round_up(policy.max_batch, ROW_MULTIPLE)
-    rows = slots + policy.max_batch + 1  # running, retained, padding: see `slots`
+    rows = slots + max(policy.max_batch, MIN_RETAINED) + 1  # running, retained, padding: see `slots`
     length = round_up(min(context_tokens or policy.max_context_tokens, policy.max_context_tokens), block)
     return SamplingMemory(
         weights=sum(parameter.nbytes for parameter in model.parameters()),

@@ -18,6 +18,7 @@ from pipeline_lib.policy.sampling import draw_uniforms
 from pipeline_lib.types import Int32Array
 
 IntArray = NDArray[np.int64]
+MIN_RETAINED = 2  # rows: one is copied from while another takes over what a slot held
 _ROW_ARRAYS = ("tokens", "lengths", "computed", "stamps")
 _SLOT_ARRAYS = ("prompt_lengths", "limits", "temperatures", "top_ps", "uniforms", "occupied")
 

@@ -30,7 +30,7 @@ from pipeline_lib.policy.loading import end_token_ids, load_model, load_tokenize
 from pipeline_lib.policy.protocol import EngineStats, FinishReason, SampleRequest, SampleResult
 from pipeline_lib.policy.runner import ModelRunner, Rows, is_batch_invariant
 from pipeline_lib.policy.sampling import draw_tokens
-from pipeline_lib.policy.slots import IntArray, SlotTable
+from pipeline_lib.policy.slots import MIN_RETAINED, IntArray, SlotTable
 
 PREFILL_TOKENS = 512  # per pass: bounds memory, and how long running requests wait for entering ones
 GATHERED_SHARE = 4  # one finished request for every four slots is handed over at once, while others wait for a slot
@@ -73,7 +73,7 @@ class TransformersPolicy:
         limit = getattr(model.config, "max_position_embeddings", None) or config.max_context_tokens
         self.context = min(config.max_context_tokens, limit)
         num_slots = round_up(config.max_batch, ROW_MULTIPLE)
-        self._table = SlotTable(num_slots, max(config.max_batch, 2), self.context)
+        self._table = SlotTable(num_slots, max(config.max_batch, MIN_RETAINED), self.context)
         self._runner = ModelRunner(model, self._table.num_rows, device)
         self.batch_invariant = is_batch_invariant(model, device)
         self._end_ids = np.array(sorted(end_token_ids(model, tokenizer)), dtype=np.int64)
