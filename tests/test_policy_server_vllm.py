@@ -128,19 +128,20 @@ def test_a_search_outlives_one_of_its_servers(
 ) -> None:
     problems = [make_problem("tiny-word", "train", index) for index in range(24)]
     trees: list[SearchTree] = []
-    in_flight: list[int] = []
+    first, *_ = policy._pool._endpoints
+    lost: list[int] = []  # requests
 
     def on_tree(tree: SearchTree) -> None:
         trees.append(tree)
-        if len(trees) == 4:
-            in_flight.extend(endpoint.in_flight for endpoint in policy._pool._endpoints)
+        if 4 <= len(trees) < 20 and not lost and first.in_flight:  # at times it has answered all and waits for more
+            lost.append(first.in_flight)
             next(iter(servers.values())).kill()
 
     with open_grader(config, "tiny-word") as grader:
         stats = search_trees(
             problems, policy, grader, config.search, seed=0, step_delimiter="\n", on_tree=on_tree, resume={}
         )
-    assert min(in_flight) > 0
+    assert lost
     assert [endpoint.is_ready for endpoint in policy._pool._endpoints] == [False, True]
     assert sorted(tree.problem_id for tree in trees) == sorted(problem.problem_id for problem in problems)
     assert {tree.num_rollouts for tree in trees} == {config.search.num_simulations}
