@@ -228,6 +228,9 @@ class BlockCache:
     ) -> Tensor:
         """Attention of R rows, each over one storage row: those listed in `rows`, or the first `rows` ones.
 
+        A block is read for the rows that `reach` names, see `RowPlan`; for the others its scores are masked and its
+        values weigh nothing.
+
         Shapes: query `[R * Hkv, G, D]`, keys and values `[blocks, rows, Hkv, BLOCK, D]`, mask `[R, 1, 1, L]`.
         """
 
