@@ -26,10 +26,12 @@ class VllmConfig(Group):
         0.9, gt=0, le=1, description="Share of a GPU's memory for weights, activations, keys and values."
     )
     kv_cache_gib: float | None = Field(
-        None, gt=0, description="Keys and values, in GiB; None takes what is left of the share, and 1 on a CPU."
+        None,
+        gt=0,
+        description="Keys and values, in GiB; None: what is left of the share, and 1 on a CPU, which adds an eighth.",
     )
     block_tokens: int = Field(
-        32, ge=16, le=128, multiple_of=16, description="Tokens that are reused together: only whole blocks are shared."
+        32, ge=16, le=128, multiple_of=16, description="Tokens of a block of the cache; a GPU reuses whole blocks only."
     )
     quantization: str | None = Field(None, description="fp8, awq, gptq and so on; None takes the model's own.")
     speculative: dict[str, Any] | None = Field(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import gc
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,12 @@ class VllmEngine:
 
     def __init__(self, weights: Weights, config: PolicyConfig, *, lora_rank: int = 0) -> None:
         self._vllm = import_vllm(config)
+        self._sampling_params = partial(
+            self._vllm.SamplingParams,
+            detokenize=False,
+            skip_clone=True,
+            output_kind=self._vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
+        )
         self._config = config
         self._lora_rank = lora_rank
         self._engine: Any = None
@@ -85,12 +92,7 @@ class VllmEngine:
     def add(self, request_id: str, token_ids: list[int], **sampling: Any) -> bool:
         """Hands a request over; False if vLLM does not take it. `sampling` goes to `vllm.SamplingParams`."""
         try:
-            params = self._vllm.SamplingParams(
-                detokenize=False,
-                skip_clone=True,
-                output_kind=self._vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
-                **sampling,
-            )
+            params = self._sampling_params(**sampling)
             prompt = {"type": "token", "prompt_token_ids": token_ids}
             self._engine.add_request(request_id, prompt, params, lora_request=self._lora)
         except (ValueError, self._vllm.exceptions.VLLMClientError):

@@ -6,7 +6,8 @@ ones leave at once, and there is neither a barrier nor a server in between; toke
 Departures from the transformers backend:
 
 1. A request's tokens depend a little on its company, as vLLM's sums do: ``batch_invariant`` is False.
-2. Only whole blocks of ``policy.vllm.block_tokens`` tokens are reused from the cache.
+2. On a GPU only whole blocks of ``policy.vllm.block_tokens`` tokens are reused from the cache; on a CPU `vllm_shelf`
+   adds the rest.
 3. Adapters stay beside the weights instead of being merged in: that is what lets them change in a moment.
 """
 

@@ -30,6 +30,7 @@ ENVIRONMENT = {
 }
 GIB = 2**30
 CPU_CACHE_GIB = 1.0
+SHELF = {"kv_connector_module_path": "pipeline_lib.policy.vllm_shelf", "kv_connector": "ShelfConnector"}
 CPU_PASS_TOKENS = 2048  # as many in one pass, prompts and answers together
 
 
@@ -88,6 +89,7 @@ def engine_arguments(vllm: Any, model_dir: Path | str, config: PolicyConfig, *, 
         max_model_len=context,
         max_num_seqs=config.max_batch,
         enable_prefix_caching=True,
+        kv_transfer_config=_shelf(vllm, config),
         # On a CPU vLLM 0.32 cannot rewind a request's generator, which it does where a prompt is cut in two.
         enable_chunked_prefill=not on_cpu,
         max_num_batched_tokens=max(context, CPU_PASS_TOKENS) if on_cpu else None,
@@ -133,6 +135,14 @@ def first_line(error: Exception) -> str:
 def _context(model_dir: Path | str, revision: str | None, wanted: int) -> int:
     model = AutoConfig.from_pretrained(model_dir, revision=revision or "main").get_text_config()
     return min(wanted, getattr(model, "max_position_embeddings", None) or wanted)
+
+
+def _shelf(vllm: Any, config: PolicyConfig) -> Any:
+    """What reuses parts of blocks: on a CPU, where blocks are large and scheduler and worker share a process."""
+    num_workers = config.vllm.tensor_parallel * config.vllm.pipeline_parallel
+    if num_workers > 1 or not runs_on_cpu(config):
+        return None
+    return vllm.config.KVTransferConfig(**SHELF, kv_role="kv_both")
 
 
 def _allowed_rank(vllm: Any, rank: int) -> int:

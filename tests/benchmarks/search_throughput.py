@@ -11,7 +11,8 @@ only. Tokens are counted by the engine, end-of-sequence tokens included, on all 
 
 Raw rollouts and the search are so close that the machine's own ups and downs (a third within seconds, measured)
 would decide between turns of a minute. So they run abreast, each on an engine of its own: whichever has
-finished fewer rollouts computes, and its clock alone runs.
+finished fewer rollouts computes, and its clock alone runs. Turns are short beside those ups and downs and long
+beside what a change of engines costs the processor's caches.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ from pipeline_lib.search.rollout import Rollout, read_rollout
 from pipeline_lib.search.simulation import Simulation, Simulations
 from pipeline_lib.seeding import derive_generator, derive_seed
 from pipeline_lib.types import Outcome, Problem, SearchTree
+
+ROLLOUTS_PER_TURN = 32
+WARM_UP = 4  # times as many rollouts as an engine has rows: each size of a batch costs something when it is first met
 
 Draw = tuple[Problem, Simulations, Simulation]
 
@@ -90,8 +94,9 @@ def throughput_figure(
         policy, other, problems, config: see `search_figures`.
         target: lower bound.
     """
-    for engine in (policy, other):  # first calls pay for allocations
-        sample_all(engine, raw_requests(engine, problems[:2], config, seed=1))
+    num_first = -(-WARM_UP * policy.capacity // config.num_simulations)
+    for engine in (policy, other):
+        sample_all(engine, raw_requests(engine, problems[:num_first], config, seed=1))
     raw = _RawRollouts(other)
     trees: list[SearchTree] = []
     stats: list[SearchStats] = []
@@ -145,7 +150,7 @@ class _RawRollouts:
 
 
 class _Abreast:
-    """`policy`, but that raw rollouts catch up whenever they are a batch behind; a `Policy`."""
+    """`policy`, but that raw rollouts catch up whenever they are a turn behind; a `Policy`."""
 
     def __init__(self, policy: Policy, raw: _RawRollouts) -> None:
         self._policy = policy
@@ -158,7 +163,7 @@ class _Abreast:
     def poll(self) -> list[SampleResult]:
         results = self._policy.poll()
         self._num_finished += len(results)
-        if self._num_finished - self._raw.num_finished >= self._policy.capacity:
+        if self._num_finished - self._raw.num_finished >= ROLLOUTS_PER_TURN:
             self._raw.catch_up(self._num_finished)
         return results
 
