@@ -6,16 +6,15 @@ them; a request that begins like one gets a copy, of which the tokens that agree
 
 This is a KV connector, vLLM's own way for keys and values from elsewhere. Departures from the usual ones:
 
-1. Scheduler and worker are in one process, or it is not used: a plan of copies is handed over as an object.
+1. The scheduler's side copies, at once: it shares a process with the worker, and no pass runs while it decides. A block
+   that a request gives back is whole then, and one that a request has just been given is read by nobody yet.
 2. A hit may end within a block. The rest of that copy belongs to another answer and is overwritten, never attended to.
-3. Several engines of one process have one connector on their workers' side, as vLLM's is a global: so it holds nothing.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import OrderedDict
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -43,29 +42,30 @@ class Shelf:
     """
 
     def __init__(self, caches: list[torch.Tensor], max_blocks: int) -> None:
-        # As bytes in NumPy's hands: a step copies few blocks, and each of torch's calls costs more than a block.
+        # As bytes in NumPy's hands: each of torch's calls costs more than the copy of a block.
         bytes_of = [cache.view(torch.uint8).numpy() for cache in caches]
         self._pairs = [(cache, np.empty((max_blocks, *cache.shape[1:]), np.uint8)) for cache in bytes_of]
         self._max_blocks = max_blocks
         self._held: OrderedDict[int, tuple[bytes, list[int]]] = OrderedDict()  # by place, the longest unused first
         self._entries: dict[bytes, list[tuple[list[int], int]]] = {}  # by what stands before, in order
-        self._to_save: dict[int, int] = {}
-        self._to_load: dict[int, int] = {}
 
     def keep(self, before: bytes, token_ids: list[int], block: int) -> None:
-        """Plans a copy of `block`, which `save` makes, unless there is one with all of its tokens.
+        """Copies `block`, unless there is a copy with all of its tokens.
 
         Args:
             before: digest of all the tokens before the block, and of the weights.
             token_ids: of the block's computed tokens, from its first on; not empty.
             block: in [0, num_blocks).
         """
-        if self.find(before, token_ids)[0] == len(token_ids):
+        num_shared, place = self.find(before, token_ids)
+        if num_shared == len(token_ids):
+            self._held.move_to_end(place)
             return
         place = self._free_place()
         insort(self._entries.setdefault(before, []), (token_ids, place))
         self._held[place] = before, token_ids
-        self._to_save[place] = block
+        for cache, copies in self._pairs:
+            copies[place] = cache[block]
 
     def find(self, before: bytes, token_ids: list[int]) -> tuple[int, int]:
         """(tokens, place) of the copy that shares the most leading tokens with `token_ids`.
@@ -78,28 +78,15 @@ class Shelf:
         return max(((_num_shared(ids, token_ids), place) for ids, place in near), default=(0, -1))
 
     def take(self, place: int, block: int) -> None:
-        """Plans that `block` gets the copy at `place`; `load` makes it so."""
+        """Overwrites `block` with the copy at `place`."""
         self._held.move_to_end(place)
-        self._to_load[block] = place
-
-    def save(self) -> None:
-        """Copies to the shelf what was planned. To be called before any of those blocks is written again."""
-        for place, block in self._to_save.items():
-            for cache, copies in self._pairs:
-                copies[place] = cache[block]
-        self._to_save.clear()
-
-    def load(self) -> None:
-        """Copies from the shelf what was planned."""
-        for block, place in self._to_load.items():
-            for cache, copies in self._pairs:
-                cache[block] = copies[place]
-        self._to_load.clear()
+        for cache, copies in self._pairs:
+            cache[block] = copies[place]
 
     def clear(self) -> None:
         """Forgets all copies."""
-        for collection in (self._held, self._entries, self._to_save, self._to_load):
-            collection.clear()
+        self._held.clear()
+        self._entries.clear()
 
     def _free_place(self) -> int:
         if len(self._held) < self._max_blocks:
@@ -112,17 +99,11 @@ class Shelf:
         return place
 
 
-@dataclass(eq=False)
-class Plan(KVConnectorMetadata):
-    """What the worker is to copy before the next pass; `shelf` is None where there is nothing."""
-
-    shelf: Shelf | None
-
-
 class ShelfConnector(KVConnectorBase_V1, SupportsHMA):
-    """Both sides of it: the scheduler's has the shelf, the worker's does what a plan says.
+    """Both sides of it: the worker's says where the cache is, the scheduler's has the shelf.
 
-    A model with other than one kind of cache, plain attention over all tokens, is left to vLLM alone.
+    Where a cache is of another kind than plain attention over all tokens, or where a pass may run ahead of the
+    scheduler, there is no shelf and vLLM does as it does without. Requests are token ids, never images or embeddings.
     """
 
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
@@ -131,8 +112,7 @@ class ShelfConnector(KVConnectorBase_V1, SupportsHMA):
         self._shelf: Shelf | None = None
         self._found = (-1, -1)
         if role is KVConnectorRole.SCHEDULER and _registered:
-            max_blocks = BLOCKS_PER_ROW * vllm_config.scheduler_config.max_num_seqs
-            self._shelf = _shelf_for(_registered.pop(), kv_cache_config, max_blocks)
+            self._shelf = _shelf_for(_registered.pop(), vllm_config, kv_cache_config)
 
     # On the worker's side.
 
@@ -140,9 +120,7 @@ class ShelfConnector(KVConnectorBase_V1, SupportsHMA):
         _registered[:] = [kv_caches]
 
     def start_load_kv(self, forward_context: Any, **_: Any) -> None:
-        shelf = self._get_connector_metadata().shelf
-        if shelf is not None:
-            shelf.load()
+        pass
 
     def wait_for_layer_load(self, layer_name: str) -> None:
         pass
@@ -170,11 +148,8 @@ class ShelfConnector(KVConnectorBase_V1, SupportsHMA):
             place, index = self._found
             self._shelf.take(place, blocks.blocks[0][index].block_id)
 
-    def build_connector_meta(self, scheduler_output: Any) -> Plan:
-        """The copies are made here: blocks that were given back since the last pass are not written before the next."""
-        if self._shelf is not None:
-            self._shelf.save()
-        return Plan(self._shelf)
+    def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
+        return KVConnectorMetadata()
 
     def request_finished_all_groups(self, request: Any, block_ids: tuple[list[int], ...]) -> tuple[bool, None]:
         """Keeps the blocks from that of the prompt's last token on."""
@@ -192,13 +167,15 @@ class ShelfConnector(KVConnectorBase_V1, SupportsHMA):
         return True
 
 
-def _shelf_for(caches: dict[str, torch.Tensor], kv_cache_config: Any, max_blocks: int) -> Shelf | None:
+def _shelf_for(caches: dict[str, torch.Tensor], vllm_config: Any, kv_cache_config: Any) -> Shelf | None:
     groups, num_blocks = kv_cache_config.kv_cache_groups, kv_cache_config.num_blocks
     tensors = list({cache.data_ptr(): cache for cache in caches.values()}.values())
     is_plain = len(groups) == 1 and type(groups[0].kv_cache_spec) is FullAttentionSpec
-    if not is_plain or any(len(tensor) != num_blocks or tensor.stride(-1) != 1 for tensor in tensors):
+    runs_ahead = vllm_config.max_concurrent_batches > 1
+    if not is_plain or runs_ahead or any(len(each) != num_blocks or each.stride(-1) != 1 for each in tensors):
         return None
-    return Shelf(tensors, max(1, min(max_blocks, num_blocks // CACHE_SHARE)))
+    wanted = BLOCKS_PER_ROW * vllm_config.scheduler_config.max_num_seqs
+    return Shelf(tensors, max(1, min(wanted, num_blocks // CACHE_SHARE)))
 
 
 def _before(request: Any, index: int) -> bytes:

@@ -138,9 +138,12 @@ def _context(model_dir: Path | str, revision: str | None, wanted: int) -> int:
 
 
 def _shelf(vllm: Any, config: PolicyConfig) -> Any:
-    """What reuses parts of blocks: on a CPU, where blocks are large and scheduler and worker share a process."""
-    num_workers = config.vllm.tensor_parallel * config.vllm.pipeline_parallel
-    if num_workers > 1 or not runs_on_cpu(config):
+    """What reuses parts of blocks: on a CPU, where blocks are large and scheduler and worker share a process.
+
+    Not beside speculation: vLLM drafts from nothing for a request of which all but one token are there at once.
+    """
+    options = config.vllm
+    if not runs_on_cpu(config) or options.speculative or options.tensor_parallel * options.pipeline_parallel > 1:
         return None
     return vllm.config.KVTransferConfig(**SHELF, kv_role="kv_both")
 
