@@ -28,7 +28,7 @@ class VllmConfig(Group):
     kv_cache_gib: float | None = Field(
         None,
         gt=0,
-        description="Keys and values, in GiB; None: what is left of the share, and 1 on a CPU, which adds an eighth.",
+        description="Keys and values, in GiB; None: what is left of the share, or 1 on a CPU. A CPU adds up to 1/8.",
     )
     block_tokens: int = Field(
         32, ge=16, le=128, multiple_of=16, description="Tokens of a block of the cache; a GPU reuses whole blocks only."
