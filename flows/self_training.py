@@ -8,13 +8,15 @@ from pipeline_lib.config import PipelineConfig
 from pipeline_lib.types import IterationRecord, PolicyRef, Ref, RunResult
 from tasks.audit import audit_iteration, load_audit
 from tasks.evaluate import evaluate_policy
-from tasks.policies import base_policy, trained_policy
+from tasks.finish import finish_run
+from tasks.gate import decide_gate
 from tasks.problems import draw_problems, evaluation_sets
-from tasks.record import decide_gate, finish_run, record_iteration
+from tasks.record import record_iteration
+from tasks.runtime.artifacts import drop_doubles
+from tasks.runtime.engines import base_policy, trained_policy
+from tasks.runtime.tracker import begin_tracking, end_unfinished
 from tasks.score import score_steps
 from tasks.search import search_problems
-from tasks.show import drop_doubles
-from tasks.tracker import begin_tracking, end_unfinished
 from tasks.train import check_training, train_policy
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from pipeline_lib.audit import audit_scores
 from pipeline_lib.config import PipelineConfig
 from pipeline_lib.problems.tiny import is_tiny, steps_are_right
+from pipeline_lib.score.audit import audit_scores
 from pipeline_lib.store import Entry, read_json, write_json
 from pipeline_lib.types import AuditReport, Ref
+from tasks.runtime.artifacts import show_markdown, show_table
+from tasks.runtime.stage import open_store, stage
 from tasks.score import load_scores
 from tasks.search import load_trees
-from tasks.show import show_markdown, show_table
-from tasks.stage import open_store, stage
 
 AUDIT = "audit.json"
 

@@ -12,16 +12,16 @@ from prefect import State, task
 from prefect.states import Completed
 
 from pipeline_lib.config import ConfigError, PipelineConfig, Settings
-from pipeline_lib.metrics import record_metrics
-from pipeline_lib.outage import TrackingOutage
-from pipeline_lib.policy.models import fingerprint
-from pipeline_lib.provenance import describe_environment
+from pipeline_lib.policy.model_folders import fingerprint
+from pipeline_lib.report.metrics import record_metrics
 from pipeline_lib.store import PARTIAL, Entry, StoreError
 from pipeline_lib.tracking import Champion, Tracker, download_champion, model_name, registered_champion
+from pipeline_lib.tracking.outage import TrackingOutage
+from pipeline_lib.tracking.provenance import describe_environment
 from pipeline_lib.types import EvalReport, IterationRecord, PolicyRef, Ref
 from tasks.evaluate import load_report
-from tasks.show import show_markdown
-from tasks.stage import stage
+from tasks.runtime.artifacts import show_markdown
+from tasks.runtime.stage import stage
 
 
 def find_champion(config: PipelineConfig) -> Champion | None:

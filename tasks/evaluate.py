@@ -9,14 +9,14 @@ from typing import Any
 
 from pipeline_lib.config import PipelineConfig
 from pipeline_lib.evaluation import evaluate, write_predictions
-from pipeline_lib.problems.records import read_problems
+from pipeline_lib.problems.problem_table import read_problems
 from pipeline_lib.seeding import derive_seed
 from pipeline_lib.store import Entry, canonical_json, read_json, write_json
 from pipeline_lib.types import EvalReport, PolicyRef, Ref
-from tasks.grading import conventions_of, extractor, grading_spec, open_grader
-from tasks.policies import engine_spec, open_policy
 from tasks.problems import PROBLEMS
-from tasks.stage import open_store, stage
+from tasks.runtime.engines import engine_spec, open_policy
+from tasks.runtime.graders import conventions_of, extractor, grading_spec, open_grader
+from tasks.runtime.stage import open_store, stage
 
 REPORT, PREDICTIONS = "report.json", "predictions.parquet"
 

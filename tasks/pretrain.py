@@ -13,15 +13,15 @@ from prefect import task
 from pipeline_lib.config import EvaluationConfig, PolicyConfig
 from pipeline_lib.evaluation import evaluate
 from pipeline_lib.grading import GradingPool, extract_answer
-from pipeline_lib.policy.models import fingerprint
+from pipeline_lib.policy.model_folders import fingerprint
 from pipeline_lib.problems.tiny import make_problem
 from pipeline_lib.problems.tiny.corpus import pretraining_corpus
 from pipeline_lib.store import Entry
-from pipeline_lib.training.base_card import write_card
-from pipeline_lib.training.pretraining import PretrainingPlan, pretrain
+from pipeline_lib.training.tiny_base.base_card import write_card
+from pipeline_lib.training.tiny_base.pretraining import PretrainingPlan, pretrain
 from pipeline_lib.types import Ref
-from tasks.progress import Progress
-from tasks.stage import open_store, stage
+from tasks.runtime.progress import Progress
+from tasks.runtime.stage import open_store, stage
 
 NUM_MEASURED = 500
 
@@ -57,7 +57,7 @@ def pretrain_base(entry: Entry, *, scale: int, seed: int, num_threads: int) -> N
 @task(name="measure-base")
 def measure_base(*, base: Ref, scale: int, num_threads: int) -> dict[str, float]:
     """Greedy accuracy on both families' validation splits, by dataset."""
-    from pipeline_lib.policy.transformers_policy import TransformersPolicy
+    from pipeline_lib.policy.transformers_engine.transformers_policy import TransformersPolicy
 
     folder = open_store().open(base) / "model"
     config = PolicyConfig(num_threads=num_threads)

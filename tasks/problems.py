@@ -11,15 +11,15 @@ from typing import Any
 
 from pipeline_lib.config import PipelineConfig
 from pipeline_lib.grading import extract_answer
-from pipeline_lib.problems.files import find_files
-from pipeline_lib.problems.records import write_problems
-from pipeline_lib.problems.sampling import draw_problems as draw
-from pipeline_lib.problems.sampling import hold_out
+from pipeline_lib.problems.draw import draw_problems as draw
+from pipeline_lib.problems.draw import hold_out
+from pipeline_lib.problems.problem_table import write_problems
 from pipeline_lib.problems.sources import ProblemPool, load_problems
+from pipeline_lib.problems.splits import find_files
 from pipeline_lib.problems.tiny import is_tiny
 from pipeline_lib.store import Entry, write_json
 from pipeline_lib.types import Problem, Ref
-from tasks.stage import stage
+from tasks.runtime.stage import stage
 
 PROBLEMS, SKIPPED = "problems.parquet", "skipped.json"
 LOGGER = logging.getLogger("coppice.progress")

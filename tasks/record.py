@@ -7,35 +7,29 @@ the id of an MLflow run; a finished record is written again only when MLflow has
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
-
-from prefect.context import FlowRunContext
 
 from pipeline_lib.config import PipelineConfig
 from pipeline_lib.evaluation import paired_test, read_predictions
 from pipeline_lib.gate import decide
-from pipeline_lib.notes import run_note
-from pipeline_lib.report import findings_markdown
 from pipeline_lib.search import SearchStats, total_stats
-from pipeline_lib.store import Entry, read_json, write_json
-from pipeline_lib.tracking import Tracker, TrackingOutage, model_name
-from pipeline_lib.types import EvalReport, GateDecision, IterationRecord, PairedTest, PolicyRef, Ref, RunResult
-from tasks.announce import announce_result
+from pipeline_lib.store import Entry
+from pipeline_lib.tracking import Tracker, TrackingOutage
+from pipeline_lib.types import EvalReport, IterationRecord, PairedTest, PolicyRef, Ref
 from tasks.audit import load_audit
-from tasks.contents import Stages, contents_of, figures_page, histories_of
 from tasks.evaluate import PREDICTIONS, load_report
-from tasks.report import MATERIAL_FILE, gather_material, render_report
+from tasks.reporting.contents import Stages, contents_of, figures_page, histories_of
+from tasks.runtime.artifacts import show_markdown, show_table
+from tasks.runtime.stage import open_store, stage
+from tasks.runtime.tracker import is_tracked, open_tracker, run_key
 from tasks.search import TOTALS
-from tasks.show import show_markdown, show_table
-from tasks.stage import open_store, stage
-from tasks.tracker import is_tracked, open_tracker, run_key
 
-RECORD, RESULT, DECISION = "record", "result", "decision.json"
+RECORD = "record"
 MEASURED = {"search", "train", "seconds", "tracking_run"}  # differ from one run to the next of equal records
 
 
-def _known(records: Sequence[IterationRecord]) -> list[dict[str, Any]]:
+def known_of(records: Sequence[IterationRecord]) -> list[dict[str, Any]]:
+    """Of records what later stages depend on: all but what differs from one run to the next of equal ones."""
     return [record.model_dump(mode="json", exclude=MEASURED) for record in records]
 
 
@@ -53,7 +47,7 @@ def _record_spec(
         "index": index,
         "policy": policy.model_dump(),
         "stages": {name: [ref.sha256 for ref in refs] for name, refs in stages.items()},
-        "earlier": _known(earlier),
+        "earlier": known_of(earlier),
     }
 
 
@@ -102,74 +96,6 @@ def record_iteration(
     )
     run = _track(config, record, stages, earlier)
     entry.commit(len(reports), {RECORD: record.model_copy(update={"tracking_run": run}).model_dump(mode="json")})
-
-
-def _gate_spec(*, config: PipelineConfig, records: Sequence[IterationRecord]) -> dict[str, Any]:
-    return {"gate": config.gate.model_dump(), "dataset": config.problems.dataset, "records": _known(records)}
-
-
-@stage(
-    _gate_spec,
-    run_name="gate",
-    result=lambda entry: GateDecision.model_validate(read_json(entry.path / DECISION)),
-)
-def decide_gate(entry: Entry, *, config: PipelineConfig, records: Sequence[IterationRecord]) -> None:
-    """Whether to go on, from the validation accuracies on record."""
-    decision = decide(records, config.gate, dataset=config.problems.dataset)
-    write_json(entry.path / DECISION, decision)
-    verdict = "Go on" if decision.proceed else "Stop"
-    show_markdown(f"**{verdict}.** {decision.reason}", key="gate", description=f"After iteration {records[-1].index}")
-    entry.commit(len(records))
-
-
-def _finish_spec(
-    *, config: PipelineConfig, records: Sequence[IterationRecord], decision: GateDecision
-) -> dict[str, Any]:
-    return {"run": run_key(config), "records": _known(records), "decision": decision.model_dump()}
-
-
-@stage(
-    _finish_spec,
-    run_name="finish",
-    result=lambda entry: RunResult.model_validate(entry.observations()[RESULT]),
-    still_holds=lambda entry, **_: is_tracked(entry, RESULT),
-    passing=(TrackingOutage,),
-)
-def finish_run(
-    entry: Entry, *, config: PipelineConfig, records: Sequence[IterationRecord], decision: GateDecision
-) -> None:
-    """Names the champion, writes report and result to MLflow, and ends its run."""
-    tracker = open_tracker(config)
-    result = RunResult(
-        records=tuple(records),
-        decision=decision,
-        stopped_because=_stopped_because(records, decision),
-        wall_s=_wall_s(),
-        tracking_run=tracker.run_id,
-        promotion=tracker.settle(records, decision),
-    )
-    material = gather_material(records)
-    page = render_report(config, result, material)
-    tracker.finish(result, texts={"report.html": page, MATERIAL_FILE: material.model_dump_json()})
-    note = run_note(records, decision, result=result, model=model_name(config.preset))
-    summary = f"{findings_markdown(config, result)}\n\n{note}"
-    show_markdown(summary, key="report", description=result.stopped_because)
-    announce_result(config, result)
-    entry.commit(len(records), {RESULT: result.model_dump(mode="json")})
-
-
-def _stopped_because(records: Sequence[IterationRecord], decision: GateDecision) -> str:
-    """One sentence; a stop by the audit says also what to change."""
-    if decision.proceed:
-        return "num_iterations reached"
-    audit = records[-1].audit
-    return f"{decision.reason}; {audit.advice}" if audit and audit.advice else decision.reason
-
-
-def _wall_s() -> float:
-    """Seconds since the flow began; 0 outside a flow."""
-    context = FlowRunContext.get()
-    return (datetime.now(UTC) - context.start_time).total_seconds() if context else 0.0
 
 
 def _paired_tests(reports: Sequence[EvalReport], earlier: Sequence[IterationRecord]) -> tuple[PairedTest, ...]:

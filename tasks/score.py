@@ -13,8 +13,8 @@ from pipeline_lib.config import PipelineConfig
 from pipeline_lib.score import score_tree
 from pipeline_lib.store import Entry, write_parquet
 from pipeline_lib.types import Float64Array, Ref
+from tasks.runtime.stage import open_store, stage
 from tasks.search import load_trees
-from tasks.stage import open_store, stage
 
 SCORES = "scores.parquet"
 

@@ -8,17 +8,17 @@ from typing import Any
 
 from pipeline_lib.config import PipelineConfig
 from pipeline_lib.problems.formats import format_of
-from pipeline_lib.problems.records import read_problems
+from pipeline_lib.problems.problem_table import read_problems
 from pipeline_lib.search import TreeWriter, read_trees, read_trees_parquet, search_trees, write_trees_parquet
 from pipeline_lib.seeding import derive_seed
 from pipeline_lib.store import Entry
 from pipeline_lib.types import PolicyRef, Ref, SearchTree
-from tasks.grading import grading_spec, open_grader
-from tasks.policies import engine_spec, open_policy
 from tasks.problems import PROBLEMS
-from tasks.progress import Progress
-from tasks.runner import run_each
-from tasks.stage import open_store, stage
+from tasks.runtime.engines import engine_spec, open_policy
+from tasks.runtime.graders import grading_spec, open_grader
+from tasks.runtime.progress import Progress
+from tasks.runtime.runner import run_each
+from tasks.runtime.stage import open_store, stage
 
 TREES = "trees.parquet"
 TOTALS = ("num_rollouts", "tokens_generated", "tokens_kept", "num_timeouts")

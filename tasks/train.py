@@ -6,16 +6,16 @@ import time
 from typing import Any
 
 from pipeline_lib.config import PipelineConfig
-from pipeline_lib.policy.models import model_folder
+from pipeline_lib.policy.model_folders import model_folder
 from pipeline_lib.seeding import derive_seed
 from pipeline_lib.store import Entry, read_json, write_json
-from pipeline_lib.training.examples import build_examples, count_examples
+from pipeline_lib.training.batches.examples import build_examples, count_examples
 from pipeline_lib.types import PolicyRef, Ref
-from tasks.policies import engines, policy_folder
-from tasks.progress import Progress
+from tasks.runtime.engines import engines, policy_folder
+from tasks.runtime.progress import Progress
+from tasks.runtime.stage import open_store, stage
 from tasks.score import load_scores
 from tasks.search import load_trees
-from tasks.stage import open_store, stage
 
 HISTORY = "history.json"
 # How the same numbers are computed, up to the order of sums, as on another device.
@@ -78,7 +78,7 @@ def check_training(config: PipelineConfig) -> None:
 
         resolve_device(config.policy.device)
     if config.train.num_processes > 1 or config.train.shard_weights:
-        from pipeline_lib.training.processes import check_processes
+        from pipeline_lib.training.processes.launch import check_processes
 
         check_processes(config.train, config.policy)
 

@@ -15,8 +15,8 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from pipeline_lib.config import PolicyConfig, ServerConfig
-from pipeline_lib.policy.models import TINY_BASE
-from pipeline_lib.policy.server_policy import ServerPolicy
+from pipeline_lib.policy.model_folders import TINY_BASE
+from pipeline_lib.policy.server_engine.server_policy import ServerPolicy
 
 BASE = "base"
 Body = dict[str, Any]

@@ -11,7 +11,7 @@ from pathlib import Path
 FORKS = get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
-        "deployments.cli",
+        "deployments.command.app",
         "flows.self_training",
         "mlflow.store.tracking.sqlalchemy_store",
         "peft",
@@ -49,7 +49,7 @@ def _run(home: str, api: str, settings: tuple[str, ...]) -> None:
     sys.argv = ["coppice", "run", "--preset", "tiny", *arguments, "--summary", f"{home}/summary.json"]
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    from deployments.cli import main
+    from deployments.command.app import main
 
     with temporary_settings({PREFECT_API_URL: api}):  # Prefect was imported, and read its environment, before the fork
         main()

@@ -17,13 +17,13 @@ from benchmarks.random_model import NoGrader, rewarded_in_turns
 from pipeline_lib.config import EvaluationConfig, PolicyConfig, ScoreConfig, SearchConfig, TrainConfig
 from pipeline_lib.evaluation import evaluate
 from pipeline_lib.grading import GradingPool, extract_answer
-from pipeline_lib.policy.memory import sampling_memory
-from pipeline_lib.policy.transformers_policy import TransformersPolicy
+from pipeline_lib.policy.transformers_engine.sampling_memory import sampling_memory
+from pipeline_lib.policy.transformers_engine.transformers_policy import TransformersPolicy
 from pipeline_lib.score import score_tree
 from pipeline_lib.search import read_trees_parquet, search_trees, write_trees_parquet
-from pipeline_lib.training.examples import build_examples
+from pipeline_lib.training.batches.examples import build_examples
 from pipeline_lib.training.loop import train
-from pipeline_lib.training.memory import training_memory
+from pipeline_lib.training.training_memory import training_memory
 from pipeline_lib.types import Problem, SearchTree
 
 DEVICE = sys.argv[-1]

@@ -9,7 +9,7 @@ import numpy as np
 from pipeline_lib.config import SearchConfig
 from pipeline_lib.policy.protocol import EngineStats, FinishReason, SampleRequest, SampleResult
 from pipeline_lib.search import SearchStats, search_trees
-from pipeline_lib.search.records import tree_to_dict
+from pipeline_lib.search.tree_files import tree_to_dict
 from pipeline_lib.seeding import derive_generator
 from pipeline_lib.types import Grade, Int32Array, Problem, SearchTree
 

@@ -77,7 +77,7 @@ class ServedHome:
 
     def coppice(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """`coppice`, as a shell runs it."""
-        command = [sys.executable, "-m", "deployments.cli", *arguments]
+        command = [sys.executable, "-m", "deployments.command.app", *arguments]
         environment = {**os.environ, **self.environment}
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 

@@ -12,7 +12,7 @@ import pytest
 from record_fixtures import make_record
 from served_home import ServedHome, small_served
 
-from deployments.alerts import install
+from deployments.service.alerts import install
 from pipeline_lib.config import ConfigError
 from pipeline_lib.types import GateDecision, Promotion, RunResult
 
@@ -80,7 +80,7 @@ def promoted(tracking_run: str = "run-1") -> RunResult:
 
 
 def test_outside_a_flow_nothing_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tasks import announce
+    from tasks.reporting import announce
 
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("emitted")
@@ -127,7 +127,7 @@ def test_an_audit_stop_is_told(served: ServedHome, listener: Listener) -> None:
 def test_a_new_champion_is_told_once(served: ServedHome, listener: Listener) -> None:
     from prefect import flow
 
-    from tasks.announce import announce_result
+    from tasks.reporting.announce import announce_result
 
     @flow
     def ends_twice() -> None:  # and so does a later run of the same configuration, which comes to the same version

@@ -4,9 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tree_fixtures import flat_tree, make_tree, trees
 
-from pipeline_lib.audit import auc, audit_scores
 from pipeline_lib.config import AuditConfig, ScoreConfig
 from pipeline_lib.score import score_tree
+from pipeline_lib.score.audit import auc, audit_scores
 from pipeline_lib.types import AuditReport, Outcome
 
 CORRECT, WRONG, UNPARSED, TRUNCATED = Outcome.CORRECT, Outcome.WRONG, Outcome.UNPARSED, Outcome.TRUNCATED

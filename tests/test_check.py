@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from deployments.check import QUESTIONS, Answer, check
+from deployments.preflight.check import QUESTIONS, Answer, check
 from deployments.presets import preset
 from pipeline_lib.config import Settings, apply_overrides
 
@@ -33,7 +33,7 @@ def answers(*overrides: str, only: tuple[str, ...] = ()) -> dict[str, Answer]:
     config = apply_overrides(preset("tiny"), [*SMALL, *overrides])
     with pytest.MonkeyPatch.context() as patch:
         if only:
-            patch.setattr("deployments.check.QUESTIONS", tuple(row for row in QUESTIONS if row[0] in only))
+            patch.setattr("deployments.preflight.check.QUESTIONS", tuple(row for row in QUESTIONS if row[0] in only))
         return {answer.question: answer for answer in check(config, Settings())}
 
 

@@ -14,7 +14,8 @@ import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from rich.console import Console
 
-from deployments import cli, terminal
+from deployments.command import app as cli
+from deployments.command import output as terminal
 from deployments.environment import prepare_environment
 from pipeline_lib.config import PipelineConfig, Settings
 from pipeline_lib.types import EvalReport, GateDecision, IterationRecord, PolicyRef, RunResult
@@ -84,7 +85,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 
 def test_help_loads_nothing_heavy() -> None:
-    code = f"import deployments.cli, sys; print([m for m in {HEAVY} if m in sys.modules])"
+    code = f"import deployments.command.app, sys; print([m for m in {HEAVY} if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
@@ -165,7 +166,7 @@ def test_an_unexpected_error_is_one_line_and_exit_code_1(
 def test_bench_outside_a_checkout_says_what_to_do(
     command: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "ROOT", command)
+    monkeypatch.setattr("deployments.command.bench.ROOT", command)
     assert call(monkeypatch, "bench") == 2
     assert "from a checkout" in capsys.readouterr().err
 
@@ -174,7 +175,7 @@ def test_bench_runs_the_folder_and_hands_its_exit_code_on(command: Path, monkeyp
     folder = command / "tests" / "benchmarks"
     folder.mkdir(parents=True)
     (folder / "__main__.py").write_text("import sys\nopen(sys.argv[2], 'w').write('{}')\nsys.exit(7)\n")
-    monkeypatch.setattr(cli, "ROOT", command)
+    monkeypatch.setattr("deployments.command.bench.ROOT", command)
     assert call(monkeypatch, "bench", "--json", str(command / "ratios.json")) == 7
     assert (command / "ratios.json").read_text() == "{}"
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from served_home import ENDED, LONG, ServedHome, processes_of, small_served
 
-from deployments.serving import register
+from deployments.service.worker import register
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # most of it is patience with a busy machine
 

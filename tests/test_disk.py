@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline_lib.disk import DiskFullError, name_full_disk
 from pipeline_lib.store import Store
+from pipeline_lib.store.disk import DiskFullError, name_full_disk
 
 FULL = "/dev/full"  # every write to it fails as on a full disk
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from run_fixtures import SMALL, children, client, manifests, small_config
 
-from deployments import cli
+from deployments.command import app as cli
 from pipeline_lib.config import PipelineConfig
 from pipeline_lib.store import Entry
 from pipeline_lib.types import RunResult

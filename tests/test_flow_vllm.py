@@ -12,7 +12,7 @@ from vllm_fixtures import NEEDS_VLLM
 
 from flows.self_training import self_training
 from pipeline_lib.types import RunResult
-from tasks.policies import engines
+from tasks.runtime.engines import engines
 
 pytestmark = [
     *NEEDS_VLLM,

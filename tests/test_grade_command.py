@@ -19,7 +19,7 @@ ROWS = [
 
 def coppice(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
     """The real command, in `folder`."""
-    command = [sys.executable, "-m", "deployments.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "deployments.command.app", *map(str, arguments)]
     root = Path(__file__).resolve().parents[1]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(folder)]), "COLUMNS": "200"}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)

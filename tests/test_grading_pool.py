@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from pipeline_lib.grading import Grade, Graded, GradingError, GradingPool, grade, grade_answer
-from pipeline_lib.grading.processes import Worker
 from pipeline_lib.grading.symbolic import is_equal_by_algebra
+from pipeline_lib.grading.workers.worker_process import Worker
 from pipeline_lib.types import Grader
 
 HANGS = r"\boxed{\Gamma(99999999)}"
@@ -186,7 +186,7 @@ def test_closing_ends_a_process_that_is_only_starting() -> None:
 READINGS = r"""
 import logging, sys
 from math_verify import parse
-from pipeline_lib.grading.worker import prepare_reader
+from pipeline_lib.grading.workers.grading_worker import prepare_reader
 
 logging.disable()
 if sys.argv[1] == "two stages":

@@ -13,7 +13,7 @@ import pytest
 from server_fixtures import free_port
 
 from pipeline_lib.config import ConfigError
-from pipeline_lib.policy.models import TINY_BASE, model_folder
+from pipeline_lib.policy.model_folders import TINY_BASE, model_folder
 from pipeline_lib.problems.sources import ProblemsError, load_problems
 
 MODEL, DATASET, COMMIT = "coppice/tiny", "coppice/sums", "0" * 39 + "1"

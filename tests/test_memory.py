@@ -14,8 +14,8 @@ from benchmarks.random_model import write_random_model
 
 from deployments.presets import preset
 from pipeline_lib.config import apply_overrides
-from pipeline_lib.policy.models import TINY_BASE
-from pipeline_lib.training.memory import training_memory
+from pipeline_lib.policy.model_folders import TINY_BASE
+from pipeline_lib.training.training_memory import training_memory
 
 PROBE = Path(__file__).with_name("memory_probe.py")
 LAYOUT = {"cpu": "95M", "cuda": "0.5B"}

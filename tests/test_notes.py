@@ -2,16 +2,15 @@ from __future__ import annotations
 
 from record_fixtures import make_record
 
-from pipeline_lib.notes import (
+from pipeline_lib.registry.model_note import load_lines, model_note
+from pipeline_lib.registry.promotion import Event
+from pipeline_lib.report.notes import (
     MAX_CHARS,
     iteration_note,
-    load_lines,
-    model_note,
     promotion_line,
     run_note,
     version_note,
 )
-from pipeline_lib.promotion import Event
 from pipeline_lib.types import GateDecision, Promotion, RunResult
 
 RECORDS = (make_record(0, 0.5), make_record(1, 0.7))

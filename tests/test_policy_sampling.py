@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from pipeline_lib.config import ConfigError
 from pipeline_lib.policy.codec import TokenizerCodec
-from pipeline_lib.policy.sampling import draw_tokens, draw_uniforms
+from pipeline_lib.policy.transformers_engine.sampling import draw_tokens, draw_uniforms
 
 LOGITS = torch.log(torch.tensor([0.2, 0.5, 0.3]))
 

@@ -17,9 +17,9 @@ from server_fixtures import wait_until
 from pipeline_lib.config import ConfigError, PipelineConfig, apply_overrides
 from pipeline_lib.policy import Reloadable, SampleRequest, SamplingParams, sample_all
 from pipeline_lib.policy.adapters import StaleWeightsError
-from pipeline_lib.policy.models import TINY_BASE
-from pipeline_lib.policy.server_policy import ServerPolicy
-from pipeline_lib.policy.server_pool import EndpointsDownError
+from pipeline_lib.policy.model_folders import TINY_BASE
+from pipeline_lib.policy.server_engine.endpoint_pool import EndpointsDownError
+from pipeline_lib.policy.server_engine.server_policy import ServerPolicy
 
 KEY = "sk-very-secret"
 Make = Callable[..., ScriptedEndpoint]

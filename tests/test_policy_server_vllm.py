@@ -13,13 +13,13 @@ from vllm_fixtures import answers as answers_of
 
 from deployments.presets import preset
 from pipeline_lib.config import ConfigError, PipelineConfig, apply_overrides
-from pipeline_lib.policy.models import TINY_BASE
-from pipeline_lib.policy.server_policy import ServerPolicy
+from pipeline_lib.policy.model_folders import TINY_BASE
+from pipeline_lib.policy.server_engine.server_policy import ServerPolicy
 from pipeline_lib.problems.tiny import make_problem
 from pipeline_lib.search import search_trees
 from pipeline_lib.types import SearchTree
-from tasks.grading import open_grader
-from tasks.policies import base_policy, engines, open_policy
+from tasks.runtime.engines import base_policy, engines, open_policy
+from tasks.runtime.graders import open_grader
 
 pytestmark = NEEDS_VLLM
 KEY = "a-key-of-these-tests"

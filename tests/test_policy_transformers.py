@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
 from pipeline_lib.config import ConfigError, PolicyConfig
 from pipeline_lib.policy import FinishReason, Policy, SampleRequest, SamplingParams, sample_all
-from pipeline_lib.policy.kv_cache import BlockCache, RowCopy
-from pipeline_lib.policy.transformers_policy import TransformersPolicy
+from pipeline_lib.policy.transformers_engine.kv_cache import BlockCache, RowCopy
+from pipeline_lib.policy.transformers_engine.transformers_policy import TransformersPolicy
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_logits_have_the_same_bits_whether_few_rows_or_many_reach_the_blocks_of_
 
 
 def test_rows_copied_all_at_once_equal_those_copied_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline_lib.policy.kv_cache.CPU_BLOCK", 4)
+    monkeypatch.setattr("pipeline_lib.policy.transformers_engine.kv_cache.CPU_BLOCK", 4)
     rng = np.random.default_rng(0)
     copies = [RowCopy(0, 4, 9), RowCopy(1, 0, 6), RowCopy(4, 1, 9), RowCopy(0, 2, 3), RowCopy(4, 4, 9)]
     start = torch.from_numpy(rng.random((3, 6, 2, 4, 5)))  # blocks, rows, heads, positions, numbers
@@ -251,7 +251,7 @@ def test_a_larger_model_is_batch_invariant_too(tmp_path: Path) -> None:
 def test_cuda_gives_the_same_kind_of_results(
     model_dir: Path, dtype: str, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline_lib.policy.kv_cache.CUDA_BLOCK", block)
+    monkeypatch.setattr("pipeline_lib.policy.transformers_engine.kv_cache.CUDA_BLOCK", block)
     policy = open_policy(model_dir, device="cuda", dtype=dtype)
     assert not policy.batch_invariant
     results = outcomes(policy, make_requests(60))

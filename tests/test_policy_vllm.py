@@ -25,8 +25,8 @@ from pipeline_lib.config import ConfigError, PolicyConfig
 from pipeline_lib.policy import Reloadable, SampleRequest, SamplingParams, sample_all
 from pipeline_lib.policy.adapters import StaleWeightsError
 from pipeline_lib.policy.loading import load_tokenizer
-from pipeline_lib.policy.models import TINY_BASE
-from pipeline_lib.policy.vllm_policy import VllmPolicy
+from pipeline_lib.policy.model_folders import TINY_BASE
+from pipeline_lib.policy.vllm_engine.vllm_policy import VllmPolicy
 
 pytestmark = NEEDS_VLLM
 

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from served_home import coppice_up, free_port, small_served
 
-from deployments.servers import ServerSettings, servers
+from deployments.service.servers import ServerSettings, servers
 from pipeline_lib.config import Settings
 
 COMPOSE = Path(__file__).resolve().parents[1] / "deployments" / "compose.yaml"

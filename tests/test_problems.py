@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from pipeline_lib.config import ConfigError
 from pipeline_lib.grading import extract_answer
+from pipeline_lib.problems.draw import draw_problems, hold_out
 from pipeline_lib.problems.formats import format_of, gold_in_box
-from pipeline_lib.problems.records import read_problems, write_problems
+from pipeline_lib.problems.problem_table import read_problems, write_problems
 from pipeline_lib.problems.rows import ProblemsError
-from pipeline_lib.problems.sampling import draw_problems, hold_out
 from pipeline_lib.problems.sources import ProblemPool, load_problems
 from pipeline_lib.types import Problem
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline_lib.promotion import (
+from pipeline_lib.registry.promotion import (
     MAX_EVENTS,
     PROMOTED,
     ROLLED_BACK,

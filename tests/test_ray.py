@@ -21,14 +21,14 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from run_fixtures import manifests, small_config
 
 from pipeline_lib.config import ConfigError, PipelineConfig, RayConfig
-from pipeline_lib.search.records import read_trees_parquet, tree_to_dict
+from pipeline_lib.search.tree_files import read_trees_parquet, tree_to_dict
 from pipeline_lib.store import Entry, Store
 from pipeline_lib.types import Ref
-from tasks.policies import base_policy
 from tasks.problems import draw_problems
-from tasks.runner import RunnerError, check_runner, ray_cluster, ray_tasks, run_each
+from tasks.runtime.engines import base_policy
+from tasks.runtime.runner import RunnerError, check_runner, ray_cluster, ray_tasks, run_each
+from tasks.runtime.stage import stage
 from tasks.search import TREES, search_problems
-from tasks.stage import stage
 
 SHARDS = 2
 ON_RAY = ("runner=ray", "ray.gpus_per_shard=0.5")  # the same for all: Ray keeps workers with a GPU apart
@@ -163,7 +163,7 @@ def test_two_workers_give_the_bytes_of_one_process(home: Path, tmp_path: Path, m
 @on_a_cluster
 def test_what_is_there_is_not_sent_to_the_cluster_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refs = search_in(home, *ON_RAY)
-    monkeypatch.setattr("tasks.runner.ray_cluster", None)
+    monkeypatch.setattr("tasks.runtime.runner.ray_cluster", None)
     assert search_in(home, *ON_RAY) == refs
 
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from record_fixtures import make_record
 
-from deployments import cli
+from deployments.command import app as cli
 from pipeline_lib.config import ConfigError, PipelineConfig, Settings, apply_overrides
-from pipeline_lib.notes import load_lines
-from pipeline_lib.outage import TrackingError
-from pipeline_lib.policy.models import model_path
+from pipeline_lib.policy.model_folders import model_path
 from pipeline_lib.registry import LoggedAdapter, Registry, RegistryError
+from pipeline_lib.registry.lineage import version_tags
+from pipeline_lib.registry.model_note import load_lines
 from pipeline_lib.tracking import Contents, Tracker, open_registry, registered_champion, tracking_uri
+from pipeline_lib.tracking.outage import TrackingError
 from pipeline_lib.types import GateDecision, IterationRecord, PolicyRef, Promotion
 from tasks.champion import champion_policy
 
@@ -54,7 +56,7 @@ def logged(settings: Settings, folder: Path) -> tuple[list[IterationRecord], Log
         open_tracker(settings).log_iteration(record, contents)
     client: Any = open_registry(settings, "tiny")._client
     [model] = client.search_logged_models(["1"], filter_string="name = 'adapter-1'")
-    return records, LoggedAdapter(model.artifact_location, model.model_id, model.source_run_id, BASE, {})
+    return records, LoggedAdapter(model.artifact_location, model.model_id, model.source_run_id, {}, "")
 
 
 @pytest.fixture
@@ -80,7 +82,8 @@ class Pipeline:
             for index, accuracy in enumerate(accuracies)
         ]
         for record in self.records[1:]:
-            self.registry.register(record, self.adapter)
+            tags = version_tags(record, BASE, None, {})
+            self.registry.register(record.policy.policy_id, replace(self.adapter, tags=tags))
 
     def settle(self) -> Promotion:
         best = max(self.records, key=lambda record: (record.evaluations[0].accuracy, -record.index)).index

@@ -11,13 +11,13 @@ from tree_fixtures import make_tree
 
 from pipeline_lib.config import GateConfig, PipelineConfig
 from pipeline_lib.gate import calibration_grid, replay
-from pipeline_lib.metrics import update_points
 from pipeline_lib.report import Material, figures_of, findings_markdown, records_table, render_page, render_plain
 from pipeline_lib.report.flips import EXAMPLES_PER_KIND, summarise_flips
 from pipeline_lib.report.material import MAX_ANSWER_CHARS, MAX_UPDATES, ShownTree, bounded_history
-from pipeline_lib.report.page import changed_settings
-from pipeline_lib.report.rows import DASH, format_seconds, gate_rows
-from pipeline_lib.report.trees import show_tree
+from pipeline_lib.report.metrics import update_points
+from pipeline_lib.report.page.render import changed_settings
+from pipeline_lib.report.page.tree_pictures import show_tree
+from pipeline_lib.report.tables import DASH, format_seconds, gate_rows
 from pipeline_lib.types import NO_PARENT, Grade, IterationRecord, Outcome, Problem
 
 CONFIG = PipelineConfig()

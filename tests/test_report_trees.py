@@ -11,7 +11,7 @@ from tree_fixtures import make_tree, trees
 from pipeline_lib.report.charts import nice_ticks, value_axis
 from pipeline_lib.report.figures import SMOOTHED_ABOVE, smooth
 from pipeline_lib.report.flips import story
-from pipeline_lib.report.trees import MAX_NODES, cells_of, choose_trees, depth_of, show_tree
+from pipeline_lib.report.page.tree_pictures import MAX_NODES, cells_of, choose_trees, depth_of, show_tree
 from pipeline_lib.search import read_roots, read_trees_parquet, write_trees_parquet
 from pipeline_lib.types import NO_PARENT, Outcome, Problem, SearchTree
 

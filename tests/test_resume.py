@@ -14,8 +14,8 @@ import pytest
 from forked_run import output_of, start_run
 from run_fixtures import manifests
 
-from deployments.cli import build_config
-from pipeline_lib.search.records import read_trees_parquet, tree_to_dict
+from deployments.command.options import build_config
+from pipeline_lib.search.tree_files import read_trees_parquet, tree_to_dict
 
 pytestmark = [
     pytest.mark.slow,

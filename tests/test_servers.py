@@ -14,8 +14,9 @@ import psutil
 import pytest
 from served_home import ServedHome, free_port
 
-from deployments import processes, servers
-from deployments.processes import Server
+from deployments.service import background as processes
+from deployments.service import servers
+from deployments.service.background import Server
 from pipeline_lib.config import ConfigError, Settings
 
 pytestmark = pytest.mark.timeout(900)  # whichever test comes first waits for the servers of `served`

@@ -16,8 +16,8 @@ import pytest
 from run_fixtures import SCRIPTED, client, small_config
 
 from pipeline_lib.config import Settings
-from pipeline_lib.shared_store import SharedEntry, SharedStore
 from pipeline_lib.store import Entry, StoreError
+from pipeline_lib.store.shared import SharedEntry, SharedStore
 from pipeline_lib.types import Ref
 
 BUCKET = "coppice"
@@ -104,7 +104,7 @@ def test_an_entry_is_not_there_before_its_manifest_and_a_killed_copy_is_finished
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline_lib.shared_store._Bucket.put_manifest", killed)
+        patch.setattr("pipeline_lib.store.shared._Bucket.put_manifest", killed)
         with pytest.raises(KeyboardInterrupt):
             fill(entry_of(first))
     assert not entry_of(second).is_complete()
@@ -178,7 +178,7 @@ def test_a_copy_that_fails_does_not_stop_the_work(
     def fail(*_: object) -> None:
         raise StoreError("the network is down")
 
-    monkeypatch.setattr("pipeline_lib.shared_store._Bucket.put", fail)
+    monkeypatch.setattr("pipeline_lib.store.shared._Bucket.put", fail)
     entry = entry_of(machine())
     with caplog.at_level("WARNING", logger="coppice.progress"), entry.lock():
         (entry.path / ".partial").mkdir()

@@ -12,7 +12,7 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from server_fixtures import free_port
 
-from tasks.show import drop_doubles, show_markdown, show_progress, show_table
+from tasks.runtime.artifacts import drop_doubles, show_markdown, show_progress, show_table
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_api")]
 

@@ -12,9 +12,9 @@ from pipeline_lib.policy.protocol import SamplingParams
 from pipeline_lib.policy.scripted import CharCodec, ScriptedPolicy
 from pipeline_lib.problems.tiny import make_problem, worked_script
 from pipeline_lib.search import search_trees
-from pipeline_lib.search.records import tree_to_dict
+from pipeline_lib.search.tree_files import tree_to_dict
 from pipeline_lib.types import Grade, IterationRecord, Ref
-from tasks.stage import Stage, stage
+from tasks.runtime.stage import Stage, stage
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -104,9 +104,9 @@ def entries(config: PipelineConfig) -> set[str]:
     """Where the stages of one iteration would put their results."""
     from tasks.audit import audit_iteration
     from tasks.evaluate import evaluate_policy
-    from tasks.policies import base_policy
     from tasks.problems import draw_problems, draw_test_problems
-    from tasks.record import decide_gate
+    from tasks.gate import decide_gate
+    from tasks.runtime.engines import base_policy
     from tasks.score import score_steps
     from tasks.search import search_shard
     from tasks.train import train_policy

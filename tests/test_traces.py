@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from tree_fixtures import flat_tree, make_tree, trees
 
-from pipeline_lib.traces import MAX_CHARS, MAX_NAME_CHARS, MAX_SPANS, choose_trees, trace_tree
+from pipeline_lib.tracking.tree_traces import MAX_CHARS, MAX_NAME_CHARS, MAX_SPANS, choose_trees, trace_tree
 from pipeline_lib.types import NO_PARENT, Outcome, Problem, SearchTree
 
 PROBLEM = Problem(problem_id="d/train/0", question="How many?", answer="4", dataset="d")

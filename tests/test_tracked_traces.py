@@ -12,8 +12,8 @@ from record_fixtures import make_record
 from tree_fixtures import make_tree
 
 from pipeline_lib.config import PipelineConfig, Settings
-from pipeline_lib.traces import TreeTrace, trace_tree
 from pipeline_lib.tracking import Contents, Tracker, tracking_uri
+from pipeline_lib.tracking.tree_traces import TreeTrace, trace_tree
 from pipeline_lib.types import NO_PARENT, Outcome, Problem
 
 pytestmark = [

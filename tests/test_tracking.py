@@ -10,8 +10,7 @@ from record_fixtures import make_record
 from server_fixtures import free_port
 
 from pipeline_lib.config import PipelineConfig, Settings
-from pipeline_lib.metrics import flatten, is_headline, metric_key, record_metrics
-from pipeline_lib.provenance import describe_environment
+from pipeline_lib.report.metrics import flatten, is_headline, metric_key, record_metrics
 from pipeline_lib.tracking import (
     Contents,
     Tracker,
@@ -23,6 +22,7 @@ from pipeline_lib.tracking import (
     page_url,
     tracking_uri,
 )
+from pipeline_lib.tracking.provenance import describe_environment
 from pipeline_lib.types import GateDecision, IterationRecord, RunResult
 
 logging.getLogger("mlflow").setLevel(logging.WARNING)

@@ -3,7 +3,7 @@ import pytest
 from training_fixtures import group_scores, make_tree, random_tree
 
 from pipeline_lib.config import TrainConfig
-from pipeline_lib.training.examples import (
+from pipeline_lib.training.batches.examples import (
     build_examples,
     correct_path_weights,
     count_examples,

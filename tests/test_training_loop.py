@@ -13,13 +13,13 @@ from transformers import AutoModelForCausalLM
 
 from pipeline_lib.config import PolicyConfig, TrainConfig
 from pipeline_lib.seeding import derive_generator
-from pipeline_lib.training.batching import plan_updates
+from pipeline_lib.training.batches.batching import plan_updates
+from pipeline_lib.training.batches.examples import build_examples
 from pipeline_lib.training.checkpoint import load_checkpoint
-from pipeline_lib.training.examples import build_examples
 from pipeline_lib.training.gradients import add_gradients
-from pipeline_lib.training.loading import load_policy
 from pipeline_lib.training.loop import pack_examples, train
-from pipeline_lib.training.model import TrainedPolicy
+from pipeline_lib.training.open_policy import load_policy
+from pipeline_lib.training.trained_policy import TrainedPolicy
 
 CPU = PolicyConfig(device="cpu", model="random")
 CONFIG = TrainConfig(lora_rank=4, tokens_per_update=512, tokens_per_microbatch=512, num_epochs=1, negative_clip=0.5)

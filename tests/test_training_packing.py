@@ -5,9 +5,9 @@ from hypothesis import strategies as st
 from training_fixtures import EOS, group_scores, make_tree, random_tree
 
 from pipeline_lib.config import TrainConfig
-from pipeline_lib.training.batching import first_fit_decreasing, pack_rows, plan_updates, split_evenly
-from pipeline_lib.training.examples import build_examples
-from pipeline_lib.training.packing import depth_first, pack_example
+from pipeline_lib.training.batches.batching import first_fit_decreasing, pack_rows, plan_updates, split_evenly
+from pipeline_lib.training.batches.examples import build_examples
+from pipeline_lib.training.batches.packing import depth_first, pack_example
 from pipeline_lib.types import Outcome, TrainingExample
 
 # root (2, 3) -> 1 (10, 11) -> 3 (12) right; root -> 2 (20, 21) wrong

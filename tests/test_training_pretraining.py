@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline_lib.problems.tiny.corpus import pretraining_corpus
-from pipeline_lib.training.pretraining import PretrainingPlan, pretrain
+from pipeline_lib.training.tiny_base.pretraining import PretrainingPlan, pretrain
 
 PLAN = PretrainingPlan(
     num_updates=4, batch_size=4, tokenizer_pairs=40, vocab_size=300, num_layers=1, checkpoint_every=2

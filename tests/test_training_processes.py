@@ -23,16 +23,16 @@ from safetensors.numpy import load_file
 from test_training_loop import CPU, examples_for, run, with_
 from training_fixtures import EOS, save_model
 
-from deployments.cli import describe_error
+from deployments.errors import describe_error
 from pipeline_lib.config import ConfigError, PolicyConfig, TrainConfig
-from pipeline_lib.training import processes
-from pipeline_lib.training.batching import deal, idle_batch, plan_updates
-from pipeline_lib.training.job import Job, read_job, write_job
-from pipeline_lib.training.loading import load_policy
+from pipeline_lib.training.batches.batching import deal, idle_batch, plan_updates
 from pipeline_lib.training.loop import pack_examples
-from pipeline_lib.training.memory import training_memory
-from pipeline_lib.training.processes import TrainingProcessError, check_processes
+from pipeline_lib.training.open_policy import load_policy
+from pipeline_lib.training.processes import launch
+from pipeline_lib.training.processes.job import Job, read_job, write_job
+from pipeline_lib.training.processes.launch import TrainingProcessError, check_processes
 from pipeline_lib.training.result import TrainResult
+from pipeline_lib.training.training_memory import training_memory
 
 NUM_TREES = 9
 ONE = {"num_processes": 1, "shard_weights": False}
@@ -89,7 +89,7 @@ def trained_by_two(model_dir, adapter, tmp_path_factory):
         written = job(folders[name], model_dir=model_dir, previous=adapter if has_previous else None, **changes)
         write_job(folders[name], written, packed(**changes))
     command = [sys.executable, str(Path(__file__).with_name("training_team.py")), str(meeting), *folders.values()]
-    team = [subprocess.Popen(command, env=processes._environment(rank, written)) for rank in range(2)]
+    team = [subprocess.Popen(command, env=launch._environment(rank, written)) for rank in range(2)]
     try:
         assert [process.wait(120) for process in team] == [0, 0]
     finally:
@@ -119,7 +119,9 @@ def test_two_processes_train_as_one_does(model_dir, adapter, tmp_path, trained_b
 def workers_of(pid: int) -> list[psutil.Process]:
     """The training processes of `pid`, rank by rank."""
     children = [
-        process for process in psutil.Process(pid).children() if "pipeline_lib.training.worker" in process.cmdline()
+        process
+        for process in psutil.Process(pid).children()
+        if "pipeline_lib.training.processes.training_process" in process.cmdline()
     ]
     return sorted(children, key=lambda process: process.environ()["RANK"])
 
@@ -277,10 +279,10 @@ def test_a_job_travels_as_it_is(tmp_path, objective):
     ],
 )
 def test_the_last_word_of_a_process_becomes_one_line(tmp_path, script, error, message):
-    with processes._stderr(tmp_path, 0).open("wb") as log:
+    with launch._stderr(tmp_path, 0).open("wb") as log:
         process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=log)
     with pytest.raises(error, match=message):
-        processes._Listener(tmp_path, [process]).history(None)
+        launch._Listener(tmp_path, [process]).history(None)
     process.wait()
 
 
@@ -288,16 +290,16 @@ def test_the_process_that_was_killed_is_named_not_the_one_that_lost_it(tmp_path)
     scripts = ["import sys; sys.exit('connection reset')", "import os, time; time.sleep(0.3); os.kill(os.getpid(), 9)"]
     both = []
     for rank, script in enumerate(scripts):
-        with processes._stderr(tmp_path, rank).open("wb") as log:
+        with launch._stderr(tmp_path, rank).open("wb") as log:
             both.append(subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=log))
     with pytest.raises(TrainingProcessError, match="2 of 2 was killed by SIGKILL"):
-        processes._Listener(tmp_path, both).history(None)
+        launch._Listener(tmp_path, both).history(None)
 
 
 def test_a_promised_error_comes_from_the_processes_as_it_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, "write_job", lambda folder, *_: (folder / "job.json").write_text("no job"))
+    monkeypatch.setattr(launch, "write_job", lambda folder, *_: (folder / "job.json").write_text("no job"))
     with pytest.raises(ValueError, match="Expecting value"):
-        processes.take_updates_in_processes(job(tmp_path), [], None)
+        launch.take_updates_in_processes(job(tmp_path), [], None)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ import torch
 from vllm_fixtures import NEEDS_VLLM, TINY, answers, tiny_requests, transformers_policy, write_adapter
 
 from pipeline_lib.policy import SampleRequest, SamplingParams
-from pipeline_lib.policy.models import TINY_BASE
-from pipeline_lib.policy.vllm_policy import VllmPolicy
+from pipeline_lib.policy.model_folders import TINY_BASE
+from pipeline_lib.policy.vllm_engine.vllm_policy import VllmPolicy
 
 pytestmark = NEEDS_VLLM
 BLOCK = TINY.vllm.block_tokens
@@ -121,7 +121,7 @@ def num_shared(one: list[int], other: list[int]) -> int:
 
 
 def test_the_shelf_finds_the_longest_common_beginning_and_keeps_what_is_used() -> None:
-    from pipeline_lib.policy.vllm_shelf import Shelf
+    from pipeline_lib.policy.vllm_engine.shelf import Shelf
 
     rng = np.random.default_rng(0)
     caches = [torch.randn(500, 2, 4, 6, generator=torch.Generator().manual_seed(0)), torch.zeros(500, 3).bfloat16()]

@@ -10,9 +10,9 @@ import json
 import sys
 from pathlib import Path
 
-from pipeline_lib.training.job import read_job
+from pipeline_lib.training.processes.job import read_job
+from pipeline_lib.training.processes.training_process import _join
 from pipeline_lib.training.trainer import take_updates
-from pipeline_lib.training.worker import _join
 
 if __name__ == "__main__":
     team, _ = _join(Path(sys.argv[1]), "cpu")

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM
 from pipeline_lib.config import PolicyConfig
 from pipeline_lib.grading import grade
 from pipeline_lib.policy import Policy, SampleRequest, SamplingParams, sample_all
-from pipeline_lib.policy.models import TINY_BASE
-from pipeline_lib.policy.transformers_policy import TransformersPolicy
+from pipeline_lib.policy.model_folders import TINY_BASE
+from pipeline_lib.policy.transformers_engine.transformers_policy import TransformersPolicy
 from pipeline_lib.problems.tiny import make_problem
 from pipeline_lib.seeding import derive_seed
 from pipeline_lib.types import Grade

@@ -2,8 +2,8 @@
 
 from pipeline_lib.grading.conventions import Conventions
 from pipeline_lib.grading.extract import extract_answer
-from pipeline_lib.grading.pool import Graded, GradingPool, grade, grade_answer
-from pipeline_lib.grading.processes import GradingError
+from pipeline_lib.grading.workers.pool import Graded, GradingPool, grade, grade_answer
+from pipeline_lib.grading.workers.worker_process import GradingError
 from pipeline_lib.types import Grade
 
 __all__ = ["Conventions", "Grade", "Graded", "GradingError", "GradingPool", "extract_answer", "grade", "grade_answer"]

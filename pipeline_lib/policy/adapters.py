@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline_lib.config import ConfigError
-from pipeline_lib.policy.models import fingerprint
+from pipeline_lib.policy.model_folders import fingerprint
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 

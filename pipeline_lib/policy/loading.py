@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from pipeline_lib.config import ConfigError, PolicyConfig
-from pipeline_lib.policy.kv_cache import ATTENTION_NAME
+from pipeline_lib.policy.transformers_engine.kv_cache import ATTENTION_NAME
 
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
 

@@ -19,9 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from pipeline_lib.problems.files import find_files
 from pipeline_lib.problems.formats import format_of, gold_after_hashes, gold_in_box
 from pipeline_lib.problems.rows import BadRow, ProblemsError, Row, read_rows, text_of
+from pipeline_lib.problems.splits import find_files
 from pipeline_lib.problems.tiny import POOL_SIZE, is_tiny, make_problem
 from pipeline_lib.types import Problem
 

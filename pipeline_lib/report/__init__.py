@@ -13,9 +13,9 @@ summary.py      what it finds, in a few lines of Markdown
 
 from pipeline_lib.report.figures import figures_of
 from pipeline_lib.report.material import Material
-from pipeline_lib.report.page import render_page, render_plain
-from pipeline_lib.report.rows import IterationRow, records_table
+from pipeline_lib.report.page.render import render_page, render_plain
 from pipeline_lib.report.summary import findings_markdown
+from pipeline_lib.report.tables import IterationRow, records_table
 
 __all__ = [
     "IterationRow",

@@ -12,7 +12,7 @@ from itertools import pairwise
 from markupsafe import Markup
 
 from pipeline_lib.report.charts import Axis, Chart, iteration_axis, iteration_label, log_axis, value_axis
-from pipeline_lib.report.rows import tested_datasets
+from pipeline_lib.report.tables import tested_datasets
 from pipeline_lib.types import AuditReport, EvalReport, GateTrial, IterationRecord, PairedTest
 
 Histories = Mapping[int, Sequence[Mapping[str, float]]]

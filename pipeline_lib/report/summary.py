@@ -6,9 +6,9 @@ One idea: the same findings as on the page; whoever wants to see them opens ``re
 from __future__ import annotations
 
 from pipeline_lib.config import PipelineConfig
-from pipeline_lib.report.rows import headline, key_figures
 from pipeline_lib.report.sanity import CANNOT_TELL, single_iteration_checks
 from pipeline_lib.report.signatures import failure_signatures
+from pipeline_lib.report.tables import headline, key_figures
 from pipeline_lib.types import RunResult
 
 

@@ -1,11 +1,11 @@
 """Monte Carlo tree search over reasoning steps: from problems to `SearchTree`s."""
 
-from pipeline_lib.search.records import TreeWriter, read_roots, read_trees, read_trees_parquet, write_trees_parquet
 from pipeline_lib.search.scheduler import search_trees
 from pipeline_lib.search.selection import select, ucb1_scores
 from pipeline_lib.search.stats import SearchStats, total_stats
 from pipeline_lib.search.steps import Step, split_steps
 from pipeline_lib.search.tree import TreeBuilder
+from pipeline_lib.search.tree_files import TreeWriter, read_roots, read_trees, read_trees_parquet, write_trees_parquet
 
 __all__ = [
     "SearchStats",

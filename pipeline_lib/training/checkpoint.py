@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from pipeline_lib.training.processes.sharding import part_like, whole_tensors
 from pipeline_lib.training.result import UpdateMetrics
-from pipeline_lib.training.sharding import part_like, whole_tensors
 
 TENSORS = "state.safetensors"
 COUNTERS = "state.json"

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from pipeline_lib.config import TrainConfig
-from pipeline_lib.training.batching import PackedBatch, idle_batch
+from pipeline_lib.training.batches.batching import PackedBatch, idle_batch
 from pipeline_lib.training.log_probs import TokenTerms, token_terms
-from pipeline_lib.training.model import TrainedPolicy
 from pipeline_lib.training.objectives import relative_correctness_loss, rft_loss, step_dpo_loss
+from pipeline_lib.training.processes.team import ALONE, Team
 from pipeline_lib.training.result import UpdateMetrics
-from pipeline_lib.training.team import ALONE, Team
+from pipeline_lib.training.trained_policy import TrainedPolicy
 
 
 def objective_needs_reference(config: TrainConfig) -> bool:

@@ -11,9 +11,9 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from pipeline_lib.config import PolicyConfig, TrainConfig
-from pipeline_lib.training.job import Job
-from pipeline_lib.training.packing import PackedTree, pack_example
-from pipeline_lib.training.processes import check_processes, take_updates_in_processes
+from pipeline_lib.training.batches.packing import PackedTree, pack_example
+from pipeline_lib.training.processes.job import Job
+from pipeline_lib.training.processes.launch import check_processes, take_updates_in_processes
 from pipeline_lib.training.result import TrainResult, summarise
 from pipeline_lib.training.trainer import OnUpdate, take_updates
 from pipeline_lib.types import TrainingExample

@@ -36,8 +36,8 @@ from rich.table import Table  # noqa: E402
 
 from deployments.presets import tiny  # noqa: E402
 from pipeline_lib.config import PipelineConfig  # noqa: E402
-from pipeline_lib.policy.models import model_path  # noqa: E402
-from pipeline_lib.policy.transformers_policy import TransformersPolicy  # noqa: E402
+from pipeline_lib.policy.model_folders import model_path  # noqa: E402
+from pipeline_lib.policy.transformers_engine.transformers_policy import TransformersPolicy  # noqa: E402
 from pipeline_lib.problems.tiny import make_problem  # noqa: E402
 
 NUM_PROBLEMS = 2000  # as the paper's iteration: with few, the slots that run dry at the end weigh too much
@@ -110,7 +110,7 @@ def graded_figures(config: PipelineConfig) -> list[Figure]:
 
 def vllm_figures(config: PipelineConfig, _home: Path) -> list[Figure]:
     """The search on vLLM in this process against as many independent rollouts on it."""
-    from pipeline_lib.policy.vllm_policy import VllmPolicy
+    from pipeline_lib.policy.vllm_engine.vllm_policy import VllmPolicy
 
     problems = [make_problem(config.problems.dataset, "train", index) for index in range(NUM_PROBLEMS)]
     folder = model_path(config.policy.model)

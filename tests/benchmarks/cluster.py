@@ -65,7 +65,7 @@ def _servers() -> Iterator[bool]:
         return
     from prefect.testing.utilities import prefect_test_harness
 
-    from tasks.runner import ray_cluster
+    from tasks.runtime.runner import ray_cluster
 
     os.environ["RAY_TMPDIR"] = folder = tempfile.mkdtemp(prefix="ray-")  # short: sockets lie below it
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # without one Ray writes one to the user's home
@@ -79,8 +79,8 @@ def _search(config: PipelineConfig, num_problems: int, cpus_per_shard: float) ->
     """Searches from nothing and returns the tokens that were generated."""
     from prefect import flow
 
-    from tasks.policies import base_policy
     from tasks.problems import draw_problems
+    from tasks.runtime.engines import base_policy
     from tasks.search import load_trees, search_problems
 
     @flow(name="search-only")

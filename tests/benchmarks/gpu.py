@@ -14,15 +14,15 @@ from benchmarks.random_model import LAYOUTS, NoGrader, rewarded_in_turns, write_
 from benchmarks.search_throughput import raw_requests
 
 from pipeline_lib.config import PipelineConfig, PolicyConfig, SearchConfig, TrainConfig
-from pipeline_lib.policy.memory import sampling_memory
 from pipeline_lib.policy.protocol import sample_all
-from pipeline_lib.policy.transformers_policy import TransformersPolicy
+from pipeline_lib.policy.transformers_engine.sampling_memory import sampling_memory
+from pipeline_lib.policy.transformers_engine.transformers_policy import TransformersPolicy
 from pipeline_lib.score import score_tree
 from pipeline_lib.search import search_trees
-from pipeline_lib.training.examples import build_examples
+from pipeline_lib.training.batches.examples import build_examples
 from pipeline_lib.training.loop import train
-from pipeline_lib.training.memory import training_memory
 from pipeline_lib.training.result import UpdateMetrics
+from pipeline_lib.training.training_memory import training_memory
 from pipeline_lib.types import Problem, SearchTree
 
 POLICY = PolicyConfig(device="cuda", dtype="bfloat16", max_batch=256, max_context_tokens=256)

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 
 from pipeline_lib.config import TrainConfig
-from pipeline_lib.training.model import TrainedPolicy
 from pipeline_lib.training.objectives import relative_correctness_loss
+from pipeline_lib.training.trained_policy import TrainedPolicy
 from pipeline_lib.types import Outcome, TrainingExample
 
 Row = tuple[list[int], list[int], float]

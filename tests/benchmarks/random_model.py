@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from pipeline_lib.policy.models import TINY_BASE
+from pipeline_lib.policy.model_folders import TINY_BASE
 from pipeline_lib.types import Grade, Outcome, SearchTree
 
 LAYOUTS: Mapping[str, Mapping[str, int | bool]] = {

@@ -18,12 +18,12 @@ from benchmarks.per_step_training import per_step_gradients, per_step_rows
 from pipeline_lib.config import PipelineConfig, TrainConfig
 from pipeline_lib.score import score_tree
 from pipeline_lib.seeding import derive_generator
-from pipeline_lib.training.batching import PackedBatch, plan_updates
-from pipeline_lib.training.examples import build_examples
+from pipeline_lib.training.batches.batching import PackedBatch, plan_updates
+from pipeline_lib.training.batches.examples import build_examples
 from pipeline_lib.training.gradients import add_gradients
-from pipeline_lib.training.loading import load_policy
 from pipeline_lib.training.loop import pack_examples
-from pipeline_lib.training.model import TrainedPolicy
+from pipeline_lib.training.open_policy import load_policy
+from pipeline_lib.training.trained_policy import TrainedPolicy
 from pipeline_lib.types import Outcome, SearchTree, TrainingExample
 
 TOLERANCE = 1e-5

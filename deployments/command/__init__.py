@@ -1,0 +1,1 @@
+"""The `coppice` command, one file per family of subcommands."""

@@ -1,0 +1,35 @@
+"""`coppice bench`: the benchmarks of the checkout, as a process of their own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deployments.command.options import prepare
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the subcommand to the command."""
+    app.command()(bench)
+
+
+def bench(
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the ratios to this file.")] = None,
+    only: Annotated[str | None, typer.Option(help="One part: search, grading, flow, cluster, vllm or gpu.")] = None,
+) -> None:
+    """Measure throughput against simpler schedules, as ratios on this machine."""
+    from pipeline_lib.config import ConfigError
+
+    folder = ROOT / "tests" / "benchmarks"
+    if not (folder / "__main__.py").is_file():
+        raise ConfigError(f"bench: {folder} has no benchmarks; run it from a checkout installed with pip install -e .")
+    prepare(json_file)
+    arguments = [] if json_file is None else ["--json", str(json_file.resolve())]
+    arguments += [] if only is None else ["--only", only]
+    raise typer.Exit(subprocess.run([sys.executable, str(folder), *arguments], cwd=ROOT, check=False).returncode)

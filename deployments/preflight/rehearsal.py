@@ -1,0 +1,201 @@
+"""One problem through every stage, with the very model of the run, and how fast this machine is at it.
+
+One idea: a stage that would fail after hours of search fails here within a minute. Where chance gives no signal, as a
+model that is always right or always wrong, the rollouts are graded in turns, so that training is tried all the same.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline_lib.config import ConfigError, EvaluationConfig, PipelineConfig
+from pipeline_lib.evaluation import evaluate
+from pipeline_lib.policy.model_folders import model_folder
+from pipeline_lib.policy.protocol import Policy, SampleRequest, SamplingParams
+from pipeline_lib.problems.formats import format_of
+from pipeline_lib.score import score_tree
+from pipeline_lib.score.audit import audit_scores
+from pipeline_lib.search import search_trees, write_trees_parquet
+from pipeline_lib.seeding import derive_seed
+from pipeline_lib.training.batches.examples import build_examples
+from pipeline_lib.types import Grade, Grader, Outcome, PolicyRef, Problem, SearchTree
+from tasks.runtime.engines import base_policy, engines, open_policy
+from tasks.runtime.graders import extractor, open_grader
+
+MAX_SIMULATIONS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """What one problem cost.
+
+    Args:
+        sampled_per_s: tokens per second of a full engine.
+        tokens_per_answer: mean length of an independent answer, in tokens.
+        tokens_per_rollout: tokens that the search drew for a rollout, on average.
+        trained_per_s: packed tokens per second, forward and backward.
+        trained_tokens: packed tokens of the problem's tree.
+        tree_bytes: of the tree on disk.
+        policy_bytes: of what training writes.
+        outcomes: rollouts by outcome, ``3 correct, 13 wrong``.
+        graded_in_turns: whether chance gave no signal, so that training was tried on invented grades.
+    """
+
+    sampled_per_s: float
+    tokens_per_answer: float
+    tokens_per_rollout: float
+    trained_per_s: float
+    trained_tokens: float
+    tree_bytes: int
+    policy_bytes: int
+    outcomes: str
+    graded_in_turns: bool
+
+
+class GradesInTurns:
+    """Calls every other answer right, whatever it says."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._finished: list[tuple[str, Grade]] = []
+
+    @property
+    def num_in_flight(self) -> int:
+        return len(self._finished)
+
+    def submit(self, key: str, prediction: str, gold: str) -> None:
+        self._count += 1
+        self._finished.append((key, Grade.CORRECT if self._count % 2 else Grade.WRONG))
+
+    def poll(self, *, block: bool) -> list[tuple[str, Grade]]:
+        finished, self._finished = self._finished, []
+        return finished
+
+
+def rehearse(config: PipelineConfig, problem: Problem, folder: Path) -> Rehearsal:
+    """Samples, searches, scores, audits, trains, loads what was trained, and answers with it.
+
+    Args:
+        config: of the run.
+        problem: the one that goes through.
+        folder: empty; for what training writes.
+    """
+    base = base_policy(config)
+    with closed_engines(), open_grader(config, problem.dataset) as grader:
+        engine = open_policy(config, base, [problem])
+        sampled_per_s, tokens_per_answer = _throughput(engine, problem, config)
+        tree = _search(config, problem, engine, grader)
+        informative = tree if tree.is_informative else _search(config, problem, engine, GradesInTurns())
+        if not informative.is_informative:
+            raise ConfigError(
+                f"none of {tree.num_rollouts} rollouts has an answer that can be graded ({_outcomes(tree)}): raise "
+                "search.max_new_tokens, or take a model that follows the instruction"
+            )
+        trained_tokens, seconds = _train(config, informative, folder)
+        trained = base.model_copy(update={"policy_id": "rehearsal", "adapter_uri": str(folder / "policy")})
+        _answer(config, problem, trained, grader)
+    write_trees_parquet([tree], folder / "trees.parquet")
+    return Rehearsal(
+        sampled_per_s=sampled_per_s,
+        tokens_per_answer=tokens_per_answer,
+        tokens_per_rollout=tree.tokens_generated / tree.num_rollouts,
+        trained_per_s=trained_tokens / seconds,
+        trained_tokens=trained_tokens,
+        tree_bytes=(folder / "trees.parquet").stat().st_size,
+        policy_bytes=sum(file.stat().st_size for file in (folder / "policy").rglob("*") if file.is_file()),
+        outcomes=_outcomes(tree),
+        graded_in_turns=informative is not tree,
+    )
+
+
+@contextmanager
+def closed_engines() -> Iterator[None]:
+    """Whatever engine the block opens is gone at its end."""
+    try:
+        yield
+    finally:
+        engines.close()
+
+
+def _throughput(engine: Policy, problem: Problem, config: PipelineConfig) -> tuple[float, float]:
+    """Tokens per second of as many independent answers as the engine holds, and their mean length."""
+    search = config.search
+    params = SamplingParams(max_new_tokens=search.max_new_tokens, temperature=search.temperature, top_p=search.top_p)
+    prompt = engine.codec.encode_prompt(problem.question)
+    started = time.perf_counter()
+    engine.submit(
+        [
+            SampleRequest(f"answer-{i}", prompt, params, derive_seed(config.seed, "rehearsal", i))
+            for i in range(engine.capacity)
+        ]
+    )
+    num_tokens = 0
+    while engine.num_in_flight:
+        num_tokens += sum(len(result.token_ids) for result in engine.poll())
+    return num_tokens / (time.perf_counter() - started), num_tokens / engine.capacity
+
+
+def _search(config: PipelineConfig, problem: Problem, engine: Policy, grader: Grader) -> SearchTree:
+    trees: list[SearchTree] = []
+    num_simulations = min(config.search.num_simulations, MAX_SIMULATIONS)
+    search_trees(
+        [problem],
+        engine,
+        grader,
+        config.search.model_copy(update={"num_simulations": num_simulations}),
+        seed=derive_seed(config.seed, "rehearsal"),
+        step_delimiter=format_of(problem.dataset).step_delimiter,
+        on_tree=trees.append,
+    )
+    return trees[0]
+
+
+def _train(config: PipelineConfig, tree: SearchTree, folder: Path) -> tuple[float, float]:
+    """One epoch over the tree; packed tokens, and the seconds that they took."""
+    from pipeline_lib.policy.loading import load_tokenizer
+    from pipeline_lib.training.loop import train
+
+    scores = [score_tree(tree, config.score)]
+    audit_scores([tree], scores, config.audit, remedied=True)
+    engines.lend_memory()
+    started = time.perf_counter()
+    times = [started]
+    model_dir = model_folder(config.policy.model, config.policy.revision)
+    result = train(
+        build_examples([tree], scores, config.train),
+        model_dir=model_dir,
+        previous_adapter=None,
+        output_dir=folder / "policy",
+        checkpoint_dir=folder / "checkpoint",
+        config=config.train.model_copy(update={"num_epochs": 2}),  # the first one warms up
+        policy=config.policy,
+        seed=config.seed,
+        on_update=lambda _: times.append(time.perf_counter()),
+    )
+    if config.train.full_finetuning:
+        load_tokenizer(model_dir, config.policy).save_pretrained(folder / "policy")
+    half = len(result.history) // 2
+    tokens = sum(update["num_tokens"] for update in result.history[half:])
+    return tokens, times[-1] - times[half]
+
+
+def _answer(config: PipelineConfig, problem: Problem, trained: PolicyRef, grader: Grader) -> None:
+    evaluate(
+        [problem],
+        open_policy(config, trained, [problem]),
+        grader,
+        split="validation",
+        config=EvaluationConfig(num_problems=1, max_new_tokens=config.evaluation.max_new_tokens),
+        seed=config.seed,
+        extract=extractor(config, problem.dataset),
+    )
+
+
+def _outcomes(tree: SearchTree) -> str:
+    """How the rollouts ended."""
+    counts = {outcome.name.lower(): int(tree.visits[tree.outcomes == outcome].sum()) for outcome in Outcome}
+    return ", ".join(f"{count} {name}" for name, count in counts.items() if count and name != "open")

@@ -1,0 +1,66 @@
+"""``--set a.b=value``: every setting by its dotted name."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from pipeline_lib.config.group import ConfigError, Group
+from pipeline_lib.config.pipeline import PipelineConfig
+
+SECRET_PARTS = re.compile(r"(?<=://)[^/@\s]*(?=@)|(?<=\?)[^\s'\"]*")  # of an address: user and password, query
+
+
+def dial_names(model: type[BaseModel] = PipelineConfig, prefix: str = "") -> list[str]:
+    """Every name that ``--set`` knows, dotted, in declaration order."""
+    names: list[str] = []
+    for name, field in model.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, Group):
+            names += dial_names(annotation, f"{prefix}{name}.")
+        else:
+            names.append(prefix + name)
+    return names
+
+
+def apply_overrides(config: PipelineConfig, overrides: list[str]) -> PipelineConfig:
+    """A new configuration with each ``a.b=value`` applied; values are JSON where they parse as it.
+
+    Raises:
+        ConfigError: a missing ``=``, an unknown name (the nearest known one is named) or a value
+            outside its bounds.
+
+    Example: ``apply_overrides(config, ["search.c_uct=0.5"]).search.c_uct == 0.5``
+    """
+    values: dict[str, Any] = config.model_dump()
+    known = dial_names()
+    for override in overrides:
+        name, separator, text = override.partition("=")
+        if not separator:
+            raise ConfigError(f"--set {override}: expected NAME=VALUE, for example search.num_simulations=32")
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            raise ConfigError(f"--set {override}: no setting is called {name!r}; the nearest is {nearest[0]!r}")
+        group = values
+        *parents, leaf = name.split(".")
+        for parent in parents:
+            group = group[parent]
+        group[leaf] = _parse_value(text)
+    try:
+        return PipelineConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        given = SECRET_PARTS.sub("…", repr(first["input"]))
+        raise ConfigError(f"--set {name}={given}: {first['msg']}") from None
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return None if text == "None" else text

@@ -1,0 +1,50 @@
+"""Where things live: the home, the store, the servers. Read from the environment, part of no result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import AliasChoices, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Where things live; read from the environment with the prefix ``COPPICE_``."""
+
+    model_config = SettingsConfigDict(env_prefix="COPPICE_", frozen=True)
+
+    home: Path = Field(Path(".coppice"), description="Store, tracking database, artifacts, orchestrator results.")
+    store: str | None = Field(
+        None, description="Results of the stages: a shared folder, or s3://… or gs://…; None is a folder below home."
+    )
+    tracking_uri: str | None = Field(None, description="MLflow server; None uses a database below home.")
+    ray_address: str | None = Field(
+        None,
+        validation_alias=AliasChoices("COPPICE_RAY_ADDRESS", "RAY_ADDRESS"),
+        description="Ray cluster for runner=ray; None starts one on this machine for as long as a search takes.",
+    )
+    server_api_key: SecretStr | None = Field(None, description="Key of the servers behind policy.backend=server.")
+    lock_wait_s: float = Field(
+        0.0, description="Seconds to wait for another process that makes the same result, before it is an error."
+    )
+    tracking_patience_s: float = Field(
+        1800, ge=0, le=10800, description="How long a task waits for an MLflow server that does not answer. Our choice."
+    )
+
+    @property
+    def store_root(self) -> Path:
+        """The folder that holds the entries, or this machine's copies of those in the object store."""
+        if self.store is None or self.object_store is not None:
+            return self.home.resolve() / "store"
+        return Path(self.store.removeprefix("file://")).expanduser().resolve()
+
+    @property
+    def object_store(self) -> str | None:
+        """The URI of a store that is no folder."""
+        is_folder = self.store is None or "://" not in self.store or self.store.startswith("file://")
+        return None if is_folder else self.store
+
+    @property
+    def store_uri(self) -> str:
+        """Where the entries are, for those who look from elsewhere."""
+        return self.object_store or str(self.store_root)

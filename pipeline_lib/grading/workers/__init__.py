@@ -1,0 +1,1 @@
+"""Processes that grade what cannot be decided at once: capped, killable, replaced."""

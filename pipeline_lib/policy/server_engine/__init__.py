@@ -1,0 +1,1 @@
+"""The engine on any number of `vllm serve`."""

@@ -1,0 +1,51 @@
+"""Where a version came from and what it scored, as the flat texts that a registry keeps and searches.
+
+One idea: what is written here is all that a later decision needs, so no run has to be there any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pipeline_lib.registry.promotion import Standing, validation_report
+from pipeline_lib.types import IterationRecord, PolicyRef
+
+POLICY_ID = "coppice.policy_id"
+BASE_MODEL, BASE_REVISION = "coppice.base_model", "coppice.base_revision"
+STANDING = ("dataset", "accuracy", "num_problems", "yardstick")
+
+
+def version_tags(
+    record: IterationRecord, parent: PolicyRef, parent_version: str | None, scores: Mapping[str, float]
+) -> dict[str, str]:
+    """Tags of a version: policy, parent, digests of all data that it saw or was measured on, scores with intervals.
+
+    Args:
+        record: of the iteration that made it.
+        parent: the policy that it was trained from.
+        parent_version: of the same model; None for the base.
+        scores: metric to value; what the version is told apart by.
+    """
+    tags = {
+        POLICY_ID: record.policy.policy_id,
+        "coppice.iteration": str(record.index),
+        "coppice.parent_version": parent_version or "base",
+        "coppice.parent_policy_id": parent.policy_id,
+        BASE_MODEL: record.policy.base_model,
+    }
+    if record.policy.revision is not None:
+        tags[BASE_REVISION] = record.policy.revision
+    tags |= {f"digest/{name}": ref.sha256 for name, ref in record.refs.items()}
+    for measured in record.evaluations:
+        if measured.problems is not None:
+            tags[f"digest/{measured.split}/{measured.dataset}"] = measured.problems.sha256
+    report = validation_report(record)
+    if report is not None:
+        tags |= {f"coppice.validation.{name}": str(getattr(report, name)) for name in STANDING}
+    return tags | {name: f"{value:.6g}" for name, value in scores.items()}
+
+
+def standing_of(version: str, tags: Mapping[str, str]) -> Standing:
+    """What `version_tags` wrote about validation; what other hands registered can be compared with nothing."""
+    dataset, accuracy, num_problems, yardstick = (tags.get(f"coppice.validation.{name}") for name in STANDING)
+    return Standing(version, dataset or "", float(accuracy or "nan"), int(num_problems or 0), yardstick or "")

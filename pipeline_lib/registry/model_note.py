@@ -1,0 +1,31 @@
+"""What a registered model says about itself: the Markdown that MLflow shows as its description."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipeline_lib.registry.promotion import Event
+
+SHOWN_EVENTS = 10
+MAX_CHARS = 7900  # MLflow keeps 8,000
+
+
+def model_note(name: str, events: Sequence[Event]) -> str:
+    """A registered model's description: how to load it, and the latest moves of `champion`, newest first."""
+    lines = ["Adapters made by Coppice; `champion` is what deployments load.", ""]
+    lines += ["```python", *load_lines(name), "```", ""]
+    if events:
+        lines += ["| when | what | version | instead of | why |", "|---|---|---|---|---|"]
+    for event in reversed(events[-SHOWN_EVENTS:]):
+        cells = (event.at, event.action, event.version, event.previous or "–", event.reason.replace("|", "/"))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)[:MAX_CHARS]
+
+
+def load_lines(name: str) -> list[str]:
+    """The two lines that load a model's champion, with PEFT and with vLLM."""
+    folder = f'download_artifacts("models:/{name}@champion")'
+    return [
+        f"policy = AutoPeftModelForCausalLM.from_pretrained({folder})",
+        f'answers = LLM(BASE, enable_lora=True).generate(prompts, lora_request=LoRARequest("champion", 1, {folder}))',
+    ]

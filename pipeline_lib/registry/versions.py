@@ -1,0 +1,250 @@
+"""The registered model of a preset: a version per trained adapter, and which of them is `candidate` and `champion`.
+
+One idea: the registry tells its own story. A version says where it came from and what it scored, the model keeps
+every move of `champion`, so a rollback needs nothing but the registry. Every step may be done twice: a version is
+found by its policy, and what was decided about it is read, not decided again. The MLflow client is handed in.
+
+Two processes that move `champion` at the same moment could lose one line of the history; the alias is MLflow's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from pipeline_lib.registry.lineage import POLICY_ID, standing_of
+from pipeline_lib.registry.model_note import model_note
+from pipeline_lib.registry.promotion import (
+    PROMOTED,
+    ROLLED_BACK,
+    Event,
+    Standing,
+    champions_before,
+    decide_promotion,
+    read_events,
+    validation_report,
+    write_events,
+)
+from pipeline_lib.types import GateDecision, IterationRecord, Promotion
+
+CHAMPION, CANDIDATE = "champion", "candidate"
+GATE, PROMOTION, HISTORY = "coppice.gate", "coppice.promotion", "coppice.champions"
+CHOSEN, KEPT_BACK = "chosen", "kept back"
+
+
+class RegistryError(ValueError):
+    """The registry cannot do what was asked; the message is one line and says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedAdapter:
+    """An adapter as MLflow keeps it, before it has a version.
+
+    Args:
+        source: where its files lie.
+        model_id: of the logged model.
+        run_id: of the iteration that made it.
+        tags: of the version to be, see `lineage.version_tags`, and of its origin: flow run, commit.
+        description: what MLflow's page shows of the version.
+    """
+
+    source: str
+    model_id: str
+    run_id: str
+    tags: Mapping[str, str]
+    description: str
+
+
+class Registry:
+    """The versions of one registered model.
+
+    Args:
+        client: an MLflow client with its own tracking and registry URI.
+        name: of the model, ``coppice-tiny``.
+    """
+
+    def __init__(self, client: Any, name: str) -> None:
+        self._client = client
+        self.name = name
+
+    def version_of(self, policy_id: str) -> str | None:
+        """The version that holds a policy; None when it is not registered."""
+        found = self._client.search_model_versions(f"name = '{self.name}' AND tags.`{POLICY_ID}` = '{policy_id}'")
+        return str(found[0].version) if found else None
+
+    def register(self, policy_id: str, adapter: LoggedAdapter) -> str:
+        """Makes the adapter a version with its metrics and origin, or finds the version that it is; a candidate now."""
+        version = self.version_of(policy_id)
+        if version is None:
+            if self._model() is None:
+                self._client.create_registered_model(self.name, description=model_note(self.name, []))
+            made = self._client.create_model_version(
+                self.name,
+                adapter.source,
+                adapter.run_id,
+                tags=dict(adapter.tags),
+                description=adapter.description,
+                model_id=adapter.model_id,
+            )
+            version = str(made.version)
+        self._client.set_registered_model_alias(self.name, CANDIDATE, version)
+        return version
+
+    def settle(self, records: Sequence[IterationRecord], decision: GateDecision) -> Promotion:
+        """Writes the gate's word on a run's versions, and moves `champion` to the chosen one if that is better.
+
+        The chosen version becomes `candidate`. One that was judged before keeps its verdict.
+        """
+        versions = {tags.get(POLICY_ID): version for version, tags in self._versions().items()}
+        for record in records:
+            version = versions.get(record.policy.policy_id) if record.train else None
+            if version is not None:
+                word = CHOSEN if record.index == decision.champion else f"not {CHOSEN}: {_winner(decision)} was better"
+                self._set_tags(version, {GATE: word})
+        chosen = records[decision.champion]
+        version = versions.get(chosen.policy.policy_id) if chosen.train else None
+        if version is None:
+            return Promotion(
+                promoted=False, previous=self.champion(), reason="the base stayed best; nothing to promote"
+            )
+        self._client.set_registered_model_alias(self.name, CANDIDATE, version)
+        return self._judge(version, chosen)
+
+    def champion(self) -> str | None:
+        """The version that the alias `champion` points at."""
+        return self._alias(CHAMPION)
+
+    def promote(self, version: str | None = None, *, reason: str = "", force: bool = False) -> Promotion:
+        """Moves `champion` by hand, to `version` or else to the candidate.
+
+        Args:
+            version: one that a run's gate chose and that was not rolled back, unless `force`.
+            reason: recorded.
+            force: whether what the gate says does not count.
+
+        Raises:
+            RegistryError: there is no such version, or the gate did not choose it and nobody forced it.
+        """
+        version, tags = self._find(version)
+        objection, previous = _objection(version, tags), self.champion()
+        if previous == version:
+            known = f"version {version} is champion already"
+            return Promotion(promoted=False, version=version, previous=previous, reason=known)
+        if objection and not force:
+            raise RegistryError(
+                f"registry: {self.name} {objection}; --force --reason TEXT promotes it all the same, on record"
+            )
+        against = f", against the gate ({objection})" if objection else ""
+        why = f"by hand{against}" + (f": {reason}" if reason else "")
+        self._move(Event(at=_now(), action=PROMOTED, version=version, previous=previous, reason=why))
+        return Promotion(promoted=True, version=version, previous=previous, reason=why)
+
+    def roll_back(self, reason: str) -> Promotion:
+        """Points `champion` back at the champion before.
+
+        Args:
+            reason: recorded on the version that goes.
+
+        Raises:
+            RegistryError: there is no champion, or none before it.
+        """
+        current = self.champion()
+        if current is None:
+            raise RegistryError(f"registry: {self.name} has no champion; `coppice promote` names one")
+        known = self._versions()
+        before = [version for version in champions_before(self._events(), current) if version in known]
+        if not before:
+            raise RegistryError(
+                f"registry: {self.name} had no champion before version {current}; "
+                "`coppice promote --version N` names another one"
+            )
+        self._move(Event(at=_now(), action=ROLLED_BACK, version=before[-1], previous=current, reason=reason))
+        return Promotion(promoted=True, version=before[-1], previous=current, reason=reason)
+
+    def _judge(self, version: str, record: IterationRecord) -> Promotion:
+        """The gate's promotion: decided once, then read from the version's tag."""
+        verdict, _, reason = self._find(version)[1].get(PROMOTION, "").partition(": ")
+        current = self.champion()
+        if verdict:
+            return Promotion(promoted=verdict == PROMOTED, version=version, previous=current, reason=reason)
+        events = self._events()
+        if current == version and events and events[-1].version == version:
+            self._move(events[-1])  # killed after the alias, before the tag
+            return Promotion(promoted=True, version=version, previous=events[-1].previous, reason=events[-1].reason)
+        report = validation_report(record)
+        assert report is not None  # the gate chose it
+        promotion = decide_promotion(Standing.of(version, report), self._standing(current))
+        if promotion.promoted:
+            event = Event(at=_now(), action=PROMOTED, version=version, previous=current, reason=promotion.reason)
+            self._move(event)
+        else:
+            self._set_tags(version, {PROMOTION: f"{KEPT_BACK}: {promotion.reason}"})
+        return promotion
+
+    def _move(self, event: Event) -> None:
+        """History, alias, tags, in this order: killed in between, a second call finds the first line and goes on."""
+        events = self._events()
+        same = {"action", "version", "previous", "reason"}
+        if not events or events[-1].model_dump(include=same) != event.model_dump(include=same):
+            events.append(event)
+            self._client.set_registered_model_tag(self.name, HISTORY, write_events(events))
+        self._client.set_registered_model_alias(self.name, CHAMPION, event.version)
+        if event.action == ROLLED_BACK and event.previous is not None:
+            self._set_tags(event.previous, {PROMOTION: f"{ROLLED_BACK}: {event.at}, {event.reason}"})
+        else:
+            self._set_tags(event.version, {PROMOTION: f"{PROMOTED}: {event.reason}"})
+        self._client.update_registered_model(self.name, description=model_note(self.name, events))
+
+    def _standing(self, version: str | None) -> Standing | None:
+        return standing_of(version, self._find(version)[1]) if version is not None else None
+
+    def _versions(self) -> dict[str, dict[str, str]]:
+        found = self._client.search_model_versions(f"name = '{self.name}'")
+        return {str(version.version): dict(version.tags) for version in found}
+
+    def _find(self, version: str | None) -> tuple[str, dict[str, str]]:
+        """A version, the candidate if None, and its tags."""
+        versions, wanted = self._versions(), version or self._alias(CANDIDATE)
+        if wanted is None or wanted not in versions:
+            known = ", ".join(sorted(versions, key=int)) or "none; `coppice run` makes them"
+            named = f"version {wanted}" if wanted else CANDIDATE
+            raise RegistryError(f"registry: {self.name} has no {named}; versions: {known}")
+        return wanted, versions[wanted]
+
+    def _set_tags(self, version: str, tags: Mapping[str, str]) -> None:
+        for name, value in tags.items():
+            self._client.set_model_version_tag(self.name, version, name, value)
+
+    def _events(self) -> list[Event]:
+        model = self._model()
+        return read_events(model.tags, HISTORY) if model is not None else []
+
+    def _alias(self, name: str) -> str | None:
+        model = self._model()
+        version = model.aliases.get(name) if model is not None else None
+        return str(version) if version is not None else None
+
+    def _model(self) -> Any:
+        found = self._client.search_registered_models(f"name = '{self.name}'")
+        return found[0] if found else None
+
+
+def _objection(version: str, tags: Mapping[str, str]) -> str:
+    """Why the gate does not stand behind a version; empty when it does."""
+    word = tags.get(GATE, "")
+    if not word:
+        return f"version {version} has no word from the gate: its run did not finish"
+    if word != CHOSEN:
+        return f"version {version} was {word}"
+    judged = tags.get(PROMOTION, "")
+    return f"version {version} was {judged}" if judged.startswith(ROLLED_BACK) else ""
+
+
+def _winner(decision: GateDecision) -> str:
+    return f"iteration {decision.champion}" if decision.champion else "the base"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,120 @@
+"""What runs and versions say about themselves: the Markdown that MLflow shows as a description.
+
+One idea: a reader who opens a run shall see the result before any chart: the table, the decision, the reason, and
+where to go on. Links within MLflow are relative to its page, so they hold behind any address.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pipeline_lib.report.tables import format_accuracy, records_table, tested_datasets
+from pipeline_lib.types import GateDecision, IterationRecord, Promotion, RunResult
+
+MAX_CHARS = 7900  # MLflow keeps 8,000 of a tag
+CAPTION = "Greedy accuracy in % ± half the 95 % interval; the gate reads validation only."
+
+
+def run_note(
+    records: Sequence[IterationRecord],
+    decision: GateDecision,
+    *,
+    result: RunResult | None = None,
+    origin: str = "",
+    model: str = "",
+) -> str:
+    """A pipeline run's description: table, decision, reason.
+
+    Args:
+        records: base first.
+        decision: the gate's latest.
+        result: None while the run goes on.
+        origin: where the run came from, a line of Markdown.
+        model: name of the registered model.
+    """
+    champion = "the base" if decision.champion == 0 else f"iteration {decision.champion}"
+    lines = [f"**{'Champion' if result else 'Best so far'}: {champion}** ({decision.reason})", ""]
+    lines += [*results_table(records, decision), "", CAPTION, ""]
+    lines.append(f"**Stopped because:** {result.stopped_because}" if result else "The run goes on.")
+    if result is not None and result.promotion is not None:
+        lines += ["", f"**Registry:** {promotion_line(result.promotion, model)}"]
+    return _cut("\n".join([*lines, "", origin]))
+
+
+def iteration_note(record: IterationRecord, *, parent: str, version: str | None = None, model: str = "") -> str:
+    """An iteration's description: its row, the audit's reason, its version.
+
+    Args:
+        record: of the iteration.
+        parent: a link to the pipeline run.
+        version: in the registry; None for the base and for what was not trained.
+        model: name of the registered model.
+    """
+    lines = results_table([record], None)
+    lines += ["", CAPTION]
+    if record.audit is not None:
+        lines += ["", f"**Audit {'passed' if record.audit.passed else 'stopped'}:** {record.audit.reason}"]
+    if version is not None:
+        lines += ["", f"**Registered** as [{model} version {version}]({version_link(model, version)})"]
+    return _cut("\n".join([*lines, "", parent]))
+
+
+def version_note(record: IterationRecord, parent_version: str | None, tags: Mapping[str, str]) -> str:
+    """A registered version's description: scores, origin."""
+    policy = record.policy
+    origin = f"version {parent_version}" if parent_version else "the base"
+    lines = [f"Iteration {record.index}, trained from {origin} on `{policy.base_model}`.", ""]
+    lines += ["| dataset | split | accuracy |", "|---|---|---|"]
+    lines += [f"| {r.dataset} | {r.split} | {format_accuracy(r)} |" for r in record.evaluations]
+    if "kl" in record.train:
+        lines += ["", f"KL to its parent: {record.train['kl']:.4f} nats per scored token."]
+    url, flow_run = tags.get("prefect.flow_run_url"), tags.get("prefect.flow_run_id")
+    if url:
+        lines += ["", f"[Prefect flow run]({url})"]
+    elif flow_run:
+        lines += ["", f"Prefect flow run `{flow_run}`"]
+    return _cut("\n".join(lines))
+
+
+def promotion_line(promotion: Promotion, model: str) -> str:
+    """What became of the alias `champion`, one sentence.
+
+    Example: ``coppice-tiny@champion is version 3 now, instead of 1: 79.0% of 300 …``
+    """
+    if promotion.promoted:
+        instead = f", instead of {promotion.previous}" if promotion.previous else ""
+        return f"{model}@champion moved to version {promotion.version}{instead}: {promotion.reason}"
+    stays = f"stays at version {promotion.previous}" if promotion.previous else "points nowhere"
+    other = promotion.version not in (None, promotion.previous)
+    candidate = f" (version {promotion.version} is candidate)" if other else ""
+    return f"{model}@champion {stays}{candidate}: {promotion.reason}"
+
+
+def results_table(records: Sequence[IterationRecord], decision: GateDecision | None) -> list[str]:
+    """Markdown lines, a row per iteration; nothing is marked as champion without a decision."""
+    datasets = tested_datasets(records)
+    validated = list(dict.fromkeys(e.dataset for r in records for e in r.evaluations if e.split == "validation"))
+    columns = [*(f"{name} (validation)" for name in validated), *datasets]
+    head = ["iteration", *columns, "informative", "variance", "KL", "tokens", "seconds", ""]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    unmarked = GateDecision(proceed=True, champion=len(records) + max(r.index for r in records), reason="")
+    for record, row in zip(records, records_table(records, decision or unmarked), strict=True):
+        cells = [format_accuracy(record.evaluation(name, "validation")) for name in validated]
+        cells += [row.accuracies[name] for name in datasets]
+        cells += [row.informative_share, row.variance, row.kl, row.tokens, row.seconds, row.decision]
+        lines.append(f"| {' | '.join([row.name, *cells])} |")
+    return lines
+
+
+def version_link(model: str, version: str) -> str:
+    """Where MLflow's page shows a version."""
+    return f"#/models/{model}/versions/{version}"
+
+
+def run_link(experiment_id: str, run_id: str) -> str:
+    """Where MLflow's page shows a run."""
+    return f"#/experiments/{experiment_id}/runs/{run_id}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_CHARS else text[: MAX_CHARS - 1] + "…"

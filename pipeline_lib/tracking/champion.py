@@ -1,0 +1,73 @@
+"""The registered model of a preset: its versions, and the one that is champion."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from pipeline_lib.config import Settings
+from pipeline_lib.registry import Registry
+from pipeline_lib.registry.lineage import BASE_MODEL, BASE_REVISION, POLICY_ID
+from pipeline_lib.tracking.client import import_mlflow, open_client, tracking_uri
+from pipeline_lib.tracking.outage import NamingClient, TrackingError
+from pipeline_lib.types import Record
+
+
+class Champion(Record):
+    """The registered version that the alias `champion` names."""
+
+    model: str
+    version: str
+    policy_id: str
+    iteration: int
+    base_model: str = Field(description="The model that it was trained on.")
+    revision: str | None = Field(None, description="Of that model on the hub.")
+    source: str = Field(description="Where its files lie.")
+
+
+def model_name(preset: str) -> str:
+    """The registered model of a preset."""
+    return f"coppice-{preset}"
+
+
+def open_registry(settings: Settings, preset: str) -> Registry:
+    """The registered versions of a preset's adapters."""
+    return Registry(open_client(settings), model_name(preset))
+
+
+def registered_champion(settings: Settings, preset: str) -> Champion | None:
+    """The version that is champion of a preset; None before the first promotion.
+
+    Raises:
+        TrackingError: somebody gave the alias to a version that no run registered.
+    """
+    client, name = open_client(settings), model_name(preset)
+    models = client.search_registered_models(f"name = '{name}'")
+    number = models[0].aliases.get("champion") if models else None
+    if number is None:
+        return None
+    version = client.get_model_version(name, number)
+    if missing := {POLICY_ID, "coppice.iteration", BASE_MODEL} - version.tags.keys():
+        raise TrackingError(
+            f"registry: {name} version {number}, its champion, has no tag {min(missing)}: no run registered it; "
+            "move the alias to one that a run did with `coppice promote`"
+        )
+    return Champion(
+        model=name,
+        version=str(number),
+        policy_id=version.tags[POLICY_ID],
+        iteration=int(version.tags["coppice.iteration"]),
+        base_model=version.tags[BASE_MODEL],
+        revision=version.tags.get(BASE_REVISION),
+        source=version.source,
+    )
+
+
+def download_champion(settings: Settings, champion: Champion, folder: Path) -> Path:
+    """Copies a version's files, adapter or full weights, to somewhere below `folder`; returns where they lie."""
+    uri = tracking_uri(settings)
+    copied = NamingClient(import_mlflow().artifacts, uri).download_artifacts(
+        artifact_uri=champion.source, dst_path=str(folder), tracking_uri=uri
+    )
+    return Path(copied)

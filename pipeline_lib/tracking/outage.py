@@ -1,0 +1,83 @@
+"""A tracking server that does not answer, told from one that refuses: only the former is worth another attempt.
+
+One idea: MLflow raises its own error, requests' or the database's, depending on the call; each client is wrapped
+once, and whoever uses it meets one class with one line.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import wraps
+from typing import Any
+
+from pipeline_lib.store.disk import DiskFullError, causes, is_full
+
+PASSING_STATUS = (408, 425, 429)
+PASSING_TEXTS = ("locked", "onnection", "server closed")  # sqlite's, PostgreSQL's
+
+
+class TrackingError(ValueError):
+    """The tracking database cannot serve this request; the message is one line and says what to do."""
+
+
+class TrackingOutage(TrackingError):
+    """The tracking server does not answer: the same request may succeed later."""
+
+
+class NamingClient:
+    """An MLflow client whose failures say in one line which server, what is wrong, and what to do.
+
+    Args:
+        client: the MLflow client behind it; each of its methods is there.
+        uri: of its server or database; a password in it is not repeated.
+    """
+
+    def __init__(self, client: Any, uri: str) -> None:
+        self._client, self._uri = client, without_password(uri)
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, name)
+
+        @wraps(method)
+        def named(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return method(*args, **kwargs)
+            except Exception as error:
+                if is_full(error):
+                    raise DiskFullError(
+                        f"disk full: {self._uri} has no room; make room there, then retry: what is finished is kept"
+                    ) from error
+                if is_outage(error):
+                    raise TrackingOutage(
+                        f"tracking: {self._uri} does not answer ({_reason(error)}); start MLflow's server again, "
+                        "then retry: what is finished is kept"
+                    ) from error
+                raise
+
+        return named
+
+
+def without_password(uri: str) -> str:
+    """The address as it may be shown: whoever it names before an ``@`` is left out."""
+    return re.sub(r"//[^/@]*@", "//", uri)
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether a server that is away, overloaded or locked is behind the error: what passes without any change here."""
+    for cause in causes(error):
+        response = getattr(cause, "response", None)
+        if response is not None:
+            return response.status_code in PASSING_STATUS or response.status_code >= 500
+        if isinstance(cause, (ConnectionError, TimeoutError)):
+            return True
+        if type(cause).__module__.partition(".")[0] in ("requests", "urllib3"):
+            return True
+        if type(cause).__name__ == "OperationalError" and any(text in str(cause) for text in PASSING_TEXTS):
+            return True
+    return False
+
+
+def _reason(error: BaseException) -> str:
+    """What the innermost exception says, in a few words."""
+    first = list(causes(error))[-1]
+    return " ".join(str(first).split())[:100] or type(first).__name__

@@ -1,0 +1,227 @@
+"""What a run leaves in MLflow: one parent per pipeline run, one child per iteration.
+
+One idea: everything is search-or-create. A run is found by its key, a metric by its name and step,
+a model by its policy; so a killed or retried pipeline attaches to what is there and adds only what
+is missing.
+
+Two openings of the same key at the same moment could both create it; a pipeline opens its tracker
+from one place at a time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline_lib.config import PipelineConfig, Settings
+from pipeline_lib.registry import LoggedAdapter, Registry
+from pipeline_lib.registry.lineage import POLICY_ID, version_tags
+from pipeline_lib.report.metrics import flatten, is_headline, record_metrics, version_scores
+from pipeline_lib.report.notes import iteration_note, run_link, run_note, version_note
+from pipeline_lib.tracking.champion import model_name
+from pipeline_lib.tracking.client import find_experiment, import_mlflow, open_client, open_tracing_client, page_url
+from pipeline_lib.tracking.reading import RUN_FILE, STOPPED
+from pipeline_lib.tracking.run import Point, TrackedRun
+from pipeline_lib.tracking.traces import log_traces
+from pipeline_lib.tracking.tree_traces import TreeTrace
+from pipeline_lib.types import GateDecision, IterationRecord, PolicyRef, Promotion, Ref, RunResult
+
+RUN_KEY = "coppice.run_key"
+NOTE = "mlflow.note.content"
+FLOW_RUN, FLOW_RUN_URL = "prefect.flow_run_id", "prefect.flow_run_url"
+ORIGIN_TAGS = (FLOW_RUN, FLOW_RUN_URL, "mlflow.source.git.commit", "git/dirty")
+CHAMPION = "coppice.champion"
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What an iteration leaves besides the numbers of its record.
+
+    Args:
+        artifacts: name to file or folder (trees, scores).
+        texts: name to text (``figures.html``).
+        curves: (metric, update, value), for metrics that have a value per update; see `metrics.update_points`.
+        traces: a few of its trees.
+        adapter: folder of what was trained; None where nothing was.
+        parent: the policy that it was trained from.
+    """
+
+    artifacts: Mapping[str, Path] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
+    curves: Sequence[Point] = ()
+    traces: Sequence[TreeTrace] = ()
+    adapter: Path | None = None
+    parent: PolicyRef | None = None
+
+
+class Tracker(TrackedRun):
+    """A pipeline run's parent, its iterations and its registered adapters."""
+
+    def __init__(self, client: Any, run: Any, *, run_key: str, config: PipelineConfig, settings: Settings):
+        super().__init__(client, import_mlflow().entities, run)
+        self._experiment_id = str(run.info.experiment_id)
+        self._run_key = run_key
+        self._config = config
+        self._settings = settings
+        self.registry = Registry(client, model_name(config.preset))
+
+    @classmethod
+    def open(
+        cls,
+        settings: Settings,
+        *,
+        run_key: str,
+        run_name: str,
+        config: PipelineConfig,
+        tags: Mapping[str, str] | None = None,
+    ) -> Tracker:
+        """Attaches to the run with `run_key`, or creates it with the whole configuration as parameters.
+
+        One that had failed or was killed is RUNNING again; one that is FINISHED stays so.
+
+        Args:
+            settings: where the tracking server or database is.
+            run_key: the same for every retry of one pipeline run.
+            run_name: what people see.
+            config: logged flat, ``search.c_uct`` and so on.
+            tags: anything else; `provenance.describe_environment` and the orchestrator's run id.
+        """
+        client = open_client(settings)
+        run = _attach(client, find_experiment(client, settings), run_key, run_name, {})
+        tracker = cls(client, run, run_key=run_key, config=config, settings=settings)
+        tracker.reopen()
+        own = {"coppice.seed": str(config.seed), "coppice.preset": config.preset}
+        tracker.log(params=flatten(config), tags={**own, **(tags or {})})
+        return tracker
+
+    @property
+    def url(self) -> str | None:
+        """Where a browser shows the run; None without a server."""
+        return page_url(self._settings, run_link(self._experiment_id, self.run_id))
+
+    def iteration(self, index: int) -> TrackedRun:
+        """The child run of one iteration, created if it is not there."""
+        name = "base" if index == 0 else f"iteration {index}"
+        parent = {"mlflow.parentRunId": self.run_id}
+        run = _attach(self._client, self._experiment_id, f"{self._run_key}/{index}", name, parent)
+        child = TrackedRun(self._client, self._entities, run)
+        child.log(params=flatten(self._config) | {"iteration": str(index)}, tags={"coppice.iteration": str(index)})
+        return child
+
+    def log_iteration(self, record: IterationRecord, contents: Contents | None = None) -> str:
+        """Writes one finished iteration, registers its adapter, ends its child run, mirrors the headline on the parent.
+
+        Args:
+            record: becomes ``record.json``, metrics at step ``record.index`` and dataset inputs.
+            contents: everything else.
+
+        Returns:
+            The child's run id.
+        """
+        contents = contents or Contents()
+        run = self.iteration(record.index)
+        run.reopen()
+        model = self._logged_model(run, record) if contents.adapter else None
+        metrics = record_metrics(record)
+        points = [(name, record.index, value) for name, value in metrics.items()]
+        policy = {POLICY_ID: record.policy.policy_id}
+        run.log(points=points, tags=policy, model_id=model.model_id if model else None)
+        run.log_points(contents.curves)
+        run.log_datasets(_datasets(record), root=self._settings.store_uri)
+        run.log_files(contents.artifacts, {"record.json": record.model_dump_json(indent=2), **contents.texts})
+        self._log_traces(run, contents.traces)
+        version = self._register(run, record, model, contents, version_scores(metrics)) if model else None
+        parent = f"[Pipeline run]({run_link(self._experiment_id, self.run_id)})"
+        note = iteration_note(record, parent=parent, version=version, model=self.registry.name)
+        run.set_tags({NOTE: note} | ({"coppice.version": version} if version else {}))
+        run.end("FINISHED")
+        self.log_points((name, step, value) for name, step, value in points if is_headline(name))
+        return run.run_id
+
+    def describe(
+        self, records: Sequence[IterationRecord], decision: GateDecision, *, result: RunResult | None = None
+    ) -> None:
+        """Writes the run's description: table, decision, reason, and where it was orchestrated."""
+        origin = _origin(self._tags)
+        self.set_tags({NOTE: run_note(records, decision, result=result, origin=origin, model=self.registry.name)})
+
+    def settle(self, records: Sequence[IterationRecord], decision: GateDecision) -> Promotion:
+        """Puts the gate's last word on the run and on its versions; see `Registry.settle`."""
+        self.set_tags({CHAMPION: str(decision.champion)})
+        return self.registry.settle(records, decision)
+
+    def finish(self, result: RunResult, *, texts: Mapping[str, str] | None = None) -> None:
+        """Writes the whole result (``run.json``, which `load_run` reads), its tags, and ends the run as FINISHED."""
+        saved = {"config": self._config.model_dump(mode="json"), "result": result.model_dump(mode="json")}
+        self.log_files({}, {RUN_FILE: json.dumps(saved, indent=2), **(texts or {})})
+        self.log(
+            points=[("time/wall_s", len(result.records) - 1, result.wall_s)],
+            tags={STOPPED: result.stopped_because, "coppice.gate": result.decision.reason},
+        )
+        self.describe(result.records, result.decision, result=result)
+        self.end("FINISHED")
+
+    def _logged_model(self, run: TrackedRun, record: IterationRecord) -> Any:
+        mine = f"source_run_id = '{run.run_id}' AND tags.`{POLICY_ID}` = '{record.policy.policy_id}'"
+        found = self._client.search_logged_models([self._experiment_id], filter_string=mine)
+        if found:
+            return found[0]
+        name, tags = f"adapter-{record.index}", {POLICY_ID: record.policy.policy_id}
+        kind = "full-weights" if self._config.train.full_finetuning else "peft-adapter"
+        return self._client.create_logged_model(self._experiment_id, name, run.run_id, tags=tags, model_type=kind)
+
+    def _register(
+        self, run: TrackedRun, record: IterationRecord, model: Any, contents: Contents, scores: Mapping[str, float]
+    ) -> str:
+        assert contents.parent is not None
+        if str(model.status) != "READY":
+            self._client.log_model_artifacts(model.model_id, str(contents.adapter))
+            self._client.finalize_logged_model(model.model_id, "READY")
+            output = self._entities.LoggedModelOutput(model.model_id, step=record.index)
+            self._client.log_outputs(run.run_id, [output])
+        parent = contents.parent
+        parent_version = self.registry.version_of(parent.policy_id) if parent.adapter_uri else None
+        origin = {name: self._tags[name] for name in ORIGIN_TAGS if name in self._tags}
+        tags = {"coppice.run_id": self.run_id, **origin, **version_tags(record, parent, parent_version, scores)}
+        # Not models:/…: MLflow's database store looks that up in the process-wide tracking URI, whatever the client's.
+        adapter = LoggedAdapter(
+            source=model.artifact_location,
+            model_id=model.model_id,
+            run_id=run.run_id,
+            tags=tags,
+            description=version_note(record, parent_version, tags),
+        )
+        return self.registry.register(record.policy.policy_id, adapter)
+
+    def _log_traces(self, run: TrackedRun, traces: Sequence[TreeTrace]) -> None:
+        if not traces:
+            return
+        log_traces(
+            open_tracing_client(self._settings),
+            self._entities,
+            traces,
+            experiment_id=self._experiment_id,
+            run_id=run.run_id,
+            begin_ms=run.begin_ms,
+        )
+
+
+def _datasets(record: IterationRecord) -> dict[str, Ref]:
+    """What the iteration read and made, by reference: problems, trees, scores, and the sets it was measured on."""
+    measured = {f"{e.split}/{e.dataset}": e.problems for e in record.evaluations if e.problems is not None}
+    return {**record.refs, **measured}
+
+
+def _origin(tags: Mapping[str, str]) -> str:
+    """A line of Markdown: the flow run, by its address where there is a server."""
+    if FLOW_RUN_URL in tags:
+        return f"[Prefect flow run]({tags[FLOW_RUN_URL]})"
+    return f"Prefect flow run `{tags[FLOW_RUN]}`" if FLOW_RUN in tags else ""
+
+
+def _attach(client: Any, experiment_id: str, run_key: str, run_name: str, tags: Mapping[str, str]) -> Any:
+    found = client.search_runs([experiment_id], f"tags.`{RUN_KEY}` = '{run_key}'", max_results=1)
+    return found[0] if found else client.create_run(experiment_id, run_name=run_name, tags={**tags, RUN_KEY: run_key})

@@ -1,0 +1,1 @@
+"""From scored trees to packed batches; NumPy only."""

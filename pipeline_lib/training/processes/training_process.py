@@ -1,0 +1,115 @@
+"""One of several processes that train together, started with a folder and its parent's process id.
+
+One idea: its stdout is for messages to the parent only, lines of JSON: each update (from rank 0), at last the
+history, or an error that the caller is promised. Whatever else is printed goes to stderr. It leaves at once when the
+parent is gone, and without cleaning up when it fails, so that the others hear of it first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from pipeline_lib.training.processes.team import Team
+
+MEETING_POINT = "meeting-point"
+WATCH_EVERY_S = 0.5
+PATIENCE = timedelta(days=1)  # the parent sees deaths; one process may long write a checkpoint while the others wait
+FAILED = 1
+
+
+def main() -> None:
+    """Trains as one of the team."""
+    folder, parent = Path(sys.argv[1]), int(sys.argv[2])
+    threading.Thread(target=_leave_with, args=(parent, folder), daemon=True).start()
+    tell = _messages()
+    try:
+        _train(folder, tell)
+    except (ValueError, FloatingPointError) as error:
+        traceback.print_exc()
+        tell({"error": str(error), "kind": type(error).__name__})
+        _leave(FAILED)
+    except BaseException:  # also a message that nobody reads any more
+        traceback.print_exc()
+        _leave(FAILED, folder if os.getppid() != parent else None)
+    _leave(0)
+
+
+def _train(folder: Path, tell: Callable[[dict[str, Any]], None]) -> None:
+    from pipeline_lib.training.processes.job import read_job
+
+    job, trees = read_job(folder)
+    from pipeline_lib.training.trainer import take_updates
+
+    team, device = _join(folder, job.policy.device)
+    job = replace(job, policy=job.policy.model_copy(update={"device": device}))
+    on_update = (lambda update: tell({"update": update})) if team.writes else None
+    tell({"history": take_updates(job, trees, on_update, team)})
+
+
+def _join(folder: Path, device: str) -> tuple[Team, str]:
+    """The team, once all of it are there, and this process's own device."""
+    import torch
+    from accelerate import Accelerator
+    from accelerate.utils import check_cuda_p2p_ib_support
+
+    from pipeline_lib.training.open_policy import resolve_device
+    from pipeline_lib.training.processes.team import Team
+
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    is_cpu = resolve_device(device).type == "cpu"
+    if not is_cpu:
+        torch.cuda.set_device(rank)
+        if not check_cuda_p2p_ib_support():  # Accelerate refuses such cards otherwise
+            os.environ.update(NCCL_P2P_DISABLE="1", NCCL_IB_DISABLE="1")
+    torch.distributed.init_process_group(
+        "gloo" if is_cpu else "nccl",
+        init_method=f"file://{folder / MEETING_POINT}",
+        rank=rank,
+        world_size=size,
+        timeout=PATIENCE,
+    )
+    accelerator = Accelerator(cpu=is_cpu, mixed_precision="no")
+    return Team(rank, size, accelerator), "cpu" if is_cpu else f"cuda:{rank}"
+
+
+def _messages() -> Callable[[dict[str, Any]], None]:
+    """Writes to what was stdout; prints go to stderr from now on."""
+    pipe = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+    def tell(message: dict[str, Any]) -> None:
+        pipe.write(json.dumps(message) + "\n")
+        pipe.flush()
+
+    return tell
+
+
+def _leave_with(parent: int, folder: Path) -> None:
+    while os.getppid() == parent:
+        time.sleep(WATCH_EVERY_S)
+    _leave(FAILED, folder)
+
+
+def _leave(code: int, orphaned: Path | None = None) -> NoReturn:
+    """Ends the process; removes the folder that a parent which was killed could not."""
+    if orphaned is not None:
+        shutil.rmtree(orphaned, ignore_errors=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

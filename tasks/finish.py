@@ -1,0 +1,74 @@
+"""Ends a run: champion, report, result, and what is announced of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from prefect.context import FlowRunContext
+
+from pipeline_lib.config import PipelineConfig
+from pipeline_lib.report import findings_markdown
+from pipeline_lib.report.notes import run_note
+from pipeline_lib.store import Entry
+from pipeline_lib.tracking import TrackingOutage, model_name
+from pipeline_lib.types import GateDecision, IterationRecord, RunResult
+from tasks.record import known_of
+from tasks.reporting.announce import announce_result
+from tasks.reporting.gather import MATERIAL_FILE, gather_material, render_report
+from tasks.runtime.artifacts import show_markdown
+from tasks.runtime.stage import stage
+from tasks.runtime.tracker import is_tracked, open_tracker, run_key
+
+RESULT = "result"
+
+
+def _finish_spec(
+    *, config: PipelineConfig, records: Sequence[IterationRecord], decision: GateDecision
+) -> dict[str, Any]:
+    return {"run": run_key(config), "records": known_of(records), "decision": decision.model_dump()}
+
+
+@stage(
+    _finish_spec,
+    run_name="finish",
+    result=lambda entry: RunResult.model_validate(entry.observations()[RESULT]),
+    still_holds=lambda entry, **_: is_tracked(entry, RESULT),
+    passing=(TrackingOutage,),
+)
+def finish_run(
+    entry: Entry, *, config: PipelineConfig, records: Sequence[IterationRecord], decision: GateDecision
+) -> None:
+    """Names the champion, writes report and result to MLflow, and ends its run."""
+    tracker = open_tracker(config)
+    result = RunResult(
+        records=tuple(records),
+        decision=decision,
+        stopped_because=_stopped_because(records, decision),
+        wall_s=_wall_s(),
+        tracking_run=tracker.run_id,
+        promotion=tracker.settle(records, decision),
+    )
+    material = gather_material(records)
+    page = render_report(config, result, material)
+    tracker.finish(result, texts={"report.html": page, MATERIAL_FILE: material.model_dump_json()})
+    note = run_note(records, decision, result=result, model=model_name(config.preset))
+    summary = f"{findings_markdown(config, result)}\n\n{note}"
+    show_markdown(summary, key="report", description=result.stopped_because)
+    announce_result(config, result)
+    entry.commit(len(records), {RESULT: result.model_dump(mode="json")})
+
+
+def _stopped_because(records: Sequence[IterationRecord], decision: GateDecision) -> str:
+    """One sentence; a stop by the audit says also what to change."""
+    if decision.proceed:
+        return "num_iterations reached"
+    audit = records[-1].audit
+    return f"{decision.reason}; {audit.advice}" if audit and audit.advice else decision.reason
+
+
+def _wall_s() -> float:
+    """Seconds since the flow began; 0 outside a flow."""
+    context = FlowRunContext.get()
+    return (datetime.now(UTC) - context.start_time).total_seconds() if context else 0.0

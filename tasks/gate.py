@@ -1,0 +1,34 @@
+"""Asks the early-stopping gate after an iteration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline_lib.config import PipelineConfig
+from pipeline_lib.gate import decide
+from pipeline_lib.store import Entry, read_json, write_json
+from pipeline_lib.types import GateDecision, IterationRecord
+from tasks.record import known_of
+from tasks.runtime.artifacts import show_markdown
+from tasks.runtime.stage import stage
+
+DECISION = "decision.json"
+
+
+def _gate_spec(*, config: PipelineConfig, records: Sequence[IterationRecord]) -> dict[str, Any]:
+    return {"gate": config.gate.model_dump(), "dataset": config.problems.dataset, "records": known_of(records)}
+
+
+@stage(
+    _gate_spec,
+    run_name="gate",
+    result=lambda entry: GateDecision.model_validate(read_json(entry.path / DECISION)),
+)
+def decide_gate(entry: Entry, *, config: PipelineConfig, records: Sequence[IterationRecord]) -> None:
+    """Whether to go on, from the validation accuracies on record."""
+    decision = decide(records, config.gate, dataset=config.problems.dataset)
+    write_json(entry.path / DECISION, decision)
+    verdict = "Go on" if decision.proceed else "Stop"
+    show_markdown(f"**{verdict}.** {decision.reason}", key="gate", description=f"After iteration {records[-1].index}")
+    entry.commit(len(records))

@@ -1,0 +1,1 @@
+"""What a run says of itself, gathered from what its stages left."""

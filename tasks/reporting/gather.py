@@ -1,0 +1,142 @@
+"""What a report shows besides the records, gathered from the store once a run has ended.
+
+One idea: a page about what is gone is better than no page: what cannot be had is named on it, with the reason.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from pipeline_lib.config import PipelineConfig, Settings
+from pipeline_lib.evaluation import read_predictions
+from pipeline_lib.gate import calibration_grid, replay
+from pipeline_lib.problems.problem_table import read_problems
+from pipeline_lib.report import Material, render_page, render_plain
+from pipeline_lib.report.flips import summarise_flips
+from pipeline_lib.report.material import FlipSummary, ShownTree, bounded_history
+from pipeline_lib.report.page.tree_pictures import choose_trees, show_tree
+from pipeline_lib.report.tables import tested_datasets
+from pipeline_lib.search import read_roots, read_trees_parquet
+from pipeline_lib.tracking import load_text
+from pipeline_lib.tracking.provenance import describe_environment
+from pipeline_lib.types import IterationRecord, Ref, RunResult
+from tasks.evaluate import PREDICTIONS
+from tasks.problems import PROBLEMS
+from tasks.runtime.stage import open_store
+from tasks.score import SCORES
+from tasks.search import TREES
+from tasks.train import load_history
+
+MATERIAL_FILE = "material.json"
+LOGGER = logging.getLogger("coppice.report")
+
+
+def gather_material(records: Sequence[IterationRecord]) -> Material:
+    """Curves, trees and flipped answers from the store, and what this process runs on; called at a run's end."""
+    missing: list[str] = []
+    histories, trees, flips = {}, [], []
+    for record in records:
+        with _noting(missing, f"training curves of iteration {record.index}"):
+            histories |= {record.index: rows} if (rows := _history(record)) else {}
+        with _noting(missing, f"search trees of iteration {record.index}"):
+            trees += shown_trees(record)
+    for dataset in tested_datasets(records):
+        with _noting(missing, f"answers to {dataset} that flipped"):
+            flips += _flips(records, dataset)
+    return Material(
+        environment=describe_environment(),
+        finished_at=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        histories=histories,
+        trees=tuple(trees),
+        flips=tuple(flips),
+        missing=tuple(missing),
+    )
+
+
+def load_material(settings: Settings, result: RunResult) -> Material:
+    """What the run left in MLflow for its report; gathered from the store here when it left nothing readable."""
+    if result.tracking_run is not None:
+        text = load_text(settings, result.tracking_run, MATERIAL_FILE)
+        try:
+            return Material.model_validate_json(text or "")
+        except ValidationError as error:
+            LOGGER.warning(f"{MATERIAL_FILE} of run {result.tracking_run} cannot be used: {error.errors()[0]['msg']}")
+    unknown = "versions and hardware of the run: it left no material.json in MLflow"
+    found = gather_material(result.records)
+    return found.model_copy(update={"environment": {}, "finished_at": "", "missing": (*found.missing, unknown)})
+
+
+def render_report(config: PipelineConfig, result: RunResult, material: Material) -> str:
+    """The page, with the run's records judged by the gates around its own."""
+    trials = replay(result.records, calibration_grid(config.gate), dataset=config.problems.dataset)
+    return render_page(config, result, material, trials)
+
+
+def trees_page(record: IterationRecord) -> dict[str, str]:
+    """``trees.html`` for MLflow's artifact viewer: a handful of trees, if any was searched."""
+    trees = shown_trees(record)
+    return {"trees.html": render_plain(f"Iteration {record.index}: search trees", trees=trees)} if trees else {}
+
+
+def shown_trees(record: IterationRecord) -> list[ShownTree]:
+    """The trees of an iteration that are worth a look; none when it searched nothing.
+
+    Only they are read whole: of the other thousands, the roots.
+    """
+    store = open_store()
+    files = [store.open(ref) / TREES for ref in _refs(record, "search")]
+    chosen = choose_trees([root for file in files for root in read_roots(file)])
+    if not chosen:
+        return []
+    wanted = set(chosen.values())
+    trees = {tree.problem_id: tree for file in files for tree in read_trees_parquet(file, wanted)}
+    asked = read_problems(store.open(record.refs["problems"]) / PROBLEMS)
+    problems = {problem.problem_id: problem for problem in asked if problem.problem_id in wanted}
+    file = store.open(record.refs["score"]) / SCORES
+    rows = pq.read_table(file, filters=[("problem_id", "in", sorted(wanted))]).to_pylist()
+    scores = {row["problem_id"]: row["scores"] for row in rows}
+    return [
+        show_tree(trees[name], scores.get(name), problems[name], iteration=record.index, kind=kind)
+        for kind, name in chosen.items()
+    ]
+
+
+def _history(record: IterationRecord) -> tuple[dict[str, float], ...]:
+    return bounded_history(load_history(record.refs["train"])) if "train" in record.refs else ()
+
+
+def _flips(records: Sequence[IterationRecord], dataset: str) -> list[FlipSummary]:
+    """Test answers of every evaluated iteration beside each other; none before there are two."""
+    reports = {record.index: report for record in records if (report := record.evaluation(dataset, "test"))}
+    if len(reports) < 2:
+        return []
+    store, first = open_store(), reports[min(reports)]
+    if first.problems is None or any(report.predictions is None for report in reports.values()):
+        raise ValueError("the record does not say where they are")
+    problems = {p.problem_id: p for p in read_problems(store.open(first.problems) / PROBLEMS)}
+    answers = {
+        index: read_predictions(store.open(report.predictions) / PREDICTIONS)
+        for index, report in reports.items()
+        if report.predictions is not None
+    }
+    return [summarise_flips(dataset, problems, answers)]
+
+
+def _refs(record: IterationRecord, stage: str) -> list[Ref]:
+    """A stage's reference, or those of its shards."""
+    return [ref for name, ref in record.refs.items() if name.partition("/")[0] == stage]
+
+
+@contextmanager
+def _noting(missing: list[str], what: str) -> Iterator[None]:
+    """Turns what cannot be read into a line about it: a report must not fail what it reports on."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:  # the store's, Parquet's and our own errors are ValueErrors
+        missing.append(f"{what}: {error}")

@@ -1,0 +1,178 @@
+"""What makes a function a stage: a store entry that is its truth, and a Prefect task that shows it.
+
+One idea: a stage's result is a pure function of its spec, its upstream references and its version;
+together they are the store key. A rerun, from the terminal or from the UI, executes again just what the
+store does not hold; what it holds ends at once, in the state Cached. Prefect's own cache is left out: it never
+checks that what a cached result points to still exists, and its files can be lost or torn on their own.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+
+from prefect import State, Task, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import TaskRun
+from prefect.futures import PrefectFuture
+from prefect.states import Completed
+from prefect.task_runners import TaskRunner
+
+from pipeline_lib.config import Settings
+from pipeline_lib.store import Entry, Store
+from pipeline_lib.store.disk import name_full_disk
+from pipeline_lib.types import Ref
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+LONGEST_DELAY_S = 300.0
+
+
+def open_store() -> Store:
+    """The store of ``COPPICE_STORE``, below ``COPPICE_HOME`` where that is not set."""
+    settings = Settings()
+    if settings.object_store is None:
+        return Store(settings.store_root)
+    from pipeline_lib.store.shared import SharedStore
+
+    return SharedStore(settings.store_root, settings.object_store)
+
+
+class Stage(Generic[P, R]):
+    """A stage as it is called from a flow: ``ref = stage(config=..., problems=ref)``; keywords only."""
+
+    def __init__(
+        self,
+        body: Callable[Concatenate[Entry, P], None],
+        spec: Callable[..., Mapping[str, Any]],
+        *,
+        version: int,
+        run_name: str,
+        result: Callable[[Entry], R],
+        still_holds: Callable[..., bool],
+        passing: tuple[type[Exception], ...],
+    ) -> None:
+        self.name = getattr(body, "__name__").replace("_", "-")  # noqa: B009 - Callable has no __name__ for mypy
+        self.__module__ = body.__module__
+        self._body, self._spec, self._version = body, spec, version
+        self._result, self._still_holds, self._passing = result, still_holds, passing
+        self._task = task(
+            self._guarded(),
+            name=self.name,
+            task_run_name=run_name,
+            cache_policy=NO_CACHE,
+            persist_result=False,
+            retry_condition_fn=self._passes_by_itself(),
+        )
+
+    def entry(self, **arguments: Any) -> Entry:
+        """Where the stage's result lies, or will lie, for these arguments."""
+        inputs = [ref for value in arguments.values() for ref in _refs(value)]
+        with self._naming_full_disk():
+            return open_store().entry(self.name, self._spec(**arguments), inputs, version=self._version)
+
+    def __call__(self, *args: P.args, **arguments: P.kwargs) -> R:
+        """Runs the stage, or finds what it made before; returns its result, a reference for most."""
+        self._with_patience()(**arguments)
+        entry = self.entry(**arguments)
+        entry.fetch()
+        return self._result(entry)
+
+    def submit(self, runner: TaskRunner[Any], **arguments: Any) -> PrefectFuture[Any]:
+        """Hands the stage to a task runner; once it is done, the result is the entry's."""
+        return runner.submit(self._with_patience(), parameters=arguments)
+
+    def __reduce__(self) -> str:
+        """By name, as modules travel to another process: the code there is this code."""
+        return self._body.__name__
+
+    def _is_done(self, entry: Entry, arguments: Mapping[str, Any]) -> bool:
+        return entry.is_complete() and self._still_holds(entry, **arguments)
+
+    def _with_patience(self) -> Task[..., Any]:
+        """The task, tried again while an error passes by itself: an outage shall not end a run of days."""
+        delays = doubling_delays(Settings().tracking_patience_s) if self._passing else []
+        return self._task.with_options(retries=len(delays), retry_delay_seconds=delays) if delays else self._task
+
+    def _passes_by_itself(self) -> Callable[..., bool]:
+        def condition(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+            return isinstance(state.data, self._passing)
+
+        return condition
+
+    def _guarded(self) -> Callable[..., dict[str, Any] | State[Any]]:
+        """The task's function: the body without its first parameter, skipped when the store is complete."""
+
+        def run(**arguments: Any) -> dict[str, Any] | State[Any]:
+            entry = self.entry(**arguments)
+            if self._is_done(entry, arguments):
+                return Completed(name="Cached", message=f"{entry.uri} is in the store")
+            with self._naming_full_disk(), entry.lock(Settings().lock_wait_s):
+                if not self._is_done(entry, arguments):  # another process may have made it meanwhile
+                    self._body(entry, **arguments)
+            return entry.ref().model_dump()
+
+        parameters = list(inspect.signature(self._body).parameters.values())[1:]
+        keyword_only = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=Any) for p in parameters]
+        run.__signature__ = inspect.Signature(keyword_only)  # type: ignore[attr-defined]
+        run.__name__, run.__doc__ = self.name.replace("-", "_"), self._body.__doc__
+        return run
+
+    def _naming_full_disk(self) -> Any:
+        return name_full_disk(open_store().root, self.name)
+
+
+def stage(
+    spec: Callable[..., Mapping[str, Any]],
+    *,
+    run_name: str,
+    version: int = 1,
+    result: Callable[[Entry], R] = lambda entry: entry.ref(),  # type: ignore[assignment,return-value]
+    still_holds: Callable[..., bool] = lambda entry, **_: True,
+    passing: tuple[type[Exception], ...] = (),
+) -> Callable[[Callable[Concatenate[Entry, P], None]], Stage[P, R]]:
+    """Makes a stage of a function that fills a store entry and commits it.
+
+    Args:
+        spec: from the stage's arguments to all, besides upstream references, that its result depends on.
+        run_name: the task run's name in the UI, a template over the arguments.
+        version: raise it when the stage's code changes its result.
+        result: what a call returns of the complete entry; its reference if left out.
+        still_holds: from a complete entry and the arguments to whether what the stage did outside the store is there.
+        passing: errors that pass by themselves; after one the stage is tried again while ``tracking_patience_s`` lasts.
+    """
+
+    def decorate(body: Callable[Concatenate[Entry, P], None]) -> Stage[P, R]:
+        return Stage(
+            body,
+            spec,
+            version=version,
+            run_name=run_name,
+            result=result,
+            still_holds=still_holds,
+            passing=passing,
+        )
+
+    return decorate
+
+
+def doubling_delays(total_s: float) -> list[float]:
+    """Seconds between attempts: 1, 2, 4, ..., at most 300 each and `total_s` together.
+
+    Example: ``doubling_delays(10) == [1, 2, 4, 3]``
+    """
+    delays: list[float] = []
+    while (left := total_s - sum(delays)) > 0:
+        delays.append(min(2.0 ** len(delays), LONGEST_DELAY_S, left))
+    return delays
+
+
+def _refs(value: Any) -> list[Ref]:
+    """References among an argument's values, in order."""
+    if isinstance(value, Ref):
+        return [value]
+    if isinstance(value, (list, tuple)):
+        return [ref for item in value for ref in _refs(item)]
+    return []

@@ -1,0 +1,80 @@
+"""The MLflow run that belongs to a flow run: its key, its beginning and, when something went wrong, its end."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from prefect import Flow, State
+from prefect.client.schemas.objects import FlowRun
+from prefect.context import FlowRunContext
+from prefect.utilities.urls import url_for
+
+from pipeline_lib.config import PipelineConfig, Settings
+from pipeline_lib.store import Entry
+from pipeline_lib.store.disk import DiskFullError
+from pipeline_lib.tracking import Tracker, TrackingOutage, has_finished
+from pipeline_lib.tracking.provenance import describe_environment
+from tasks.runtime.engines import base_policy
+
+LOGGER = logging.getLogger("coppice.tracking")
+
+
+def run_key(config: PipelineConfig, flow_run: FlowRun | None = None) -> str:
+    """What names the MLflow run of a flow run.
+
+    A flow run of a deployment is named by its id, so that Retry attaches to the same MLflow run; one
+    from the terminal by its configuration, base and commit, so that the same command goes on where it was killed.
+    """
+    flow_run = flow_run or _flow_run()
+    if flow_run is not None and flow_run.deployment_id is not None:
+        return str(flow_run.id)
+    commit = describe_environment().get("mlflow.source.git.commit", "")
+    identity = (config.model_dump_json(), base_policy(config).policy_id, commit)
+    return hashlib.sha256("\n".join(identity).encode()).hexdigest()[:16]
+
+
+def _flow_run() -> FlowRun | None:
+    context = FlowRunContext.get()
+    return context.flow_run if context else None
+
+
+def open_tracker(config: PipelineConfig, flow_run: FlowRun | None = None) -> Tracker:
+    """The MLflow run of this flow run, created if it is not there."""
+    flow_run = flow_run or _flow_run()
+    tags = describe_environment()
+    if flow_run is not None:
+        tags["prefect.flow_run_id"] = str(flow_run.id)
+        if (page := url_for("flow-run", obj_id=flow_run.id)) is not None:
+            tags["prefect.flow_run_url"] = page
+    name = f"{config.preset} seed {config.seed}"
+    key = run_key(config, flow_run)
+    return Tracker.open(Settings(), run_key=key, run_name=name, config=config, tags=tags)
+
+
+def begin_tracking(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """A flow's hook: a pipeline is RUNNING in MLflow from its first moment, also when it goes on after a failure."""
+    _in_mlflow(flow_run, lambda tracker: None)
+
+
+def end_unfinished(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """A flow's hook: ends the MLflow run of a pipeline that failed or was stopped from outside."""
+    error = " ".join((state.message or "").split())
+    status = "FAILED" if state.is_failed() else "KILLED"
+    _in_mlflow(flow_run, lambda tracker: tracker.end_with_error(status, error))
+
+
+def _in_mlflow(flow_run: FlowRun, do: Callable[[Tracker], None]) -> None:
+    """What a hook does to the flow run's MLflow run; a server that does not answer is no reason to stop."""
+    try:
+        do(open_tracker(PipelineConfig.model_validate(flow_run.parameters["config"]), flow_run))
+    except (TrackingOutage, DiskFullError) as error:
+        LOGGER.warning(str(error))
+
+
+def is_tracked(entry: Entry, name: str) -> bool:
+    """Whether MLflow still has the ended run that a record, or a result, names."""
+    run = (entry.observations().get(name) or {}).get("tracking_run")
+    return run is not None and has_finished(Settings(), run)
