@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from pipeline_lib.config import PipelineConfig
@@ -11,7 +10,7 @@ from pipeline_lib.score.audit import audit_scores
 from pipeline_lib.store import Entry, read_json, write_json
 from pipeline_lib.types import AuditReport, Ref
 from tasks.runtime.artifacts import show_markdown, show_table
-from tasks.runtime.stage import open_store, stage
+from tasks.runtime.stage import Done, open_store, stage
 from tasks.score import load_scores
 from tasks.search import load_trees
 
@@ -27,14 +26,13 @@ def _spec(
 @stage(_spec, run_name="audit {iteration}")
 def audit_iteration(
     entry: Entry, *, config: PipelineConfig, trees: tuple[Ref, ...], scores: Ref, iteration: int, remedied: bool
-) -> None:
+) -> Done:
     """Writes the audit's report; in the tiny world the oracle says how well scores find wrong steps."""
-    started = time.perf_counter()
     oracle = steps_are_right if is_tiny(config.problems.dataset) else None
     report = audit_scores(load_trees(trees), load_scores(scores), config.audit, remedied=remedied, step_is_right=oracle)
     write_json(entry.path / AUDIT, report)
     _show(report, iteration)
-    entry.commit(report.num_problems, {"stage_seconds": time.perf_counter() - started})
+    return Done(report.num_problems)
 
 
 def load_audit(ref: Ref) -> AuditReport:

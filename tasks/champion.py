@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +20,7 @@ from pipeline_lib.tracking.provenance import describe_environment
 from pipeline_lib.types import EvalReport, IterationRecord, PolicyRef, Ref
 from tasks.evaluate import load_report
 from tasks.runtime.artifacts import show_markdown
-from tasks.runtime.stage import stage
+from tasks.runtime.stage import Done, stage
 
 
 def find_champion(config: PipelineConfig) -> Champion | None:
@@ -56,10 +55,9 @@ def _fetch_spec(*, champion: Champion) -> dict[str, Any]:
     return {"policy_id": champion.policy_id}
 
 
-@stage(_fetch_spec, run_name="fetch version {champion.version}", passing=(TrackingOutage,))
-def fetch_champion(entry: Entry, *, champion: Champion) -> None:
+@stage(_fetch_spec, run_name="fetch version {champion.version}", transient=(TrackingOutage,))
+def fetch_champion(entry: Entry, *, champion: Champion) -> Done:
     """Copies a registered version's files; they must be the very ones that were registered."""
-    started = time.perf_counter()
     copied = download_champion(Settings(), champion, entry.path / PARTIAL)
     if fingerprint(copied) != champion.policy_id:
         raise StoreError(
@@ -68,7 +66,7 @@ def fetch_champion(entry: Entry, *, champion: Champion) -> None:
         )
     shutil.rmtree(entry.path / "policy", ignore_errors=True)  # of a process that was killed right here
     copied.rename(entry.path / "policy")
-    entry.commit(1, {"stage_seconds": time.perf_counter() - started})
+    return Done(1)
 
 
 @task(name="record-champion", task_run_name="record version {champion.version}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from dataclasses import asdict
 from typing import Any
 
@@ -16,7 +15,7 @@ from pipeline_lib.types import EvalReport, PolicyRef, Ref
 from tasks.problems import PROBLEMS
 from tasks.runtime.engines import engine_spec, open_policy
 from tasks.runtime.graders import conventions_of, extractor, grading_spec, open_grader
-from tasks.runtime.stage import open_store, stage
+from tasks.runtime.stage import Done, open_store, stage
 
 REPORT, PREDICTIONS = "report.json", "predictions.parquet"
 
@@ -37,9 +36,8 @@ def _spec(*, config: PipelineConfig, problems: Ref, policy: PolicyRef, split: st
 @stage(_spec, version=2, run_name="evaluate {policy.iteration} {name}")
 def evaluate_policy(
     entry: Entry, *, config: PipelineConfig, problems: Ref, policy: PolicyRef, split: str, name: str
-) -> None:
+) -> Done:
     """Greedy pass@1 with its interval, and maj@k and pass@k where samples are asked for."""
-    started = time.perf_counter()
     asked = read_problems(open_store().open(problems) / PROBLEMS)
     dataset = asked[0].dataset
     with open_grader(config, dataset) as grader:
@@ -55,7 +53,7 @@ def evaluate_policy(
     report = report.model_copy(update={"problems": problems, "yardstick": _yardstick(config, problems, dataset)})
     write_json(entry.path / REPORT, report)
     write_predictions(predictions, entry.path / PREDICTIONS)
-    entry.commit(len(asked), {"stage_seconds": time.perf_counter() - started})
+    return Done(len(asked))
 
 
 def _yardstick(config: PipelineConfig, problems: Ref, dataset: str) -> str:

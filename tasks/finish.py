@@ -14,12 +14,12 @@ from pipeline_lib.report.notes import run_note
 from pipeline_lib.store import Entry
 from pipeline_lib.tracking import TrackingOutage, model_name
 from pipeline_lib.types import GateDecision, IterationRecord, RunResult
-from tasks.record import known_of
+from tasks.record import records_spec
 from tasks.reporting.announce import announce_result
 from tasks.reporting.gather import MATERIAL_FILE, gather_material, render_report
 from tasks.runtime.artifacts import show_markdown
-from tasks.runtime.stage import stage
-from tasks.runtime.tracker import is_tracked, open_tracker, run_key
+from tasks.runtime.flow_tracking import is_tracked, open_tracker, run_key
+from tasks.runtime.stage import Done, stage
 
 RESULT = "result"
 
@@ -27,7 +27,7 @@ RESULT = "result"
 def _finish_spec(
     *, config: PipelineConfig, records: Sequence[IterationRecord], decision: GateDecision
 ) -> dict[str, Any]:
-    return {"run": run_key(config), "records": known_of(records), "decision": decision.model_dump()}
+    return {"run": run_key(config), "records": records_spec(records), "decision": decision.model_dump()}
 
 
 @stage(
@@ -35,11 +35,11 @@ def _finish_spec(
     run_name="finish",
     result=lambda entry: RunResult.model_validate(entry.observations()[RESULT]),
     still_holds=lambda entry, **_: is_tracked(entry, RESULT),
-    passing=(TrackingOutage,),
+    transient=(TrackingOutage,),
 )
 def finish_run(
     entry: Entry, *, config: PipelineConfig, records: Sequence[IterationRecord], decision: GateDecision
-) -> None:
+) -> Done:
     """Names the champion, writes report and result to MLflow, and ends its run."""
     tracker = open_tracker(config)
     result = RunResult(
@@ -57,7 +57,7 @@ def finish_run(
     summary = f"{findings_markdown(config, result)}\n\n{note}"
     show_markdown(summary, key="report", description=result.stopped_because)
     announce_result(config, result)
-    entry.commit(len(records), {RESULT: result.model_dump(mode="json")})
+    return Done(len(records), {RESULT: result.model_dump(mode="json")})
 
 
 def _stopped_because(records: Sequence[IterationRecord], decision: GateDecision) -> str:

@@ -9,15 +9,15 @@ from pipeline_lib.config import PipelineConfig
 from pipeline_lib.gate import decide
 from pipeline_lib.store import Entry, read_json, write_json
 from pipeline_lib.types import GateDecision, IterationRecord
-from tasks.record import known_of
+from tasks.record import records_spec
 from tasks.runtime.artifacts import show_markdown
-from tasks.runtime.stage import stage
+from tasks.runtime.stage import Done, stage
 
 DECISION = "decision.json"
 
 
 def _gate_spec(*, config: PipelineConfig, records: Sequence[IterationRecord]) -> dict[str, Any]:
-    return {"gate": config.gate.model_dump(), "dataset": config.problems.dataset, "records": known_of(records)}
+    return {"gate": config.gate.model_dump(), "dataset": config.problems.dataset, "records": records_spec(records)}
 
 
 @stage(
@@ -25,10 +25,10 @@ def _gate_spec(*, config: PipelineConfig, records: Sequence[IterationRecord]) ->
     run_name="gate",
     result=lambda entry: GateDecision.model_validate(read_json(entry.path / DECISION)),
 )
-def decide_gate(entry: Entry, *, config: PipelineConfig, records: Sequence[IterationRecord]) -> None:
+def decide_gate(entry: Entry, *, config: PipelineConfig, records: Sequence[IterationRecord]) -> Done:
     """Whether to go on, from the validation accuracies on record."""
     decision = decide(records, config.gate, dataset=config.problems.dataset)
     write_json(entry.path / DECISION, decision)
     verdict = "Go on" if decision.proceed else "Stop"
     show_markdown(f"**{verdict}.** {decision.reason}", key="gate", description=f"After iteration {records[-1].index}")
-    entry.commit(len(records))
+    return Done(len(records))

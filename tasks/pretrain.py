@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,12 @@ from pipeline_lib.grading import GradingPool, extract_answer
 from pipeline_lib.policy.model_folders import fingerprint
 from pipeline_lib.problems.tiny import make_problem
 from pipeline_lib.problems.tiny.corpus import pretraining_corpus
-from pipeline_lib.store import Entry
+from pipeline_lib.store import PARTIAL, Entry
 from pipeline_lib.training.tiny_base.base_card import write_card
 from pipeline_lib.training.tiny_base.pretraining import PretrainingPlan, pretrain
 from pipeline_lib.types import Ref
 from tasks.runtime.progress import Progress
-from tasks.runtime.stage import open_store, stage
+from tasks.runtime.stage import Done, open_store, seconds_of, stage
 
 NUM_MEASURED = 500
 
@@ -35,11 +34,10 @@ def _spec(*, scale: int, seed: int, num_threads: int) -> dict[str, Any]:
 
 
 @stage(_spec, run_name="pretrain scale {scale}")
-def pretrain_base(entry: Entry, *, scale: int, seed: int, num_threads: int) -> None:
+def pretrain_base(entry: Entry, *, scale: int, seed: int, num_threads: int) -> Done:
     """Trains tokenizer and model; goes on from the last checkpoint after a kill."""
     import torch
 
-    started = time.perf_counter()
     torch.set_num_threads(num_threads)
     plan = _plan(scale, seed)
     progress = Progress("pretrain", plan.num_updates)
@@ -47,11 +45,11 @@ def pretrain_base(entry: Entry, *, scale: int, seed: int, num_threads: int) -> N
         lambda start: pretraining_corpus(seed, scale=scale, start=start),
         plan,
         entry.path / "model",
-        entry.path / ".partial" / "checkpoint",
+        entry.path / PARTIAL / "checkpoint",
         device="cuda" if torch.cuda.is_available() else "cpu",
         on_update=lambda update, _loss: progress.reach(update),
     )
-    entry.commit(plan.num_updates, {"stage_seconds": time.perf_counter() - started})
+    return Done(plan.num_updates)
 
 
 @task(name="measure-base")
@@ -79,5 +77,5 @@ def install_base(*, base: Ref, output_dir: Path, accuracies: dict[str, float], s
     """Copies the model folder to `output_dir` and writes its card."""
     folder = open_store().open(base) / "model"
     shutil.copytree(folder, output_dir, dirs_exist_ok=True)
-    seconds = open_store().observations(base)["stage_seconds"]
-    write_card(output_dir / "README.md", _plan(scale, seed), accuracies, seconds=seconds, num_measured=NUM_MEASURED)
+    plan = _plan(scale, seed)
+    write_card(output_dir / "README.md", plan, accuracies, seconds=seconds_of(base), num_measured=NUM_MEASURED)

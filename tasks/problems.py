@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from pipeline_lib.problems.splits import find_files
 from pipeline_lib.problems.tiny import is_tiny
 from pipeline_lib.store import Entry, write_json
 from pipeline_lib.types import Problem, Ref
-from tasks.runtime.stage import stage
+from tasks.runtime.stage import Done, stage
 
 PROBLEMS, SKIPPED = "problems.parquet", "skipped.json"
 LOGGER = logging.getLogger("coppice.progress")
@@ -35,9 +34,8 @@ def _train_spec(*, config: PipelineConfig, iteration: int) -> dict[str, Any]:
 
 
 @stage(_train_spec, run_name="problems {iteration}")
-def draw_problems(entry: Entry, *, config: PipelineConfig, iteration: int) -> None:
+def draw_problems(entry: Entry, *, config: PipelineConfig, iteration: int) -> Done:
     """The iteration's training problems; number 0 are the held-out ones."""
-    started = time.perf_counter()
     problems = config.problems
     pool = load_problems(
         problems.dataset, "train", path=problems.path, on_bad_row=problems.on_bad_row, extract_gold=extract_answer
@@ -55,7 +53,7 @@ def draw_problems(entry: Entry, *, config: PipelineConfig, iteration: int) -> No
         )
         if chosen.note:
             LOGGER.warning(chosen.note)
-    _save(entry, pool, chosen, started)
+    return _save(entry, pool, chosen)
 
 
 def _test_spec(*, config: PipelineConfig, dataset: str, path: str | None) -> dict[str, Any]:
@@ -68,12 +66,11 @@ def _test_spec(*, config: PipelineConfig, dataset: str, path: str | None) -> dic
 
 
 @stage(_test_spec, run_name="test problems {dataset}")
-def draw_test_problems(entry: Entry, *, config: PipelineConfig, dataset: str, path: str | None) -> None:
+def draw_test_problems(entry: Entry, *, config: PipelineConfig, dataset: str, path: str | None) -> Done:
     """The first ``evaluation.num_problems`` of a test split: the same ones in every iteration and run."""
-    started = time.perf_counter()
     on_bad_row = config.problems.on_bad_row
     pool = load_problems(dataset, "test", path=path, on_bad_row=on_bad_row, extract_gold=extract_answer)
-    _save(entry, pool, [pool[i] for i in range(min(config.evaluation.num_problems, len(pool)))], started)
+    return _save(entry, pool, [pool[i] for i in range(min(config.evaluation.num_problems, len(pool)))])
 
 
 def evaluation_sets(
@@ -87,12 +84,12 @@ def evaluation_sets(
         yield f"{dataset} test", "test", draw_test_problems(config=config, dataset=dataset, path=path or None)
 
 
-def _save(entry: Entry, pool: ProblemPool, chosen: list[Problem], started: float) -> None:
+def _save(entry: Entry, pool: ProblemPool, chosen: list[Problem]) -> Done:
     write_problems(chosen, entry.path / PROBLEMS)
     write_json(entry.path / SKIPPED, [bad.reason for bad in pool.skipped])
     if pool.skipped:
         LOGGER.warning(f"{pool.name}: {len(pool.skipped)} rows skipped; the first: {pool.skipped[0].reason}")
-    entry.commit(len(chosen), {"stage_seconds": time.perf_counter() - started})
+    return Done(len(chosen))
 
 
 def _digest(dataset: str, split: str, path: str | None) -> str | None:

@@ -6,7 +6,7 @@ the id of an MLflow run; a finished record is written again only when MLflow has
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline_lib.config import PipelineConfig
@@ -18,18 +18,20 @@ from pipeline_lib.tracking import Tracker, TrackingOutage
 from pipeline_lib.types import EvalReport, IterationRecord, PairedTest, PolicyRef, Ref
 from tasks.audit import load_audit
 from tasks.evaluate import PREDICTIONS, load_report
-from tasks.reporting.contents import Stages, contents_of, figures_page, histories_of
+from tasks.reporting.iteration_contents import contents_of, figures_page, histories_of
 from tasks.runtime.artifacts import show_markdown, show_table
-from tasks.runtime.stage import open_store, stage
-from tasks.runtime.tracker import is_tracked, open_tracker, run_key
+from tasks.runtime.flow_tracking import is_tracked, open_tracker, run_key
+from tasks.runtime.stage import Done, open_store, seconds_of, stage
 from tasks.search import TOTALS
+
+Stages = Mapping[str, tuple[Ref, ...]]  # references by stage, one per shard
 
 RECORD = "record"
 MEASURED = {"search", "train", "seconds", "tracking_run"}  # differ from one run to the next of equal records
 
 
-def known_of(records: Sequence[IterationRecord]) -> list[dict[str, Any]]:
-    """Of records what later stages depend on: all but what differs from one run to the next of equal ones."""
+def records_spec(records: Sequence[IterationRecord]) -> list[dict[str, Any]]:
+    """What later stages depend on of records: all but what differs from one run to the next of equal ones."""
     return [record.model_dump(mode="json", exclude=MEASURED) for record in records]
 
 
@@ -47,7 +49,7 @@ def _record_spec(
         "index": index,
         "policy": policy.model_dump(),
         "stages": {name: [ref.sha256 for ref in refs] for name, refs in stages.items()},
-        "earlier": known_of(earlier),
+        "earlier": records_spec(earlier),
     }
 
 
@@ -56,7 +58,7 @@ def _record_spec(
     run_name="record {index}",
     result=lambda entry: IterationRecord.model_validate(entry.observations()[RECORD]),
     still_holds=lambda entry, **_: is_tracked(entry, RECORD),
-    passing=(TrackingOutage,),
+    transient=(TrackingOutage,),
 )
 def record_iteration(
     entry: Entry,
@@ -67,17 +69,17 @@ def record_iteration(
     stages: Stages,
     evaluations: Sequence[Ref],
     earlier: Sequence[IterationRecord],
-) -> None:
+) -> Done:
     """Gathers what the stages of one iteration left, and writes it to MLflow once.
 
     Args:
         entry: its observations become the record.
-        config: of the run.
+        config: gate, seed and preset.
         index: 0 for the base.
-        policy: that the iteration ended with.
+        policy: what the iteration ended with.
         stages: references by stage: ``problems``, ``search``, ``score``, ``audit``, ``train``; ``first_search`` is the
             one before the audit's remedy.
-        evaluations: references of `evaluate_policy`.
+        evaluations: what `evaluate_policy` returned, set by set.
         earlier: records of the iterations before, base first.
     """
     reports = tuple(load_report(ref) for ref in evaluations)
@@ -94,8 +96,8 @@ def record_iteration(
             f"{name}/{i}" if len(refs) > 1 else name: ref for name, refs in stages.items() for i, ref in enumerate(refs)
         },
     )
-    run = _track(config, record, stages, earlier)
-    entry.commit(len(reports), {RECORD: record.model_copy(update={"tracking_run": run}).model_dump(mode="json")})
+    tracked = record.model_copy(update={"tracking_run": _track(config, record, earlier)})
+    return Done(len(reports), {RECORD: tracked.model_dump(mode="json")})
 
 
 def _paired_tests(reports: Sequence[EvalReport], earlier: Sequence[IterationRecord]) -> tuple[PairedTest, ...]:
@@ -137,18 +139,19 @@ def _search_metrics(refs: Sequence[Ref]) -> dict[str, float]:
 
 
 def _seconds(stages: Stages) -> dict[str, float]:
-    return {name: sum(_observations(ref)["stage_seconds"] for ref in refs) for name, refs in stages.items()}
+    return {name: sum(map(seconds_of, refs)) for name, refs in stages.items()}
 
 
 def _observations(ref: Ref) -> dict[str, float]:
     return {name: float(value) for name, value in open_store().observations(ref).items()}
 
 
-def _track(config: PipelineConfig, record: IterationRecord, stages: Stages, earlier: Sequence[IterationRecord]) -> str:
+def _track(config: PipelineConfig, record: IterationRecord, earlier: Sequence[IterationRecord]) -> str:
+    """Writes the iteration to MLflow, and what the records say together; returns the id of its MLflow run."""
     tracker, records = open_tracker(config), [*earlier, record]
     if record.index == 0:
         _link(tracker)
-    run = tracker.log_iteration(record, contents_of(record, stages, earlier))
+    run = tracker.log_iteration(record, contents_of(record, earlier))
     tracker.log_files({}, figures_page(f"{config.preset}, seed {config.seed}", records, histories_of(records)))
     tracker.describe(records, decide(records, config.gate, dataset=config.problems.dataset))
     show_table(_rows(record), key="accuracy", description=f"Iteration {record.index}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from pipeline_lib.config import PipelineConfig
 from pipeline_lib.score import score_tree
 from pipeline_lib.store import Entry, write_parquet
 from pipeline_lib.types import Float64Array, Ref
-from tasks.runtime.stage import open_store, stage
+from tasks.runtime.stage import Done, open_store, stage
 from tasks.search import load_trees
 
 SCORES = "scores.parquet"
@@ -24,15 +23,14 @@ def _spec(*, config: PipelineConfig, trees: tuple[Ref, ...], iteration: int) -> 
 
 
 @stage(_spec, run_name="score {iteration}")
-def score_steps(entry: Entry, *, config: PipelineConfig, trees: tuple[Ref, ...], iteration: int) -> None:
+def score_steps(entry: Entry, *, config: PipelineConfig, trees: tuple[Ref, ...], iteration: int) -> Done:
     """Relative correctness of every step (Equation 1), one row per tree."""
-    started = time.perf_counter()
     searched = load_trees(trees)
     scores = [score_tree(tree, config.score).tolist() for tree in searched]
     columns = {"problem_id": [tree.problem_id for tree in searched], "scores": scores}
     schema = pa.schema([("problem_id", pa.string()), ("scores", pa.list_(pa.float64()))])
     write_parquet(pa.table(columns, schema=schema), entry.path / SCORES)
-    entry.commit(len(searched), {"stage_seconds": time.perf_counter() - started})
+    return Done(len(searched))
 
 
 def load_scores(ref: Ref) -> list[Float64Array]:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from pipeline_lib.config import PipelineConfig
 from pipeline_lib.policy.model_folders import model_folder
 from pipeline_lib.seeding import derive_seed
-from pipeline_lib.store import Entry, read_json, write_json
+from pipeline_lib.store import PARTIAL, Entry, read_json, write_json
 from pipeline_lib.training.batches.examples import build_examples, count_examples
 from pipeline_lib.types import PolicyRef, Ref
 from tasks.runtime.engines import engines, policy_folder
 from tasks.runtime.progress import Progress
-from tasks.runtime.stage import open_store, stage
+from tasks.runtime.stage import Done, open_store, stage
 from tasks.score import load_scores
 from tasks.search import load_trees
 
@@ -37,7 +36,7 @@ def _spec(
 @stage(_spec, run_name="train {iteration}")
 def train_policy(
     entry: Entry, *, config: PipelineConfig, trees: tuple[Ref, ...], scores: Ref, policy: PolicyRef, iteration: int
-) -> None:
+) -> Done:
     """Trains from `policy`, which is also the KL's reference; a killed training goes on from its last checkpoint.
 
     The entry holds ``policy/``, an adapter or full weights, and ``history.json``, a row per update.
@@ -45,7 +44,6 @@ def train_policy(
     from pipeline_lib.policy.loading import load_tokenizer
     from pipeline_lib.training.loop import train
 
-    started = time.perf_counter()
     engines.lend_memory()
     searched = load_trees(trees)
     examples = build_examples(searched, load_scores(scores), config.train)
@@ -56,7 +54,7 @@ def train_policy(
         model_dir=model_dir,
         previous_adapter=policy_folder(policy),
         output_dir=entry.path / "policy",
-        checkpoint_dir=entry.path / ".partial" / "checkpoint",
+        checkpoint_dir=entry.path / PARTIAL / "checkpoint",
         config=config.train,
         policy=config.policy,
         seed=derive_seed(config.seed, "train", iteration),
@@ -67,8 +65,7 @@ def train_policy(
         load_tokenizer(model_dir, config.policy).save_pretrained(entry.path / "policy")
     write_json(entry.path / HISTORY, list(result.history))
     metrics = {**result.metrics(), **count_examples(searched, examples)}
-    metrics = {name.removeprefix("train/"): value for name, value in metrics.items()}
-    entry.commit(result.num_updates, {**metrics, "stage_seconds": time.perf_counter() - started})
+    return Done(result.num_updates, {name.removeprefix("train/"): value for name, value in metrics.items()})
 
 
 def check_training(config: PipelineConfig) -> None:

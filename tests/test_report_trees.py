@@ -11,7 +11,8 @@ from tree_fixtures import make_tree, trees
 from pipeline_lib.report.charts import nice_ticks, value_axis
 from pipeline_lib.report.figures import SMOOTHED_ABOVE, smooth
 from pipeline_lib.report.flips import story
-from pipeline_lib.report.page.tree_pictures import MAX_NODES, cells_of, choose_trees, depth_of, show_tree
+from pipeline_lib.report.page.tree_pictures import MAX_NODES, cells_of, depth_of, show_tree
+from pipeline_lib.report.tree_choice import most_informative_trees, one_tree_of_each_kind
 from pipeline_lib.search import read_roots, read_trees_parquet, write_trees_parquet
 from pipeline_lib.types import NO_PARENT, Outcome, Problem, SearchTree
 
@@ -22,11 +23,18 @@ def test_trees_are_chosen_at_the_ends_and_in_the_middle() -> None:
     counts = {"a": 0.0, "b": 1.0, "c": 4.0, "d": 7.0, "e": 8.0, "f": 4.0, "g": 0.0, "h": 4.0}
     sizes = {"c": 6, "f": 9, "h": 9}
     roots = [(name, 8, right, sizes.get(name, 5)) for name, right in counts.items()]
-    chosen = choose_trees(roots)
+    chosen = one_tree_of_each_kind(roots)
     assert chosen == {"evenly split": "f", "rarely right": "b", "mostly right": "d", "never right": "a"}
-    assert choose_trees(roots[::-1]) == chosen
-    assert choose_trees([("e", 8, 8.0, 3)]) == {}
-    assert choose_trees([("c", 8, 4.0, 3), ("a", 0, 0.0, 1)]) == {"evenly split": "c"}
+    assert one_tree_of_each_kind(roots[::-1]) == chosen
+    assert one_tree_of_each_kind([("e", 8, 8.0, 3)]) == {}
+    assert one_tree_of_each_kind([("c", 8, 4.0, 3), ("a", 0, 0.0, 1)]) == {"evenly split": "c"}
+
+
+def test_trees_that_are_half_right_come_first_and_those_without_signal_last() -> None:
+    roots = [("0", 4, 4.0, 5), ("1", 4, 1.0, 5), ("3", 2, 1.0, 3), ("2", 4, 2.0, 5), ("4", 2, 1.0, 3), ("5", 0, 0.0, 9)]
+    assert most_informative_trees(roots, 9) == ["2", "3", "4", "1", "5", "0"]
+    assert most_informative_trees(roots, 2) == ["2", "3"]
+    assert most_informative_trees([], 2) == []
 
 
 def test_cells_lie_beside_their_parents_with_their_visits_as_height() -> None:

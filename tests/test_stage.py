@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ast
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from pipeline_lib.policy.scripted import CharCodec, ScriptedPolicy
 from pipeline_lib.problems.tiny import make_problem, worked_script
 from pipeline_lib.search import search_trees
 from pipeline_lib.search.tree_files import tree_to_dict
+from pipeline_lib.store import Entry
 from pipeline_lib.types import Grade, IterationRecord, Ref
-from tasks.runtime.stage import Stage, stage
+from tasks.runtime.stage import Done, Stage, seconds_of, stage
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -104,8 +106,8 @@ def entries(config: PipelineConfig) -> set[str]:
     """Where the stages of one iteration would put their results."""
     from tasks.audit import audit_iteration
     from tasks.evaluate import evaluate_policy
-    from tasks.problems import draw_problems, draw_test_problems
     from tasks.gate import decide_gate
+    from tasks.problems import draw_problems, draw_test_problems
     from tasks.runtime.engines import base_policy
     from tasks.score import score_steps
     from tasks.search import search_shard
@@ -241,9 +243,14 @@ def test_the_same_rows_elsewhere_are_the_same_problems(files: tuple[Path, Path],
     assert draw_problems.entry(config=config_for(moved), iteration=1).uri != before
 
 
+SLEEP_S = 0.05
+
+
 def make_stage(version: int = 1) -> Stage[Any, Ref]:
-    def body(entry: Any, *, inputs: tuple[Ref, ...], number: int) -> None:
-        """Does nothing."""
+    def body(entry: Entry, *, inputs: tuple[Ref, ...], number: int) -> Done:
+        (entry.path / "number.json").write_text(str(number))
+        time.sleep(SLEEP_S)
+        return Done(number, {"rate": 1.5})
 
     return stage(lambda *, inputs, number: {"number": number}, version=version, run_name="any")(body)
 
@@ -259,3 +266,15 @@ def test_a_result_is_named_by_spec_inputs_and_version(tmp_path: Path, monkeypatc
     assert uri(first) == uri(first.model_copy(update={"uri": "elsewhere"}))
     different = [uri(first), uri(second), uri(first, second), uri(second, first), uri(first, number=2)]
     assert len({*different, uri(first, version=2)}) == 6
+
+
+def test_a_stage_is_measured_and_committed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COPPICE_HOME", str(tmp_path))
+    made = make_stage()
+    run = made._task.fn  # as a worker calls it, without a server
+    entry = made.entry(inputs=(), number=3)
+    assert run(inputs=(), number=3) == entry.ref().model_dump()
+    assert entry.ref().num_rows == 3
+    assert seconds_of(entry.ref()) > SLEEP_S
+    assert entry.observations() == {"rate": 1.5, "stage_seconds": seconds_of(entry.ref())}
+    assert run(inputs=(), number=3).name == "Cached"

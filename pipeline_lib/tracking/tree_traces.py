@@ -1,4 +1,4 @@
-"""Search trees as traces: what a tracing viewer can show of a tree, and which few trees are worth showing.
+"""Search trees as traces: what a tracing viewer can show of a tree.
 
 One idea: a node becomes a span, and its visits become the span's length. A viewer's timeline is then an
 icicle: the wider a step, the more rollouts went through it, and children stand below the part of their parent
@@ -7,14 +7,13 @@ that they took. So a trace's "milliseconds" are rollouts; no wall time of a sear
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from pipeline_lib.types import NO_PARENT, ROOT, Float64Array, JsonDict, Outcome, Problem, SearchTree
 
-MAX_TRACES, MAX_SPANS, MAX_CHARS, MAX_NAME_CHARS = 5, 64, 1000, 60
+MAX_SPANS, MAX_CHARS, MAX_NAME_CHARS = 64, 1000, 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,22 +57,6 @@ class TreeTrace:
     verdict: str
     tags: dict[str, str]
     spans: tuple[TraceSpan, ...]
-
-
-def choose_trees(trees: Sequence[SearchTree], limit: int = MAX_TRACES) -> list[int]:
-    """Positions of the trees that tell most: right and wrong rollouts in equal parts, then the bushiest.
-
-    A tree that only succeeds or only fails scored nothing, so it teaches nothing; such trees come last.
-
-    Example: of trees with 8, 4 and 1 right of 8 rollouts the order is 1, 2, 0.
-    """
-
-    def key(position: int) -> tuple[float, int, str]:
-        tree = trees[position]
-        value = float(tree.values[ROOT])
-        return (-value * (1.0 - value), -tree.num_nodes, tree.problem_id)
-
-    return sorted(range(len(trees)), key=key)[:limit]
 
 
 def trace_tree(tree: SearchTree, problem: Problem, scores: Float64Array | None = None) -> TreeTrace:

@@ -15,8 +15,8 @@ from prefect.events import emit_event
 from pipeline_lib.config import PipelineConfig
 from pipeline_lib.tracking import model_name
 from pipeline_lib.types import RunResult
+from tasks.runtime.flow_tracking import run_key
 from tasks.runtime.stage import open_store
-from tasks.runtime.tracker import run_key
 
 AUDIT_STOPPED, CHAMPION_PROMOTED = "coppice.audit.stopped", "coppice.champion.promoted"
 LOGGER = logging.getLogger("coppice.announce")

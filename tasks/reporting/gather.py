@@ -1,6 +1,6 @@
 """What a report shows besides the records, gathered from the store once a run has ended.
 
-One idea: a page about what is gone is better than no page: what cannot be had is named on it, with the reason.
+A page about what is gone is better than no page: what cannot be had is named on it, with the reason.
 """
 
 from __future__ import annotations
@@ -10,27 +10,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
-import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from pipeline_lib.config import PipelineConfig, Settings
 from pipeline_lib.evaluation import read_predictions
 from pipeline_lib.gate import calibration_grid, replay
 from pipeline_lib.problems.problem_table import read_problems
-from pipeline_lib.report import Material, render_page, render_plain
+from pipeline_lib.report import Material, render_page
 from pipeline_lib.report.flips import summarise_flips
-from pipeline_lib.report.material import FlipSummary, ShownTree, bounded_history
-from pipeline_lib.report.page.tree_pictures import choose_trees, show_tree
+from pipeline_lib.report.material import FlipSummary, bounded_history
 from pipeline_lib.report.tables import tested_datasets
-from pipeline_lib.search import read_roots, read_trees_parquet
 from pipeline_lib.tracking import load_text
 from pipeline_lib.tracking.provenance import describe_environment
-from pipeline_lib.types import IterationRecord, Ref, RunResult
+from pipeline_lib.types import IterationRecord, RunResult
 from tasks.evaluate import PREDICTIONS
 from tasks.problems import PROBLEMS
+from tasks.reporting.trees import shown_trees
 from tasks.runtime.stage import open_store
-from tasks.score import SCORES
-from tasks.search import TREES
 from tasks.train import load_history
 
 MATERIAL_FILE = "material.json"
@@ -42,12 +38,12 @@ def gather_material(records: Sequence[IterationRecord]) -> Material:
     missing: list[str] = []
     histories, trees, flips = {}, [], []
     for record in records:
-        with _noting(missing, f"training curves of iteration {record.index}"):
+        with _naming_what_is_missing(missing, f"training curves of iteration {record.index}"):
             histories |= {record.index: rows} if (rows := _history(record)) else {}
-        with _noting(missing, f"search trees of iteration {record.index}"):
+        with _naming_what_is_missing(missing, f"search trees of iteration {record.index}"):
             trees += shown_trees(record)
     for dataset in tested_datasets(records):
-        with _noting(missing, f"answers to {dataset} that flipped"):
+        with _naming_what_is_missing(missing, f"answers to {dataset} that flipped"):
             flips += _flips(records, dataset)
     return Material(
         environment=describe_environment(),
@@ -78,35 +74,6 @@ def render_report(config: PipelineConfig, result: RunResult, material: Material)
     return render_page(config, result, material, trials)
 
 
-def trees_page(record: IterationRecord) -> dict[str, str]:
-    """``trees.html`` for MLflow's artifact viewer: a handful of trees, if any was searched."""
-    trees = shown_trees(record)
-    return {"trees.html": render_plain(f"Iteration {record.index}: search trees", trees=trees)} if trees else {}
-
-
-def shown_trees(record: IterationRecord) -> list[ShownTree]:
-    """The trees of an iteration that are worth a look; none when it searched nothing.
-
-    Only they are read whole: of the other thousands, the roots.
-    """
-    store = open_store()
-    files = [store.open(ref) / TREES for ref in _refs(record, "search")]
-    chosen = choose_trees([root for file in files for root in read_roots(file)])
-    if not chosen:
-        return []
-    wanted = set(chosen.values())
-    trees = {tree.problem_id: tree for file in files for tree in read_trees_parquet(file, wanted)}
-    asked = read_problems(store.open(record.refs["problems"]) / PROBLEMS)
-    problems = {problem.problem_id: problem for problem in asked if problem.problem_id in wanted}
-    file = store.open(record.refs["score"]) / SCORES
-    rows = pq.read_table(file, filters=[("problem_id", "in", sorted(wanted))]).to_pylist()
-    scores = {row["problem_id"]: row["scores"] for row in rows}
-    return [
-        show_tree(trees[name], scores.get(name), problems[name], iteration=record.index, kind=kind)
-        for kind, name in chosen.items()
-    ]
-
-
 def _history(record: IterationRecord) -> tuple[dict[str, float], ...]:
     return bounded_history(load_history(record.refs["train"])) if "train" in record.refs else ()
 
@@ -128,13 +95,8 @@ def _flips(records: Sequence[IterationRecord], dataset: str) -> list[FlipSummary
     return [summarise_flips(dataset, problems, answers)]
 
 
-def _refs(record: IterationRecord, stage: str) -> list[Ref]:
-    """A stage's reference, or those of its shards."""
-    return [ref for name, ref in record.refs.items() if name.partition("/")[0] == stage]
-
-
 @contextmanager
-def _noting(missing: list[str], what: str) -> Iterator[None]:
+def _naming_what_is_missing(missing: list[str], what: str) -> Iterator[None]:
     """Turns what cannot be read into a line about it: a report must not fail what it reports on."""
     try:
         yield

@@ -9,7 +9,9 @@ checks that what a cached result points to still exists, and its files can be lo
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from prefect import State, Task, task
@@ -28,6 +30,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 LONGEST_DELAY_S = 300.0
+STAGE_SECONDS = "stage_seconds"
 
 
 def open_store() -> Store:
@@ -40,31 +43,49 @@ def open_store() -> Store:
     return SharedStore(settings.store_root, settings.object_store)
 
 
+def seconds_of(ref: Ref) -> float:
+    """How long the stage behind a reference worked; of one that was killed, the process that ended it."""
+    return float(open_store().observations(ref)[STAGE_SECONDS])
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What a stage's function returns once its files are written; the rest of the entry is the recipe's.
+
+    Args:
+        num_rows: how many problems, trees, updates or records it made.
+        observations: what it measured besides, by name, as JSON; outside the entry's digest.
+    """
+
+    num_rows: int
+    observations: Mapping[str, Any] = field(default_factory=dict)
+
+
 class Stage(Generic[P, R]):
     """A stage as it is called from a flow: ``ref = stage(config=..., problems=ref)``; keywords only."""
 
     def __init__(
         self,
-        body: Callable[Concatenate[Entry, P], None],
+        body: Callable[Concatenate[Entry, P], Done],
         spec: Callable[..., Mapping[str, Any]],
         *,
         version: int,
         run_name: str,
         result: Callable[[Entry], R],
         still_holds: Callable[..., bool],
-        passing: tuple[type[Exception], ...],
+        transient: tuple[type[Exception], ...],
     ) -> None:
         self.name = getattr(body, "__name__").replace("_", "-")  # noqa: B009 - Callable has no __name__ for mypy
         self.__module__ = body.__module__
         self._body, self._spec, self._version = body, spec, version
-        self._result, self._still_holds, self._passing = result, still_holds, passing
+        self._result, self._still_holds, self._transient = result, still_holds, transient
         self._task = task(
-            self._guarded(),
+            self._task_function(),
             name=self.name,
             task_run_name=run_name,
             cache_policy=NO_CACHE,
             persist_result=False,
-            retry_condition_fn=self._passes_by_itself(),
+            retry_condition_fn=self._retry_condition(),
         )
 
     def entry(self, **arguments: Any) -> Entry:
@@ -75,14 +96,14 @@ class Stage(Generic[P, R]):
 
     def __call__(self, *args: P.args, **arguments: P.kwargs) -> R:
         """Runs the stage, or finds what it made before; returns its result, a reference for most."""
-        self._with_patience()(**arguments)
+        self._with_retries()(**arguments)
         entry = self.entry(**arguments)
         entry.fetch()
         return self._result(entry)
 
     def submit(self, runner: TaskRunner[Any], **arguments: Any) -> PrefectFuture[Any]:
         """Hands the stage to a task runner; once it is done, the result is the entry's."""
-        return runner.submit(self._with_patience(), parameters=arguments)
+        return runner.submit(self._with_retries(), parameters=arguments)
 
     def __reduce__(self) -> str:
         """By name, as modules travel to another process: the code there is this code."""
@@ -91,19 +112,19 @@ class Stage(Generic[P, R]):
     def _is_done(self, entry: Entry, arguments: Mapping[str, Any]) -> bool:
         return entry.is_complete() and self._still_holds(entry, **arguments)
 
-    def _with_patience(self) -> Task[..., Any]:
-        """The task, tried again while an error passes by itself: an outage shall not end a run of days."""
-        delays = doubling_delays(Settings().tracking_patience_s) if self._passing else []
+    def _with_retries(self) -> Task[..., Any]:
+        """The task, tried again after an error that passes by itself: an outage shall not end a run of days."""
+        delays = doubling_delays(Settings().tracking_patience_s) if self._transient else []
         return self._task.with_options(retries=len(delays), retry_delay_seconds=delays) if delays else self._task
 
-    def _passes_by_itself(self) -> Callable[..., bool]:
-        def condition(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-            return isinstance(state.data, self._passing)
+    def _retry_condition(self) -> Callable[..., bool]:
+        def is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+            return isinstance(state.data, self._transient)
 
-        return condition
+        return is_transient
 
-    def _guarded(self) -> Callable[..., dict[str, Any] | State[Any]]:
-        """The task's function: the body without its first parameter, skipped when the store is complete."""
+    def _task_function(self) -> Callable[..., dict[str, Any] | State[Any]]:
+        """The body without its first parameter, skipped when the store is complete."""
 
         def run(**arguments: Any) -> dict[str, Any] | State[Any]:
             entry = self.entry(**arguments)
@@ -111,7 +132,7 @@ class Stage(Generic[P, R]):
                 return Completed(name="Cached", message=f"{entry.uri} is in the store")
             with self._naming_full_disk(), entry.lock(Settings().lock_wait_s):
                 if not self._is_done(entry, arguments):  # another process may have made it meanwhile
-                    self._body(entry, **arguments)
+                    self._fill(entry, arguments)
             return entry.ref().model_dump()
 
         parameters = list(inspect.signature(self._body).parameters.values())[1:]
@@ -119,6 +140,12 @@ class Stage(Generic[P, R]):
         run.__signature__ = inspect.Signature(keyword_only)  # type: ignore[attr-defined]
         run.__name__, run.__doc__ = self.name.replace("-", "_"), self._body.__doc__
         return run
+
+    def _fill(self, entry: Entry, arguments: Mapping[str, Any]) -> None:
+        """Runs the body and commits what it wrote, with the seconds that it took."""
+        started = time.perf_counter()
+        done = self._body(entry, **arguments)
+        entry.commit(done.num_rows, {**done.observations, STAGE_SECONDS: time.perf_counter() - started})
 
     def _naming_full_disk(self) -> Any:
         return name_full_disk(open_store().root, self.name)
@@ -131,9 +158,9 @@ def stage(
     version: int = 1,
     result: Callable[[Entry], R] = lambda entry: entry.ref(),  # type: ignore[assignment,return-value]
     still_holds: Callable[..., bool] = lambda entry, **_: True,
-    passing: tuple[type[Exception], ...] = (),
-) -> Callable[[Callable[Concatenate[Entry, P], None]], Stage[P, R]]:
-    """Makes a stage of a function that fills a store entry and commits it.
+    transient: tuple[type[Exception], ...] = (),
+) -> Callable[[Callable[Concatenate[Entry, P], Done]], Stage[P, R]]:
+    """Makes a stage of a function that writes files into a store entry; the stage measures and commits it.
 
     Args:
         spec: from the stage's arguments to all, besides upstream references, that its result depends on.
@@ -141,10 +168,11 @@ def stage(
         version: raise it when the stage's code changes its result.
         result: what a call returns of the complete entry; its reference if left out.
         still_holds: from a complete entry and the arguments to whether what the stage did outside the store is there.
-        passing: errors that pass by themselves; after one the stage is tried again while ``tracking_patience_s`` lasts.
+        transient: errors that pass by themselves; after one the stage is tried again while ``tracking_patience_s``
+            lasts.
     """
 
-    def decorate(body: Callable[Concatenate[Entry, P], None]) -> Stage[P, R]:
+    def decorate(body: Callable[Concatenate[Entry, P], Done]) -> Stage[P, R]:
         return Stage(
             body,
             spec,
@@ -152,7 +180,7 @@ def stage(
             run_name=run_name,
             result=result,
             still_holds=still_holds,
-            passing=passing,
+            transient=transient,
         )
 
     return decorate

@@ -1,4 +1,4 @@
-"""Search trees as pictures: which to show, how much of each, and where every step lies.
+"""Search trees as pictures: how much of each is shown, and where every step lies.
 
 One idea: the picture is an icicle that reads from left to right, like the text it is made of. A step's height is its
 visits, so its area is the share of the search that went through it; its colour is its value.
@@ -6,7 +6,6 @@ visits, so its area is the share of the search that went through it; its colour 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +17,6 @@ MAX_NODES = 120
 ROW_REM, MIN_HEIGHT_REM, MAX_HEIGHT_REM = 1.5, 7.0, 30.0
 TEXT_REM = 1.15  # a lower cell has no room for its step's first line
 MARKS = {Outcome.CORRECT: "✓", Outcome.WRONG: "✗", Outcome.UNPARSED: "?", Outcome.TRUNCATED: "…"}
-RootCount = tuple[str, int, float, int]  # problem id, rollouts, right ones, nodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,28 +43,6 @@ class Cell:
     strength: float
     mark: str
     room: str
-
-
-def choose_trees(roots: Sequence[RootCount]) -> dict[str, str]:
-    """Problem id by kind: what is worth a look among an iteration's trees, at most one of each kind.
-
-    Informative trees at the ends and in the middle of how often their rollouts are right, and one that never
-    is; among equals the one with most steps, then the first by problem id, so that equal searches show equal trees.
-
-    Args:
-        roots: one per tree.
-    """
-    ordered = sorted(roots)
-    mixed = [root for root in ordered if 0 < root[2] < root[1]]
-    chosen: dict[str, str] = {}
-    for kind, aim in (("evenly split", 0.5), ("rarely right", 0.0), ("mostly right", 1.0)):
-        left = [root for root in mixed if root[0] not in chosen.values()]
-        if left:
-            chosen[kind] = min(left, key=lambda root: (abs(root[2] / root[1] - aim), -root[3]))[0]
-    never = [root for root in ordered if root[1] > 0 and root[2] == 0]
-    if never:
-        chosen["never right"] = max(never, key=lambda root: root[3])[0]
-    return chosen
 
 
 def show_tree(

@@ -2,47 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from pipeline_lib.problems.problem_table import read_problems
 from pipeline_lib.report import figures_of, render_plain
 from pipeline_lib.report.figures import Histories
 from pipeline_lib.report.metrics import update_points
 from pipeline_lib.tracking import Contents
-from pipeline_lib.tracking.tree_traces import TreeTrace, choose_trees, trace_tree
-from pipeline_lib.types import IterationRecord, Ref
+from pipeline_lib.types import IterationRecord
 from tasks.audit import AUDIT
-from tasks.problems import PROBLEMS
-from tasks.reporting.gather import trees_page
+from tasks.reporting.trees import stage_refs, traced_trees, trees_page
 from tasks.runtime.engines import adapter_folder
 from tasks.runtime.stage import open_store
-from tasks.score import SCORES, load_scores
-from tasks.search import TREES, load_trees
+from tasks.score import SCORES
+from tasks.search import TREES
 from tasks.train import load_history
 
-Stages = Mapping[str, tuple[Ref, ...]]
 
-
-def contents_of(record: IterationRecord, stages: Stages, earlier: Sequence[IterationRecord]) -> Contents:
+def contents_of(record: IterationRecord, earlier: Sequence[IterationRecord]) -> Contents:
     """Everything of one iteration, read from the store.
 
     Args:
-        record: of the iteration.
-        stages: its references by stage.
+        record: the iteration's; it refers to what the stages made.
         earlier: records of the iterations before, base first; figures show the way up to here.
     """
     store = open_store()
-    artifacts = {f"search/{i}": store.open(ref) / TREES for i, ref in enumerate(stages.get("search", ()))}
+    artifacts = {f"search/{i}": store.open(ref) / TREES for i, ref in enumerate(stage_refs(record, "search"))}
     for name, file in (("score", SCORES), ("audit", AUDIT)):
-        if name in stages:
-            artifacts[name] = store.open(stages[name][0]) / file
+        if name in record.refs:
+            artifacts[name] = store.open(record.refs[name]) / file
     history = histories_of([record])
     return Contents(
         artifacts=artifacts,
         texts=figures_page(f"Iteration {record.index}", [*earlier, record], history, of=record) | trees_page(record),
         curves=[point for updates in history.values() for point in update_points(updates)],
-        traces=_traces(stages),
-        adapter=adapter_folder(stages["train"][0]) if "train" in stages else None,
+        traces=traced_trees(record),
+        adapter=adapter_folder(record.refs["train"]) if "train" in record.refs else None,
         parent=earlier[-1].policy if earlier else None,
     )
 
@@ -61,13 +55,3 @@ def figures_page(
 def histories_of(records: Sequence[IterationRecord]) -> dict[int, list[dict[str, float]]]:
     """Iteration to one row of metrics per update, for those that trained."""
     return {record.index: load_history(record.refs["train"]) for record in records if "train" in record.refs}
-
-
-def _traces(stages: Stages) -> list[TreeTrace]:
-    """The few trees of an iteration that tell most."""
-    if "score" not in stages:
-        return []
-    trees, scores = load_trees(stages["search"]), load_scores(stages["score"][0])
-    folder = open_store().open(stages["problems"][0])
-    problems = {problem.problem_id: problem for problem in read_problems(folder / PROBLEMS)}
-    return [trace_tree(trees[i], problems[trees[i].problem_id], scores[i]) for i in choose_trees(trees)]
