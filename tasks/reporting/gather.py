@@ -40,7 +40,9 @@ LOGGER = logging.getLogger("coppice.report")
 def gather_material(records: Sequence[IterationRecord]) -> Material:
     """Curves, trees and flipped answers from the store, and what this process runs on; called at a run's end."""
     missing: list[str] = []
-    histories, trees, flips = {}, [], []
+    histories: dict[int, tuple[dict[str, float], ...]] = {}
+    trees: list[ShownTree] = []
+    flips: list[FlipSummary] = []
     for record in records:
         with _noting(missing, f"training curves of iteration {record.index}"):
             histories |= {record.index: rows} if (rows := _history(record)) else {}
