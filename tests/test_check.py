@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from deployments.preflight.check import QUESTIONS, Answer, check
+from deployments.preflight.check import CHECKS, run_checks
+from deployments.preflight.findings import CheckLine
 from deployments.presets import preset
 from pipeline_lib.config import Settings, apply_overrides
 
@@ -28,13 +29,13 @@ def home(tmp_path: Path, new_home: object, monkeypatch: pytest.MonkeyPatch) -> P
     return home
 
 
-def answers(*overrides: str, only: tuple[str, ...] = ()) -> dict[str, Answer]:
-    """By question; with `only`, those alone are asked."""
+def check_lines(*overrides: str, only: tuple[str, ...] = ()) -> dict[str, CheckLine]:
+    """By check; with `only`, those alone are made."""
     config = apply_overrides(preset("tiny"), [*SMALL, *overrides])
     with pytest.MonkeyPatch.context() as patch:
         if only:
-            patch.setattr("deployments.preflight.check.QUESTIONS", tuple(row for row in QUESTIONS if row[0] in only))
-        return {answer.question: answer for answer in check(config, Settings())}
+            patch.setattr("deployments.preflight.check.CHECKS", tuple(check for check in CHECKS if check.name in only))
+        return {line.check: line for line in run_checks(config, Settings())}
 
 
 def rows(path: Path, *answers: str) -> str:
@@ -44,9 +45,9 @@ def rows(path: Path, *answers: str) -> str:
 
 
 def test_the_tiny_preset_passes_and_its_cost_is_told(home: Path) -> None:
-    found = answers()
-    assert {answer.verdict for answer in found.values()} == {"ok"}
-    assert list(found) == [question for question, _, _ in QUESTIONS]
+    found = check_lines()
+    assert {line.verdict for line in found.values()} == {"ok"}
+    assert list(found) == [check.name for check in CHECKS]
     assert "155,648 weights of a rank-16 adapter" in found["model"].text
     assert "tokens/s sampled" in found["one problem"].text
     assert found["cost"].text.startswith("3 iterations of ")
@@ -54,7 +55,7 @@ def test_the_tiny_preset_passes_and_its_cost_is_told(home: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "question", "reason"),
+    ("override", "check", "reason"),
     [
         ("problems.path=missing.jsonl", "problems", "missing.jsonl"),
         ("problems.num_validation=2", "problems", "none is left to train on"),
@@ -65,28 +66,28 @@ def test_the_tiny_preset_passes_and_its_cost_is_told(home: Path) -> None:
     ],
 )
 def test_what_would_stop_a_run_is_named(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str, question: str, reason: str
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str, check: str, reason: str
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     path = rows(tmp_path / "problems.jsonl", "1", "2")
     is_file = override.startswith("problems.")
     files = ("problems.dataset=file", f"problems.path={path}") if is_file else ()
-    found = answers(*files, override, only=("problems", "model", "prompts", "memory"))
-    assert found[question].verdict == "problem"
-    assert reason in found[question].text
-    assert "\n" not in found[question].text
+    found = check_lines(*files, override, only=("problems", "model", "prompts", "memory"))
+    assert found[check].verdict == "problem"
+    assert reason in found[check].text
+    assert "\n" not in found[check].text
 
 
-def test_golds_that_nobody_can_grade_are_counted(home: Path, tmp_path: Path) -> None:
+def test_gold_answers_that_nobody_can_grade_are_counted(home: Path, tmp_path: Path) -> None:
     path = rows(tmp_path / "problems.jsonl", "1", "2", "\\frac{1}{2}", "2^{99999999999}")
-    found = answers(
-        "problems.dataset=file", f"problems.path={path}", "problems.num_validation=1", only=("problems", "golds")
+    found = check_lines(
+        "problems.dataset=file", f"problems.path={path}", "problems.num_validation=1", only=("problems", "gold answers")
     )
-    assert "file/train: 4 tried, 1 cannot be graded (file/train/00003: '2^{99999999999}')" in found["golds"].text
+    assert "file/train: 4 tried, 1 cannot be graded (file/train/00003: '2^{99999999999}')" in found["gold answers"].text
 
 
 def test_a_model_that_never_answers_is_no_surprise_later(home: Path) -> None:
-    found = answers("search.max_new_tokens=2")
+    found = check_lines("search.max_new_tokens=2")
     assert found["one problem"].verdict == "problem"
     assert "raise search.max_new_tokens" in found["one problem"].text
-    assert found["cost"] == Answer("cost", "not asked", "needs the rehearsal")
+    assert found["cost"] == CheckLine("cost", "skipped", "needs the rehearsal")

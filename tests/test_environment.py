@@ -1,4 +1,4 @@
-"""Temporary servers of killed runs, on real ones."""
+"""Defaults of the environment, and the temporary servers of killed runs, real ones."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ import psutil
 import pytest
 from server_fixtures import wait_until
 
-from deployments.environment import STARTED_BY, TEMPORARY_SERVER, end_orphaned_servers
+from deployments.environment import STARTED_BY, TEMPORARY_SERVER, end_orphaned_servers, prepare_environment
 from pipeline_lib.config import Settings
-
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 STARTS_A_FLOW = """
 import time
@@ -31,6 +29,16 @@ time.sleep(600)
 """
 
 
+def test_the_environment_is_only_a_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "environ", {"DO_NOT_TRACK": "mine"})
+    prepare_environment(Settings(home=tmp_path))
+    assert os.environ["DO_NOT_TRACK"] == "mine"
+    assert os.environ["PREFECT_LOCAL_STORAGE_PATH"] == str(tmp_path / "prefect")
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_the_next_command_ends_the_server_of_a_killed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(STARTED_BY, "")  # put back afterwards
     command = [sys.executable, "-c", STARTS_A_FLOW]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from report_fixtures import OTHER, make_audit, make_record, make_report, make_result
 
-from deployments.command.output import notice_lines
+from deployments.command.output.closing import notice_lines
 from pipeline_lib.config import PipelineConfig
 from pipeline_lib.report.sanity import single_iteration_checks
 from pipeline_lib.report.signatures import Signature, failure_signatures

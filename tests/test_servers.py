@@ -14,8 +14,7 @@ import psutil
 import pytest
 from served_home import ServedHome, free_port
 
-from deployments.service import background as processes
-from deployments.service import servers
+from deployments.service import background, servers
 from deployments.service.background import Server
 from pipeline_lib.config import ConfigError, Settings
 
@@ -54,10 +53,10 @@ def make_server(folder: Path, code: str, *, healthy: bool = True, address: str =
 
 
 def test_a_server_is_ended_with_all_that_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "STOP_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(background, "STOP_TIMEOUT_S", 0.3)
     server = make_server(tmp_path, STUBBORN)
     server.wait(server.start())
-    assert processes.wait_until(lambda: "deaf" in server.log.read_text(), 30)
+    assert background.wait_until(lambda: "deaf" in server.log.read_text(), 30)
     assert len(server.processes()) == 2
     assert server.stop()
     assert server.processes() == []
@@ -67,11 +66,11 @@ def test_a_server_is_ended_with_all_that_it_started(tmp_path: Path, monkeypatch:
 def test_what_wrote_over_its_environment_belongs_to_its_server_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processes, "STOP_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(background, "STOP_TIMEOUT_S", 0.3)
     child = "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], env={}).wait()"
     server = make_server(tmp_path, f"import subprocess, sys; {child}")
     server.wait(server.start())
-    assert processes.wait_until(server.has_children, 30)
+    assert background.wait_until(server.has_children, 30)
     assert server.stop()
     assert server.processes() == []
 
@@ -90,7 +89,7 @@ def test_a_number_that_another_program_got_since_is_left_alone(tmp_path: Path) -
 
 
 def test_one_that_runs_elsewhere_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "STOP_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(background, "STOP_TIMEOUT_S", 0.3)
     server = make_server(tmp_path, "import time; time.sleep(600)", address="127.0.0.1:1")
     server.start()
     try:

@@ -1,1 +1,1 @@
-"""The `coppice` command, one file per family of subcommands."""
+"""The `coppice` command: `app` lists the subcommands, each in the file of its name or family."""

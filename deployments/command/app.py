@@ -1,4 +1,4 @@
-"""The `coppice` command.
+"""The `coppice` command: its subcommands, and what becomes of their errors.
 
 One idea: it starts at once. Everything but typer is imported by the subcommand that needs it, so
 that ``--help`` and every refusal of a bad setting take a fraction of a second.
@@ -7,12 +7,27 @@ that ``--help`` and every refusal of a bad setting take a fraction of a second.
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
-from deployments.command import bench, champion, grade, operate, run
+from deployments.command.bench import bench
+from deployments.command.build_base import build_base
+from deployments.command.champion import promote, rollback
+from deployments.command.check import check
+from deployments.command.grade import grade
 from deployments.command.options import is_debugging
+from deployments.command.report import report
+from deployments.command.run import evaluate, run
+from deployments.command.service import alerts, down, serve, up
 from deployments.errors import describe_error
+
+SUBCOMMANDS = {
+    "Runs": (check, run, evaluate, report, grade),
+    "The champion": (promote, rollback),
+    "Servers and schedules": (up, down, serve, alerts),
+    "Development": (bench, build_base),
+}
 
 app = typer.Typer(
     help="A language model improves its own step-by-step reasoning: search, score, audit, train, evaluate, repeat.",
@@ -20,20 +35,39 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for family in (run, grade, bench, champion, operate):
-    family.add_to(app)
+for panel, subcommands in SUBCOMMANDS.items():
+    for subcommand in subcommands:
+        app.command(rich_help_panel=panel)(subcommand)
 
 
 def main() -> None:
     """Entry point: errors become one line on stderr; COPPICE_DEBUG=1 shows the traceback instead."""
     try:
-        app()
+        app(prog_name="coppice")
     except Exception as error:
         if is_debugging():
             raise
         line, code = describe_error(error)
         typer.echo(line, err=True)
         sys.exit(code)
+
+
+def print_version(wanted: bool) -> None:
+    """Prints the installed version and ends the command."""
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"coppice {version('coppice')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options_of_the_command(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=print_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Declares the options that come before a subcommand; their callbacks do the work."""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`coppice bench`: the benchmarks of the checkout, as a process of their own."""
+"""`coppice bench`: runs the benchmarks of the checkout in a process of their own."""
 
 from __future__ import annotations
 
@@ -9,19 +9,16 @@ from typing import Annotated
 
 import typer
 
-from deployments.command.options import prepare
+from deployments.command.options import load_settings, require_writable
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def add_to(app: typer.Typer) -> None:
-    """Adds the subcommand to the command."""
-    app.command()(bench)
-
-
 def bench(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the ratios to this file.")] = None,
-    only: Annotated[str | None, typer.Option(help="One part: search, grading, flow, cluster, vllm or gpu.")] = None,
+    only: Annotated[
+        str | None, typer.Option(help="Measure one part: search, grading, flow, cluster, vllm or gpu.")
+    ] = None,
 ) -> None:
     """Measure throughput against simpler schedules, as ratios on this machine."""
     from pipeline_lib.config import ConfigError
@@ -29,7 +26,8 @@ def bench(
     folder = ROOT / "tests" / "benchmarks"
     if not (folder / "__main__.py").is_file():
         raise ConfigError(f"bench: {folder} has no benchmarks; run it from a checkout installed with pip install -e .")
-    prepare(json_file)
+    require_writable(json_file)
+    load_settings()
     arguments = [] if json_file is None else ["--json", str(json_file.resolve())]
     arguments += [] if only is None else ["--only", only]
     raise typer.Exit(subprocess.run([sys.executable, str(folder), *arguments], cwd=ROOT, check=False).returncode)

@@ -1,4 +1,4 @@
-"""`coppice grade`: the subcommand; `grade_file` does the work."""
+"""`coppice grade`: the subcommand; grade_file.py does the work."""
 
 from __future__ import annotations
 
@@ -7,25 +7,31 @@ from typing import Annotated
 
 import typer
 
-from deployments.command.options import SetOption, prepare
+from deployments.command.options import load_settings, require_writable
 
-
-def add_to(app: typer.Typer) -> None:
-    """Adds the subcommand to the command."""
-    app.command()(grade)
+GradingSetOption = Annotated[
+    list[str],
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="Change a convention, for example grading.percent=unit; repeatable."
+    ),
+]
 
 
 def grade(
     input_file: Annotated[
-        Path, typer.Option("--input", metavar="FILE", help="JSONL with the texts `gold` and `prediction` in every row.")
+        Path,
+        typer.Option(
+            "--input", metavar="FILE", help="JSONL; every row has `gold`, the right answer, and `prediction`."
+        ),
     ],
     output: Annotated[
-        Path, typer.Option(metavar="FILE", help="Gets the same rows with `grade` and `answer`, replaced if present.")
+        Path,
+        typer.Option(metavar="FILE", help="Gets the same rows with `grade` and `answer` added; replaced if it exists."),
     ],
-    grader: Annotated[str, typer.Option(help="math, or your own my_package.my_module:verify.")] = "math",
-    dataset: Annotated[str, typer.Option(help="Whose conventions hold: gsm8k, math, file, ...")] = "math",
-    overrides: SetOption = [],  # noqa: B006  typer copies it
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; half of the cores if left out.")] = None,
+    grader: Annotated[str, typer.Option(help="math, or your own verifier, my_package.my_module:verify.")] = "math",
+    dataset: Annotated[str, typer.Option(help="Dataset whose conventions hold: gsm8k, math, file, …")] = "math",
+    overrides: GradingSetOption = [],  # noqa: B006  typer copies it
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; half of the cores if left out.")] = None,
 ) -> None:
     """Grade a file of answers: each is correct, wrong, unparsed or timeout."""
     from pipeline_lib.config import ConfigError, PipelineConfig, apply_overrides
@@ -35,10 +41,11 @@ def grade(
         if not override.startswith("grading."):
             raise ConfigError(f"--set {override}: only grading.* changes anything here, as grading.percent=unit")
     conventions = conventions_of(apply_overrides(PipelineConfig(), overrides), dataset)
-    prepare(output)
-    from deployments.command import output as terminal
+    require_writable(output)
+    load_settings()
     from deployments.command.grade_file import grade_file, print_counts
+    from deployments.command.output.progress_bar import show_progress
 
-    with terminal.show_progress():
+    with show_progress():
         counts = grade_file(input_file, output, conventions=conventions, grader=grader, num_workers=workers)
     print_counts(counts)

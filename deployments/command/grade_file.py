@@ -1,4 +1,4 @@
-"""``coppice grade``: a JSONL file of predictions and golds in, the same rows with their grades out.
+"""Grades a JSONL file: predictions and right answers in, the same rows with their grades out.
 
 One idea: the whole input is checked before the first row is graded, and the output gets its name only
 when it is complete. So a bad row costs a second, and no file is ever half written.
@@ -26,7 +26,7 @@ LOGGER = logging.getLogger("coppice.progress")
 FIELDS = ("gold", "prediction")
 WINDOW = 4096
 """Rows read and not yet written: a slow answer holds back the rows after it, and their number is bounded."""
-SHOW_EVERY_S = 0.2
+REPORT_EVERY_S = 0.2
 
 Row = dict[str, Any]
 
@@ -66,20 +66,20 @@ def grade_file(
     num_rows = sum(1 for _ in read_rows(input_file))
     grades: Counter[Grade] = Counter()
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    started = shown = time.perf_counter()
+    started = reported = time.perf_counter()
     try:
         pool = GradingPool(num_workers, conventions=conventions or Conventions(), grader=grader)
         with pool, partial.open("w", encoding="utf-8") as stream:
-            for row in _graded(read_rows(input_file), pool):
+            for row in _grade_rows(read_rows(input_file), pool):
                 stream.write(json.dumps(row) + "\n")
                 grades[row["grade"]] += 1
-                if time.perf_counter() - shown > SHOW_EVERY_S:
-                    shown = time.perf_counter()
-                    _show(grades.total(), num_rows)
+                if time.perf_counter() - reported > REPORT_EVERY_S:
+                    reported = time.perf_counter()
+                    _report_progress(grades.total(), num_rows)
         partial.replace(output)
     finally:
         partial.unlink(missing_ok=True)
-    _show(num_rows, num_rows)
+    _report_progress(num_rows, num_rows)
     return GradeCounts(grades, time.perf_counter() - started)
 
 
@@ -94,10 +94,10 @@ def read_rows(path: Path) -> Iterator[Row]:
     with path.open("rb") as stream:  # bytes: only a line feed ends a row, whatever else a text may hold
         for number, line in enumerate(stream, start=1):
             if line.strip():
-                yield _checked(line, f"--input {path}, row {number}")
+                yield _parse_row(line, f"--input {path}, row {number}")
 
 
-def _checked(line: bytes, place: str) -> Row:
+def _parse_row(line: bytes, place: str) -> Row:
     try:
         row = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -112,29 +112,32 @@ def _checked(line: bytes, place: str) -> Row:
     return row
 
 
-def _graded(rows: Iterator[Row], pool: GradingPool) -> Iterator[Row]:
+def _grade_rows(rows: Iterator[Row], pool: GradingPool) -> Iterator[Row]:
     """The rows with their grades, in order; each as soon as all before it are graded."""
     waiting: deque[tuple[str, Row]] = deque()
     graded: dict[str, Graded] = {}
-
-    def settled(*, block: bool) -> Iterator[Row]:
-        graded.update(pool.poll_answers(block=block))
-        while waiting and waiting[0][0] in graded:
-            key, row = waiting.popleft()
-            result = graded.pop(key)
-            yield {**row, "grade": result.grade, "answer": result.answer}
-
     for number, row in enumerate(rows):
         pool.submit(str(number), row["prediction"], row["gold"])
         waiting.append((str(number), row))
-        yield from settled(block=False)
+        graded.update(pool.poll_answers(block=False))
+        yield from _take_graded(waiting, graded)
         while len(waiting) >= WINDOW:
-            yield from settled(block=True)
+            graded.update(pool.poll_answers(block=True))
+            yield from _take_graded(waiting, graded)
     while waiting:
-        yield from settled(block=True)
+        graded.update(pool.poll_answers(block=True))
+        yield from _take_graded(waiting, graded)
 
 
-def _show(completed: int, total: int) -> None:
+def _take_graded(waiting: deque[tuple[str, Row]], graded: dict[str, Graded]) -> Iterator[Row]:
+    """Takes the first rows, as long as they are graded, from both."""
+    while waiting and waiting[0][0] in graded:
+        key, row = waiting.popleft()
+        result = graded.pop(key)
+        yield {**row, "grade": result.grade, "answer": result.answer}
+
+
+def _report_progress(completed: int, total: int) -> None:
     LOGGER.info("", extra={"stage": "grade", "completed": completed, "total": total})
 
 

@@ -13,15 +13,23 @@ import typer
 if TYPE_CHECKING:
     from pipeline_lib.config import PipelineConfig, Settings
 
-PresetOption = Annotated[str, typer.Option(help="Named configuration to start from.")]
+PRESET_NAMES = "tiny, gsm8k, math, gsm8k-24gb or math-24gb"  # of deployments/presets.py, which is slow to import
+
+PresetOption = Annotated[str, typer.Option(help=f"Configuration to start from: {PRESET_NAMES}.")]
 SetOption = Annotated[
-    list[str], typer.Option("--set", metavar="NAME=VALUE", help="Change one setting, as search.c_uct=0.5; repeatable.")
+    list[str],
+    typer.Option("--set", metavar="NAME=VALUE", help="Change one setting, for example search.c_uct=0.5; repeatable."),
 ]
 ModelOption = Annotated[str | None, typer.Option(help="Model folder or hub name; short for --set policy.model=….")]
 
 
 def build_config(preset: str, overrides: list[str], model: str | None = None) -> PipelineConfig:
     """The preset with every ``--set`` applied, the model last.
+
+    Args:
+        preset: name of a preset.
+        overrides: ``NAME=VALUE`` each, as ``search.c_uct=0.5``.
+        model: model folder or hub name; None keeps the configuration's.
 
     Raises:
         ConfigError: an unknown preset or setting (the nearest one is named), or a value out of bounds.
@@ -35,29 +43,34 @@ def build_config(preset: str, overrides: list[str], model: str | None = None) ->
     if preset not in names:
         nearest = difflib.get_close_matches(preset, names, n=1, cutoff=0.0)[0]
         raise ConfigError(f"--preset {preset}: there is none of that name; the nearest is {nearest!r}")
-    chosen = [] if model is None else [f"policy.model={json.dumps(model)}"]
-    config = apply_overrides(presets.preset(preset), [*overrides, *chosen])
+    model_override = [] if model is None else [f"policy.model={json.dumps(model)}"]
+    config = apply_overrides(presets.preset(preset), [*overrides, *model_override])
     for dataset in (config.problems.dataset, *(name.partition("=")[0] for name in config.evaluation.datasets)):
-        format_of(dataset)
-    model_path(config.policy.model)
+        format_of(dataset)  # an unknown one is refused
+    model_path(config.policy.model)  # a missing folder is refused
     return config
 
 
-def prepare(output: Path | None) -> Settings:
-    """Sets the environment up for what is imported next; refuses an output that could not be written at the end."""
-    from deployments.environment import prepare_environment
-    from pipeline_lib.config import ConfigError, Settings
+def require_writable(file: Path | None) -> None:
+    """Raises ConfigError unless a file can be written there; a run of hours shall not end with that."""
+    from pipeline_lib.config import ConfigError
 
-    # A run takes minutes: what it shall be written to is checked before, not after.
-    if output is not None and (output.is_dir() or not output.resolve().parent.is_dir()):
-        raise ConfigError(f"{output}: cannot be written; name a file in an existing folder")
+    if file is not None and (file.is_dir() or not file.resolve().parent.is_dir()):
+        raise ConfigError(f"{file}: cannot be written; name a file in an existing folder")
+
+
+def load_settings() -> Settings:
+    """Where things live; sets the environment up for Prefect, MLflow and the flows, which are imported after this."""
+    from deployments.environment import prepare_environment
+    from pipeline_lib.config import Settings
+
     settings = Settings()
     prepare_environment(settings, debug=is_debugging())
     return settings
 
 
 def write_json(path: Path, value: object) -> None:
-    """Writes what ``--summary`` asks for."""
+    """Writes `value` as indented JSON."""
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 

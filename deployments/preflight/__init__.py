@@ -1,1 +1,1 @@
-"""What can be known about a run before it costs a GPU hour."""
+"""Checks before a run: what would stop it, and what it would cost."""

@@ -1,7 +1,7 @@
 """One problem through every stage, with the very model of the run, and how fast this machine is at it.
 
-One idea: a stage that would fail after hours of search fails here within a minute. Where chance gives no signal, as a
-model that is always right or always wrong, the rollouts are graded in turns, so that training is tried all the same.
+A stage that would fail after hours of search fails here within a minute. Where chance gives no signal, as with
+a model that is always right or always wrong, the rollouts are graded in turns, so that training is tried all the same.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class Rehearsal:
         tokens_per_rollout: tokens that the search drew for a rollout, on average.
         trained_per_s: packed tokens per second, forward and backward.
         trained_tokens: packed tokens of the problem's tree.
-        tree_bytes: of the tree on disk.
-        policy_bytes: of what training writes.
-        outcomes: rollouts by outcome, ``3 correct, 13 wrong``.
+        tree_bytes: size of the tree on disk.
+        policy_bytes: size of the adapter or model that training writes.
+        outcomes: rollouts by outcome, as ``3 correct, 13 wrong``.
         graded_in_turns: whether chance gave no signal, so that training was tried on invented grades.
     """
 
@@ -56,7 +56,7 @@ class Rehearsal:
     graded_in_turns: bool
 
 
-class GradesInTurns:
+class AlternatingGrader:
     """Calls every other answer right, whatever it says."""
 
     def __init__(self) -> None:
@@ -80,16 +80,19 @@ def rehearse(config: PipelineConfig, problem: Problem, folder: Path) -> Rehearsa
     """Samples, searches, scores, audits, trains, loads what was trained, and answers with it.
 
     Args:
-        config: of the run.
+        config: what the run will use.
         problem: the one that goes through.
-        folder: empty; for what training writes.
+        folder: empty; gets what training writes.
+
+    Raises:
+        ConfigError: no rollout has an answer that can be graded.
     """
     base = base_policy(config)
-    with closed_engines(), open_grader(config, problem.dataset) as grader:
+    with _closing_engines(), open_grader(config, problem.dataset) as grader:
         engine = open_policy(config, base, [problem])
         sampled_per_s, tokens_per_answer = _throughput(engine, problem, config)
         tree = _search(config, problem, engine, grader)
-        informative = tree if tree.is_informative else _search(config, problem, engine, GradesInTurns())
+        informative = tree if tree.is_informative else _search(config, problem, engine, AlternatingGrader())
         if not informative.is_informative:
             raise ConfigError(
                 f"none of {tree.num_rollouts} rollouts has an answer that can be graded ({_outcomes(tree)}): raise "
@@ -97,7 +100,7 @@ def rehearse(config: PipelineConfig, problem: Problem, folder: Path) -> Rehearsa
             )
         trained_tokens, seconds = _train(config, informative, folder)
         trained = base.model_copy(update={"policy_id": "rehearsal", "adapter_uri": str(folder / "policy")})
-        _answer(config, problem, trained, grader)
+        _evaluate(config, problem, trained, grader)
     write_trees_parquet([tree], folder / "trees.parquet")
     return Rehearsal(
         sampled_per_s=sampled_per_s,
@@ -113,8 +116,8 @@ def rehearse(config: PipelineConfig, problem: Problem, folder: Path) -> Rehearsa
 
 
 @contextmanager
-def closed_engines() -> Iterator[None]:
-    """Whatever engine the block opens is gone at its end."""
+def _closing_engines() -> Iterator[None]:
+    """Closes at the block's end whatever engine was opened in it."""
     try:
         yield
     finally:
@@ -140,6 +143,7 @@ def _throughput(engine: Policy, problem: Problem, config: PipelineConfig) -> tup
 
 
 def _search(config: PipelineConfig, problem: Problem, engine: Policy, grader: Grader) -> SearchTree:
+    """The problem's tree, of fewer simulations than the run's where those are many."""
     trees: list[SearchTree] = []
     num_simulations = min(config.search.num_simulations, MAX_SIMULATIONS)
     search_trees(
@@ -155,7 +159,7 @@ def _search(config: PipelineConfig, problem: Problem, engine: Policy, grader: Gr
 
 
 def _train(config: PipelineConfig, tree: SearchTree, folder: Path) -> tuple[float, float]:
-    """One epoch over the tree; packed tokens, and the seconds that they took."""
+    """Packed tokens of one epoch over the tree, and the seconds that they took."""
     from pipeline_lib.policy.loading import load_tokenizer
     from pipeline_lib.training.loop import train
 
@@ -183,7 +187,8 @@ def _train(config: PipelineConfig, tree: SearchTree, folder: Path) -> tuple[floa
     return tokens, times[-1] - times[half]
 
 
-def _answer(config: PipelineConfig, problem: Problem, trained: PolicyRef, grader: Grader) -> None:
+def _evaluate(config: PipelineConfig, problem: Problem, trained: PolicyRef, grader: Grader) -> None:
+    """Loads the trained policy and answers the problem with it."""
     evaluate(
         [problem],
         open_policy(config, trained, [problem]),
@@ -196,6 +201,6 @@ def _answer(config: PipelineConfig, problem: Problem, trained: PolicyRef, grader
 
 
 def _outcomes(tree: SearchTree) -> str:
-    """How the rollouts ended."""
+    """How many rollouts ended in which way, as ``3 correct, 13 wrong``."""
     counts = {outcome.name.lower(): int(tree.visits[tree.outcomes == outcome].sum()) for outcome in Outcome}
     return ", ".join(f"{count} {name}" for name, count in counts.items() if count and name != "open")

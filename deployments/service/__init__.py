@@ -1,1 +1,1 @@
-"""What keeps running: servers, the worker, alerts."""
+"""What keeps running after the command has ended: servers and the worker; and alerts about runs."""

@@ -1,6 +1,6 @@
-"""`coppice alerts`: the automations of automations.yaml on a Prefect server, with a notification block of the user's.
+"""`coppice alerts`: puts the automations of automations.yaml on a Prefect server, with a block of the user's.
 
-One idea: an automation is found by its name; said again with another block, all of them move to that one.
+An automation is found by its name: installed again with another block, all of them notify through that one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pipeline_lib.config import ConfigError
 AUTOMATIONS_FILE = Path(__file__).parents[1] / "automations.yaml"
 
 
-def install(block: str) -> list[str]:
+def install_alerts(block: str) -> list[str]:
     """Creates or updates every automation so that it notifies through `block`; returns their names.
 
     Args:
@@ -40,9 +40,9 @@ def install(block: str) -> list[str]:
             for action in template["actions"]:
                 action["block_document_id"] = str(block_id)
             automation = AutomationCore.model_validate(template)
-            known = client.read_automations_by_name(automation.name)
-            if known:
-                client.update_automation(known[0].id, automation)
+            existing = client.read_automations_by_name(automation.name)
+            if existing:
+                client.update_automation(existing[0].id, automation)
             else:
                 client.create_automation(automation)
     return [template["name"] for template in templates]

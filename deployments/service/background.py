@@ -31,12 +31,12 @@ class Server:
     """One program to be kept running.
 
     Args:
-        name: of its files, ``<name>.json`` and ``<name>.log``.
-        folder: where they lie.
-        command: what is run.
-        environment: all that it sees.
-        address: where it answers, or what it works for: tells whether a running one is the wanted one.
-        is_healthy: asks it; gets the time at which it was started, seconds since the epoch.
+        name: names its files, ``<name>.json`` and ``<name>.log``.
+        folder: where these files lie.
+        command: program and arguments.
+        environment: all of the variables that it sees.
+        address: where it answers, or the server that it works for: a running one with another address is refused.
+        is_healthy: whether it answers; gets the time at which it was started, seconds since the epoch.
     """
 
     name: str
@@ -48,12 +48,12 @@ class Server:
 
     @property
     def log(self) -> Path:
-        """What it prints."""
+        """File of what it prints."""
         return self.folder / f"{self.name}.log"
 
     @property
     def file(self) -> Path:
-        """Session id, address and time of the one that was started last."""
+        """File with session id, address and start time of the one that was started last."""
         return self.folder / f"{self.name}.json"
 
     def processes(self) -> list[psutil.Process]:
@@ -64,7 +64,7 @@ class Server:
         members = {
             process: environment
             for process in psutil.process_iter()
-            if (environment := _in_session(process, session)) is not None
+            if (environment := _environment_in(session, process)) is not None
         }
         # A program that renames itself writes over its environment, one that has just become another has none yet: then
         # those beside it tell whose session this is.
@@ -75,7 +75,7 @@ class Server:
         """Whether it runs already.
 
         Raises:
-            ConfigError: it does, but elsewhere.
+            ConfigError: it does, but at another address.
         """
         if not self.processes():
             return False
@@ -104,7 +104,7 @@ class Server:
         """Returns as soon as it is healthy.
 
         Args:
-            process: that `start` returned.
+            process: what `start` returned.
 
         Raises:
             ConfigError: it ended, or took too long.
@@ -112,7 +112,7 @@ class Server:
         deadline, started = time.monotonic() + START_TIMEOUT_S, read_json(self.file)["started"]
         while not self.is_healthy(started):
             if process.poll() is not None:
-                raise ConfigError(f"up: {self.name} has ended: {self._last_words()} ({self.log})")
+                raise ConfigError(f"up: {self.name} has ended: {self._last_line()} ({self.log})")
             if time.monotonic() > deadline:
                 raise ConfigError(f"up: {self.name} does not answer after {START_TIMEOUT_S:.0f} s; see {self.log}")
             time.sleep(0.2)
@@ -138,7 +138,7 @@ class Server:
     def _mark(self) -> str:
         return f"{self.folder}/{self.name}"
 
-    def _last_words(self) -> str:
+    def _last_line(self) -> str:
         lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n")
         return next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
 
@@ -153,7 +153,7 @@ def wait_until(happened: Callable[[], bool], timeout_s: float) -> bool:
     return True
 
 
-def _in_session(process: psutil.Process, session: int) -> dict[str, str] | None:
+def _environment_in(session: int, process: psutil.Process) -> dict[str, str] | None:
     """The environment of a living process of `session`; None for any other."""
     try:
         if os.getsid(process.pid) != session or process.status() == psutil.STATUS_ZOMBIE:

@@ -1,6 +1,6 @@
 """`coppice up` and `coppice down`: Prefect's server, MLflow's server and a worker on loopback.
 
-One idea: they are the same programs that a team would run on a server, told by their own environment variables what to
+They are the same programs that a team would run on a server, told by their own environment variables what to
 do, and every value here is only a default. Data lies below ``COPPICE_HOME`` unless
 ``PREFECT_SERVER_DATABASE_CONNECTION_URL`` and ``MLFLOW_BACKEND_STORE_URI`` name databases; such an address holds a
 password, so just the server that needs it gets to see it.
@@ -56,7 +56,7 @@ def up(serve_arguments: tuple[str, ...] = ()) -> ServerSettings:
     """Starts what does not run yet, and returns when everything answers.
 
     Args:
-        serve_arguments: of `coppice serve`, ``("--preset", "tiny")`` for one.
+        serve_arguments: what the worker's `coppice serve` gets, as ``("--preset", "tiny")``.
 
     Raises:
         ConfigError: a port is taken, or a server ended or did not answer; nothing started here is left running.
@@ -107,17 +107,19 @@ def servers(settings: Settings, ports: ServerSettings, serve_arguments: tuple[st
             name="prefect",
             folder=folder,
             command=(python, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(ports.prefect_port)),
-            environment=common | _prefect_environment(ports) | (_given(PREFECT_DATABASE) or _prefect_database(home)),
+            environment=common
+            | _prefect_environment(ports)
+            | (_set_by_user(PREFECT_DATABASE) or _prefect_database(home)),
             address=ports.prefect_url,
-            is_healthy=lambda _: _ask(f"{ports.prefect_url}/api/health") is True,
+            is_healthy=lambda _: _request(f"{ports.prefect_url}/api/health") is True,
         ),
         Server(
             name="mlflow",
             folder=folder,
             command=(python, "-m", "mlflow", "server"),
-            environment=common | _mlflow_environment(home, ports) | _given(MLFLOW_DATABASE),
+            environment=common | _mlflow_environment(home, ports) | _set_by_user(MLFLOW_DATABASE),
             address=ports.mlflow_url,
-            is_healthy=lambda _: _ask(f"{ports.mlflow_url}/health") is not None,
+            is_healthy=lambda _: _request(f"{ports.mlflow_url}/health") is not None,
         ),
         Server(
             name="worker",
@@ -163,16 +165,19 @@ def _mlflow_environment(home: Path, ports: ServerSettings) -> dict[str, str]:
     }
 
 
-def _given(names: tuple[str, ...]) -> dict[str, str]:
+def _set_by_user(names: tuple[str, ...]) -> dict[str, str]:
+    """Those of the variables that are set, with their values."""
     return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def _start(missing: list[Server]) -> None:
+    """Starts them side by side, and returns when all are healthy."""
     for server, process in [(server, server.start()) for server in missing]:
         server.wait(process)
 
 
 def _require_free(port: int, variable: str) -> None:
+    """Raises ConfigError where another program listens on the port; `variable` chooses another."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -185,7 +190,7 @@ def _require_free(port: int, variable: str) -> None:
 
 def _has_worker(prefect_url: str, started: float) -> bool:
     """Whether a worker has reported since it was started."""
-    workers = _ask(f"{prefect_url}/api/work_pools/{POOL}/workers/filter", {}) or []
+    workers = _request(f"{prefect_url}/api/work_pools/{POOL}/workers/filter", {}) or []
     return any(datetime.fromisoformat(worker["last_heartbeat_time"]).timestamp() > started for worker in workers)
 
 
@@ -195,15 +200,15 @@ def _cancel_runs(prefect_url: str) -> bool:
         "flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}},
         "work_pools": {"name": {"any_": [POOL]}},
     }
-    runs = _ask(f"{prefect_url}/api/flow_runs/filter", query) or []
+    runs = _request(f"{prefect_url}/api/flow_runs/filter", query) or []
     for run in runs:
         if run["state_type"] != "CANCELLING":
             state = {"type": "CANCELLING", "message": "`coppice down`"}
-            _ask(f"{prefect_url}/api/flow_runs/{run['id']}/set_state", {"state": state})
+            _request(f"{prefect_url}/api/flow_runs/{run['id']}/set_state", {"state": state})
     return bool(runs)
 
 
-def _ask(url: str, body: Mapping[str, Any] | None = None) -> Any:
+def _request(url: str, body: Mapping[str, Any] | None = None) -> Any:
     """The answer, parsed where it is JSON; None without one."""
     data = None if body is None else json.dumps(body).encode()
     try:

@@ -1,7 +1,7 @@
 """What `coppice serve` does: registers the deployments of prefect.yaml and becomes the worker that runs them.
 
-One idea: prefect.yaml says what there is and Prefect's own commands do the work, so that whatever is true of a
-deployment by the book is true of these. A process worker, not `flow.serve`: the work pool stands between
+prefect.yaml says what there is and Prefect's own commands do the work, so that whatever its documentation says of a
+deployment is true of these. A process worker, not `flow.serve`: the work pool stands between
 schedule and machine, so the same deployments run on other machines by naming another pool.
 """
 
@@ -25,16 +25,16 @@ CONFIG_VARIABLE = "COPPICE_SERVED_CONFIG"
 PREFECT = (sys.executable, "-m", "prefect")
 
 
-def settings(new_schedules: Mapping[str, bool], preset: str = "tiny") -> dict[str, Any]:
-    """A step of prefect.yaml: what its placeholders stand for.
+def placeholders(new_schedules: Mapping[str, bool], preset: str = "tiny") -> dict[str, Any]:
+    """The values of the placeholders in prefect.yaml; a build step there calls this.
 
-    ``config`` is the preset's whole configuration, or the one that `register` was given; ``directory`` is where
-    relative paths in it start. A schedule's name stands for on or off while the server has no such schedule, and for
-    nothing afterwards: it stays as somebody switched it.
+    ``config`` is the preset's whole configuration, or the one that `register_deployments` was given; ``directory`` is
+    where relative paths in it start. A schedule's name stands for on or off while the server has no such schedule, and
+    for nothing afterwards: it stays as somebody switched it.
 
     Args:
-        new_schedules: ``flow/deployment/schedule``, and whether it starts switched on.
-        preset: whose configuration.
+        new_schedules: from ``flow/deployment/schedule`` to whether it starts switched on.
+        preset: name of the preset, where no configuration was given.
     """
     from prefect.client.orchestration import get_client
 
@@ -43,7 +43,7 @@ def settings(new_schedules: Mapping[str, bool], preset: str = "tiny") -> dict[st
     given = os.environ.get(CONFIG_VARIABLE)
     config = json.loads(given) if given else presets.preset(preset).model_dump(mode="json")
     with get_client(sync_client=True) as client:
-        new = {name: on for name, on in new_schedules.items() if not _is_there(client, name)}
+        new = {name: on for name, on in new_schedules.items() if not _has_schedule(client, name)}
     return {
         "config": config,
         "directory": str(Path.cwd()),
@@ -60,15 +60,18 @@ def require_server(command: str) -> None:
         raise ConfigError(f"{command}: no Prefect server is named; `make up` starts one, or set PREFECT_API_URL")
 
 
-def register(config: PipelineConfig) -> None:
-    """Creates or updates work pool and deployments.
+def register_deployments(config: PipelineConfig) -> None:
+    """Creates or updates the work pool and the deployments of prefect.yaml.
+
+    Args:
+        config: what the deployments' forms start from.
 
     Raises:
         ConfigError: no server is named, or it refused.
     """
     require_server("serve")
     _create_pool()
-    done = subprocess.run(
+    deployed = subprocess.run(
         [*PREFECT, "--no-prompt", "deploy", "--all", "--prefect-file", str(PREFECT_FILE)],
         env={**os.environ, CONFIG_VARIABLE: config.model_dump_json()},
         stdout=subprocess.PIPE,
@@ -76,15 +79,15 @@ def register(config: PipelineConfig) -> None:
         text=True,
         check=False,
     )
-    if done.returncode != 0:
-        raise ConfigError(f"serve: {PREFECT_FILE.name} was not accepted: {' '.join(done.stdout.split())[-600:]}")
+    if deployed.returncode != 0:
+        raise ConfigError(f"serve: {PREFECT_FILE.name} was not accepted: {' '.join(deployed.stdout.split())[-600:]}")
 
 
-def work(name: str | None = None) -> NoReturn:
+def become_worker(name: str | None = None) -> NoReturn:
     """Turns this process into the worker; it takes one run at a time and ends by SIGINT or SIGTERM.
 
     Args:
-        name: in the UI; the host's if left out. Two workers on one machine need two names.
+        name: the worker's name in the UI; the host's if None. Two workers on one machine need two names.
     """
     worker = [*PREFECT, "worker", "start", "--pool", POOL, "--type", "process", "--limit", "1"]
     os.execv(worker[0], [*worker, "--name", name or socket.gethostname()])
@@ -104,7 +107,7 @@ def _create_pool() -> None:
             client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
 
 
-def _is_there(client: Any, schedule: str) -> bool:
+def _has_schedule(client: Any, schedule: str) -> bool:
     from prefect.exceptions import ObjectNotFound
 
     deployment, _, slug = schedule.rpartition("/")

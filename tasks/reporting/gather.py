@@ -18,7 +18,7 @@ from pipeline_lib.gate import calibration_grid, replay
 from pipeline_lib.problems.problem_table import read_problems
 from pipeline_lib.report import Material, render_page
 from pipeline_lib.report.flips import summarise_flips
-from pipeline_lib.report.material import FlipSummary, bounded_history
+from pipeline_lib.report.material import FlipSummary, ShownTree, bounded_history
 from pipeline_lib.report.tables import tested_datasets
 from pipeline_lib.tracking import load_text
 from pipeline_lib.tracking.provenance import describe_environment
@@ -36,7 +36,9 @@ LOGGER = logging.getLogger("coppice.report")
 def gather_material(records: Sequence[IterationRecord]) -> Material:
     """Curves, trees and flipped answers from the store, and what this process runs on; called at a run's end."""
     missing: list[str] = []
-    histories, trees, flips = {}, [], []
+    histories: dict[int, tuple[dict[str, float], ...]] = {}
+    trees: list[ShownTree] = []
+    flips: list[FlipSummary] = []
     for record in records:
         with _naming_what_is_missing(missing, f"training curves of iteration {record.index}"):
             histories |= {record.index: rows} if (rows := _history(record)) else {}

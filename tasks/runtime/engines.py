@@ -180,7 +180,7 @@ def open_policy(config: PipelineConfig, policy: PolicyRef, problems: list[Proble
     if config.policy.backend == "scripted":
         return _scripted(config, policy, problems, instruction)
     engine = engines.open(config, policy)
-    engine.codec = TokenizerCodec(engine.codec.tokenizer, instruction)  # type: ignore[attr-defined]
+    engine.codec = TokenizerCodec(engine.codec.tokenizer, instruction)  # type: ignore[attr-defined,misc]  # each engine has this codec
     return engine
 
 

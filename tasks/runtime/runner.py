@@ -39,7 +39,7 @@ class RunnerError(RuntimeError):
     """Ray could not do what it was asked; the message is one line and says what to do."""
 
 
-def run_each(config: PipelineConfig, stage: Stage[Any], calls: Sequence[Call], *, name: str) -> tuple[Ref, ...]:
+def run_each(config: PipelineConfig, stage: Stage[..., Ref], calls: Sequence[Call], *, name: str) -> tuple[Ref, ...]:
     """The stage's reference for every call, in order.
 
     Args:
@@ -73,7 +73,7 @@ def check_runner(config: PipelineConfig) -> None:
         )
 
 
-def _run_on_ray(config: RayConfig, stage: Stage[Any], calls: Sequence[Call], name: str) -> None:
+def _run_on_ray(config: RayConfig, stage: Stage[..., Ref], calls: Sequence[Call], name: str) -> None:
     engines.close()  # workers on this machine need the memory
     with ray_tasks(config) as runner:
         futures = [stage.submit(runner, **call) for call in calls]

@@ -12,7 +12,7 @@ import inspect
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from prefect import State, Task, task
 from prefect.cache_policies import NO_CACHE
@@ -28,6 +28,7 @@ from pipeline_lib.types import Ref
 
 P = ParamSpec("P")
 R = TypeVar("R")
+StageTask = Task[..., dict[str, Any] | State[Any]]
 
 LONGEST_DELAY_S = 300.0
 STAGE_SECONDS = "stage_seconds"
@@ -77,16 +78,17 @@ class Stage(Generic[P, R]):
     ) -> None:
         self.name = getattr(body, "__name__").replace("_", "-")  # noqa: B009 - Callable has no __name__ for mypy
         self.__module__ = body.__module__
-        self._body, self._spec, self._version = body, spec, version
+        self._body: Callable[..., Done] = body
+        self._spec, self._version = spec, version
         self._result, self._still_holds, self._transient = result, still_holds, transient
-        self._task = task(
-            self._task_function(),
+        make_task = task(
             name=self.name,
             task_run_name=run_name,
             cache_policy=NO_CACHE,
             persist_result=False,
             retry_condition_fn=self._retry_condition(),
         )
+        self._task: StageTask = make_task(self._task_function())
 
     def entry(self, **arguments: Any) -> Entry:
         """Where the stage's result lies, or will lie, for these arguments."""
@@ -103,7 +105,8 @@ class Stage(Generic[P, R]):
 
     def submit(self, runner: TaskRunner[Any], **arguments: Any) -> PrefectFuture[Any]:
         """Hands the stage to a task runner; once it is done, the result is the entry's."""
-        return runner.submit(self._with_retries(), parameters=arguments)
+        future: PrefectFuture[Any] = runner.submit(self._with_retries(), parameters=arguments)
+        return future
 
     def __reduce__(self) -> str:
         """By name, as modules travel to another process: the code there is this code."""
@@ -112,10 +115,13 @@ class Stage(Generic[P, R]):
     def _is_done(self, entry: Entry, arguments: Mapping[str, Any]) -> bool:
         return entry.is_complete() and self._still_holds(entry, **arguments)
 
-    def _with_retries(self) -> Task[..., Any]:
+    def _with_retries(self) -> StageTask:
         """The task, tried again after an error that passes by itself: an outage shall not end a run of days."""
-        delays = doubling_delays(Settings().tracking_patience_s) if self._transient else []
-        return self._task.with_options(retries=len(delays), retry_delay_seconds=delays) if delays else self._task
+        delays: list[float] = doubling_delays(Settings().tracking_patience_s) if self._transient else []
+        if not delays:
+            return self._task
+        patient: StageTask = self._task.with_options(retries=len(delays), retry_delay_seconds=delays)
+        return patient
 
     def _retry_condition(self) -> Callable[..., bool]:
         def is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
@@ -151,15 +157,34 @@ class Stage(Generic[P, R]):
         return name_full_disk(open_store().root, self.name)
 
 
+@overload
+def stage(
+    spec: Callable[..., Mapping[str, Any]],
+    *,
+    run_name: str,
+    version: int = ...,
+    still_holds: Callable[..., bool] = ...,
+    transient: tuple[type[Exception], ...] = ...,
+) -> Callable[[Callable[Concatenate[Entry, P], Done]], Stage[P, Ref]]: ...
+@overload
+def stage(
+    spec: Callable[..., Mapping[str, Any]],
+    *,
+    run_name: str,
+    version: int = ...,
+    result: Callable[[Entry], R],
+    still_holds: Callable[..., bool] = ...,
+    transient: tuple[type[Exception], ...] = ...,
+) -> Callable[[Callable[Concatenate[Entry, P], Done]], Stage[P, R]]: ...
 def stage(
     spec: Callable[..., Mapping[str, Any]],
     *,
     run_name: str,
     version: int = 1,
-    result: Callable[[Entry], R] = lambda entry: entry.ref(),  # type: ignore[assignment,return-value]
+    result: Callable[[Entry], Any] = Entry.ref,
     still_holds: Callable[..., bool] = lambda entry, **_: True,
     transient: tuple[type[Exception], ...] = (),
-) -> Callable[[Callable[Concatenate[Entry, P], Done]], Stage[P, R]]:
+) -> Callable[[Callable[Concatenate[Entry, P], Done]], Stage[P, Any]]:
     """Makes a stage of a function that writes files into a store entry; the stage measures and commits it.
 
     Args:
@@ -172,7 +197,7 @@ def stage(
             lasts.
     """
 
-    def decorate(body: Callable[Concatenate[Entry, P], Done]) -> Stage[P, R]:
+    def decorate(body: Callable[Concatenate[Entry, P], Done]) -> Stage[P, Any]:
         return Stage(
             body,
             spec,

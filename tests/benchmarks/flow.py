@@ -22,7 +22,7 @@ def flow_figures(config: PipelineConfig, home: Path) -> list[Figure]:
         home: an empty folder for store, tracking database and artifacts.
     """
     move_home(home)
-    from deployments.command.output import show_progress
+    from deployments.command.output.progress_bar import show_progress
     from flows.self_training import self_training
 
     with show_progress():

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import io
+import importlib.metadata
 import json
-import logging
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,13 +9,13 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import typer
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from rich.console import Console
 
-from deployments.command import app as cli
-from deployments.command import output as terminal
-from deployments.environment import prepare_environment
-from pipeline_lib.config import PipelineConfig, Settings
+from deployments import presets
+from deployments.command import app
+from deployments.command.options import PRESET_NAMES
+from pipeline_lib.config import PipelineConfig
 from pipeline_lib.types import EvalReport, GateDecision, IterationRecord, PolicyRef, RunResult
 
 HEAVY = ("torch", "prefect", "mlflow", "pandas", "transformers")
@@ -62,13 +60,13 @@ def make_result() -> RunResult:
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """The command with a preset and a flow of its own, an empty home and no server."""
-    presets = ModuleType("deployments.presets")
-    presets.preset = lambda name: PipelineConfig(preset=name)  # type: ignore[attr-defined]
-    presets.preset_names = lambda: ("tiny", "gsm8k-lora")  # type: ignore[attr-defined]
+    own_presets = ModuleType("deployments.presets")
+    own_presets.preset = lambda name: PipelineConfig(preset=name)  # type: ignore[attr-defined]
+    own_presets.preset_names = lambda: ("tiny", "gsm8k-lora")  # type: ignore[attr-defined]
     flow = ModuleType("flows.self_training")
     flow.self_training = lambda config: make_result()  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "deployments.presets", presets)
-    monkeypatch.setattr("deployments.presets", presets, raising=False)
+    monkeypatch.setitem(sys.modules, "deployments.presets", own_presets)
+    monkeypatch.setattr("deployments.presets", own_presets, raising=False)
     monkeypatch.setitem(sys.modules, "flows.self_training", flow)
     monkeypatch.setenv("COPPICE_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("COPPICE_DEBUG", raising=False)
@@ -80,13 +78,37 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr(sys, "argv", ["coppice", *arguments])
     with pytest.raises(SystemExit) as caught:
-        cli.main()
+        app.main()
     return int(caught.value.code or 0)
 
 
-def test_help_loads_nothing_heavy() -> None:
-    code = f"import deployments.command.app, sys; print([m for m in {HEAVY} if m in sys.modules])"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+def test_help_and_version_load_nothing_heavy() -> None:
+    code = f"""
+import sys
+from deployments.command import app
+for option in ("--help", "--version"):
+    try:
+        app.app([option], prog_name="coppice")
+    except SystemExit as ended:
+        assert not ended.code
+print([name for name in {HEAVY} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    *_, version, loaded = done.stdout.splitlines()
+    assert (version, loaded, done.stderr) == (f"coppice {importlib.metadata.version('coppice')}", "[]", "")
+
+
+def test_every_subcommand_and_each_of_its_options_has_a_help_text() -> None:
+    group = typer.main.get_group(app.app)
+    names = {name.replace("_", "-") for family in app.SUBCOMMANDS.values() for name in (f.__name__ for f in family)}
+    assert set(group.commands) == names
+    for name, subcommand in group.commands.items():
+        assert (subcommand.help or "").rstrip().endswith("."), name
+        assert [option.name for option in subcommand.params if not getattr(option, "help", None)] == [], name
+
+
+def test_the_help_names_the_presets_that_there_are() -> None:
+    assert PRESET_NAMES.replace(" or ", ", ").split(", ") == presets.preset_names()
 
 
 def test_run_prints_the_table_and_writes_the_summary(
@@ -160,7 +182,7 @@ def test_an_unexpected_error_is_one_line_and_exit_code_1(
     monkeypatch.setenv("COPPICE_DEBUG", "1")
     monkeypatch.setattr(sys, "argv", ["coppice", "run"])
     with pytest.raises(DiskOnFireError):
-        cli.main()
+        app.main()
 
 
 def test_bench_outside_a_checkout_says_what_to_do(
@@ -180,39 +202,9 @@ def test_bench_runs_the_folder_and_hands_its_exit_code_on(command: Path, monkeyp
     assert (command / "ratios.json").read_text() == "{}"
 
 
-def test_the_environment_is_only_a_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(os, "environ", {"DO_NOT_TRACK": "mine"})
-    prepare_environment(Settings(home=tmp_path))
-    assert os.environ["DO_NOT_TRACK"] == "mine"
-    assert os.environ["PREFECT_LOCAL_STORAGE_PATH"] == str(tmp_path / "prefect")
-    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
-
-
-def test_the_last_lines_name_the_servers_in_use_and_no_password() -> None:
-    with temporary_settings(restore_defaults={PREFECT_API_URL}):
-        prefect, mlflow = terminal.ui_lines("postgresql://me:secret@host/db")
-    assert prefect.endswith("prefect server start   then http://127.0.0.1:4200")
-    assert "--backend-store-uri postgresql://host/db " in mlflow
-    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:4711/api"}):
-        prefect, mlflow = terminal.ui_lines("http://me:secret@host:5000")
-    assert prefect.split() == ["stages", "and", "artifacts:", "http://127.0.0.1:4711"]
-    assert mlflow.split() == ["metrics", "and", "models:", "http://host:5000"]
-
-
 def test_a_base_is_not_trained_for_a_place_that_cannot_hold_it(
     command: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (command / "file").touch()
     assert call(monkeypatch, "build-base", "--output", str(command / "file" / "base")) == 2
     assert "cannot be written; name a folder" in capsys.readouterr().err
-
-
-def test_progress_off_a_terminal_is_a_line_per_finished_stage() -> None:
-    logger = logging.getLogger(terminal.PROGRESS_LOGGER)
-    stream = io.StringIO()
-    with terminal.show_progress(Console(file=stream)):
-        for completed in (0, 1, 2, 2):
-            logger.info("searching", extra={"stage": "search 1", "completed": completed, "total": 2})
-        logger.info("iteration 1 passed its audit")
-    assert stream.getvalue().splitlines() == ["search 1: 2/2", "iteration 1 passed its audit"]
-    assert logger.handlers == []

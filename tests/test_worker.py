@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from served_home import ENDED, LONG, ServedHome, processes_of, small_served
 
-from deployments.service.worker import register
+from deployments.service.worker import register_deployments
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # most of it is patience with a busy machine
 
@@ -104,7 +104,7 @@ def test_a_new_schedule_is_as_the_file_says_and_an_old_one_as_it_was_switched(
     switch(served, NIGHTLY, active=False)
     switch(served, WEEKLY, active=True)
     with served.inside():
-        register(small_served())
+        register_deployments(small_served())
     assert schedules(served) == {"weekly": True, "nightly": False}
     switch(served, WEEKLY, active=False)
 

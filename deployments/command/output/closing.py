@@ -1,0 +1,106 @@
+"""What `coppice run` and `coppice evaluate` print when they have ended: tables, the champion, where to look further."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline_lib.config import PipelineConfig
+from pipeline_lib.report.notes import promotion_line
+from pipeline_lib.report.sanity import single_iteration_checks
+from pipeline_lib.report.signatures import failure_signatures
+from pipeline_lib.report.tables import IterationRow, format_accuracy, records_table, tested_datasets
+from pipeline_lib.tracking.champion import model_name
+from pipeline_lib.tracking.outage import without_password
+from pipeline_lib.types import EvalReport, RunResult
+
+
+def results_table(result: RunResult) -> Table:
+    """The closing table: one row per iteration, accuracies in per cent ± half the 95 % interval."""
+    table = Table(title="Test accuracy in %, ± half the 95 % interval", title_justify="left")
+    table.add_column("iteration")
+    datasets = tested_datasets(result.records)
+    for name in (*datasets, "informative", "variance", "KL", "tokens", "seconds"):
+        table.add_column(name, justify="right")
+    table.add_column("decision")
+    for row in records_table(result.records, result.decision):
+        table.add_row(*_cells(row, datasets), style="bold green" if row.decision == "champion" else None)
+    return table
+
+
+def print_result(
+    result: RunResult, config: PipelineConfig, *, tracking_uri: str, console: Console | None = None
+) -> None:
+    """Prints the table, the champion and its reason, what went wrong if anything did, and how to open both UIs."""
+    console = console or Console()
+    if not console.is_terminal:
+        console.width = 160  # nobody's window: a pipe would otherwise cut the table at 80
+    console.print(results_table(result))
+    champion = result.decision.champion
+    lines = [
+        f"champion: {'the base' if champion == 0 else f'iteration {champion}'} ({result.decision.reason})",
+        f"stopped because: {result.stopped_because} ({result.wall_s:.0f} s in all)",
+        *_registry_lines(result, config),
+        *notice_lines(result, config),
+        *ui_lines(tracking_uri),
+    ]
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_reports(reports: Sequence[EvalReport], *, console: Console | None = None) -> None:
+    """Prints one line per evaluated dataset."""
+    table = Table("dataset", "split", "problems", "accuracy (%)", "unparsed", "truncated")
+    for report in reports:
+        counts = (report.num_problems, format_accuracy(report), report.num_unparsed, report.num_truncated)
+        table.add_row(report.dataset, report.split, *map(str, counts))
+    (console or Console()).print(table)
+
+
+def notice_lines(result: RunResult, config: PipelineConfig) -> list[str]:
+    """A line per failure signature, and what a single iteration can and cannot tell; none for a healthy longer run."""
+    signatures = failure_signatures(result, config)
+    lines = [f"noticed: {found.title[0].lower() + found.title[1:]} ({found.evidence})" for found in signatures]
+    if signatures:
+        lines.append("what that means and what to try: coppice report")
+    if checks := single_iteration_checks(result, config):
+        lines.append("sanity check: " + ", ".join(f"{check.name} {check.verdict}" for check in checks))
+        lines.append("one iteration cannot tell whether a second one gains again or declines: 2 to 4 can")
+    return lines
+
+
+def ui_lines(tracking_uri: str) -> list[str]:
+    """How to open Prefect's UI and MLflow's, with the commands of this environment."""
+    from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
+
+    prefect = PREFECT_UI_URL.value() if PREFECT_API_URL.value() else None
+    if prefect is None:
+        prefect = f"{_command('prefect')} server start   then http://127.0.0.1:4200"
+    mlflow = without_password(tracking_uri)
+    if not mlflow.startswith("http"):
+        mlflow = f"{_command('mlflow')} ui --backend-store-uri {mlflow}   then http://127.0.0.1:5000"
+    return [f"stages and artifacts:  {prefect}", f"metrics and models:    {mlflow}"]
+
+
+def _registry_lines(result: RunResult, config: PipelineConfig) -> list[str]:
+    """What became of the alias `champion`; none where the run registered no version."""
+    if result.promotion is None or result.promotion.version is None:
+        return []
+    return [f"registry: {promotion_line(result.promotion, model_name(config.preset))}"]
+
+
+def _cells(row: IterationRow, datasets: Sequence[str]) -> list[str]:
+    accuracies = [row.accuracies[name] for name in datasets]
+    return [row.name, *accuracies, row.informative_share, row.variance, row.kl, row.tokens, row.seconds, row.decision]
+
+
+def _command(name: str) -> str:
+    """How to call a program of this environment from the current folder."""
+    path = Path(sys.executable).parent / name
+    if not path.exists():
+        return name
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,0 +1,59 @@
+"""What ``--summary`` writes: a run's results as JSON. Its keys are a contract; new ones are added, none goes."""
+
+from __future__ import annotations
+
+import math
+
+from pipeline_lib.config import PipelineConfig
+from pipeline_lib.types import IterationRecord, JsonDict, RunResult
+
+SEARCH_KEYS = {  # in the summary: in the record
+    "tokens_per_s": "tokens_per_s",
+    "engine_idle_share": "engine_idle_share",
+    "tokens_generated": "tokens_generated",
+    "tokens_kept": "tokens_kept",
+    "rollouts": "num_rollouts",
+}
+
+
+def summary_json(result: RunResult, config: PipelineConfig) -> JsonDict:
+    """What ``--summary`` writes; accuracies are those of the test splits, in [0, 1].
+
+    An iteration that did not train moved nothing: 0 updates, 0 tokens, KL 0. What was not measured is null.
+    """
+    base, *iterations = result.records
+    champion = next((r for r in result.records if r.index == result.decision.champion), base)
+    return {
+        "preset": config.preset,
+        "seed": config.seed,
+        "wall_s": result.wall_s,
+        "base": _accuracies(base),
+        "iterations": [_iteration_json(record) for record in iterations],
+        "champion": {"iteration": champion.index, "accuracy": _accuracies(champion)},
+        "stopped_because": result.stopped_because,
+    }
+
+
+def _iteration_json(record: IterationRecord) -> JsonDict:
+    audit, train = record.audit, record.train
+    return {
+        "index": record.index,
+        "accuracy": _accuracies(record),
+        "interval": {e.dataset: list(e.interval) for e in record.evaluations if e.split == "test"},
+        "audit": audit and audit.model_dump(include={"variance", "informative_share", "passed", "reason"}),
+        "search": {name: _finite(record.search.get(key)) for name, key in SEARCH_KEYS.items()},
+        "train": {
+            "updates": int(train.get("updates", 0)),
+            "kl": _finite(train.get("kl", 0.0)),
+            "tokens": int(train.get("tokens", 0)),
+        },
+        "seconds": dict(record.seconds),
+    }
+
+
+def _accuracies(record: IterationRecord) -> dict[str, float]:
+    return {e.dataset: e.accuracy for e in record.evaluations if e.split == "test"}
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None  # JSON has no nan

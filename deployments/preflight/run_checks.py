@@ -1,0 +1,77 @@
+"""Checks of the run: MLflow answers, one problem passes all stages, and what the whole of it will cost."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from deployments.preflight.findings import Findings
+from deployments.preflight.rehearsal import rehearse
+from pipeline_lib.config import ConfigError, PipelineConfig, Settings
+from pipeline_lib.problems.sources import ProblemPool
+from pipeline_lib.tracking.outage import without_password
+from pipeline_lib.types import Problem
+
+GIB = 2**30
+COPIES = 2  # of what a run keeps: in the store, and as MLflow's artifacts
+
+
+def check_tracking(config: PipelineConfig, settings: Settings, findings: Findings) -> str:
+    """MLflow answers, within seconds instead of the patience of a run."""
+    from pipeline_lib.tracking import reach, tracking_uri
+
+    reach(settings)
+    return without_password(tracking_uri(settings))
+
+
+def check_stages(config: PipelineConfig, settings: Settings, findings: Findings) -> str:
+    """One problem goes through every stage."""
+    assert findings.training_problems is not None  # among the check's needs
+    with tempfile.TemporaryDirectory() as folder:
+        findings.rehearsal = rehearsal = rehearse(config, typical_problem(findings.training_problems), Path(folder))
+    note = "; graded in turns to try training, since chance gave no signal" if rehearsal.graded_in_turns else ""
+    return (
+        f"{rehearsal.outcomes}{note}; {rehearsal.sampled_per_s:,.0f} tokens/s sampled by a full engine, "
+        f"{rehearsal.trained_per_s:,.0f} trained"
+    )
+
+
+def check_cost(config: PipelineConfig, settings: Settings, findings: Findings) -> str:
+    """Tokens, hours and disk of the whole run; two significant digits at best."""
+    assert findings.rehearsal is not None  # among the check's needs
+    rehearsal, num_problems = findings.rehearsal, config.problems.num_problems
+    sampled = num_problems * config.search.num_simulations * rehearsal.tokens_per_rollout
+    sampled += _num_evaluation_answers(config, findings) * rehearsal.tokens_per_answer
+    trained = num_problems * rehearsal.trained_tokens * config.train.num_epochs
+    hours = (sampled / rehearsal.sampled_per_s + trained / rehearsal.trained_per_s) / 3600
+    disk = COPIES * (num_problems * rehearsal.tree_bytes + rehearsal.policy_bytes) * config.num_iterations
+    free = shutil.disk_usage(_nearest_existing(settings.home)).free
+    text = (
+        f"{config.num_iterations} iterations of {sampled / 1e6:,.2g} M tokens and {hours:,.2g} hours, on this machine; "
+        f"{disk / GIB:,.2g} GiB of disk, {free / GIB:,.0f} free"
+    )
+    if disk > free:
+        raise ConfigError(f"{text}: make room below {settings.home.resolve()}, or set COPPICE_HOME")
+    return text
+
+
+def typical_problem(pool: ProblemPool) -> Problem:
+    """One of median length among the first."""
+    some = sorted(pool[:101], key=lambda problem: len(problem.question))
+    return some[len(some) // 2]
+
+
+def _num_evaluation_answers(config: PipelineConfig, findings: Findings) -> int:
+    """Answers that one policy is asked for: validation, every test set, and samples of each test set."""
+    pools = [pool for key, pool in findings.problems.items() if key != "training"]
+    evaluation = config.evaluation
+    tested = sum(min(evaluation.num_problems, len(pool)) for pool in pools)
+    samples = min(evaluation.sampled_problems, evaluation.num_problems) * evaluation.num_samples
+    return config.problems.num_validation + tested + samples * len(pools)
+
+
+def _nearest_existing(path: Path) -> Path:
+    """The folder itself, or the nearest one above it that exists."""
+    path = path.resolve()
+    return path if path.exists() else _nearest_existing(path.parent)
