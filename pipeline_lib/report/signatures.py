@@ -3,7 +3,7 @@
 One idea: each signature is one function from the records to a finding or None, and each threshold a constant with
 its reason beside it. They warn; what stops a run is the audit, the KL alarm and the gate.
 
-The measurements named below are of the tiny preset and its literal objective, see CHANGELOG.md.
+The measurements named below are of the tiny preset and its literal objective, see tests/benchmarks/LOG.md.
 """
 
 from __future__ import annotations
