@@ -1,6 +1,6 @@
 """Puts an iteration on record: one JSON in the store, one run in MLflow, one table in Prefect.
 
-One idea: records are stages too. What a record says lies in its entry beside the digest, for it holds seconds and
+A record is a stage's result too. What it says lies in its entry beside the digest, for it holds seconds and
 the id of an MLflow run; a finished record is written again only when MLflow has lost its run.
 """
 

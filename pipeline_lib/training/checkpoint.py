@@ -1,6 +1,6 @@
 """A training run's state on disk: safetensors and JSON, whole or not there.
 
-One idea: a checkpoint is written beside its final name and renamed, so a kill at any moment leaves the one before.
+A checkpoint is written beside its final name and renamed, so a kill at any moment leaves the one before.
 With weights, both moments of AdamW, the counters and the history in it, and every order drawn from
 (seed, epoch), a resumed run takes exactly the updates that the uninterrupted one would.
 """
@@ -40,9 +40,9 @@ def save_checkpoint(
     Where weights are spread over processes each of them must call this; the file is the same as that of one process.
 
     Args:
-        folder: of one run alone.
+        folder: holds the checkpoints of one run alone.
         history: one record per update done.
-        fingerprint: of everything that determines the run.
+        fingerprint: digest of everything that determines the run.
         parameters: what is trained, by name.
         optimizer: AdamW over `parameters`, in their order.
         write: False in processes that only contribute their part of the weights.

@@ -64,29 +64,24 @@ def add_gradients(
 
 
 def batch_terms(trained: TrainedPolicy, batch: PackedBatch, *, with_reference: bool) -> TokenTerms:
-    """Log-probabilities, and KL where there is a reference, of the batch's scored tokens."""
+    """Log-probabilities, and KL where there is a reference, of the batch's scored tokens: one forward pass."""
 
-    def run() -> tuple[Tensor, Tensor | None, Tensor | None]:
-        terms = _batch_terms(trained, batch, with_reference=with_reference)
-        return terms.log_probs, terms.reference_log_probs, terms.kls
+    def forward() -> TokenTerms:
+        mask = trained.attention_mask(batch)
+        targets = torch.from_numpy(batch.targets).to(trained.device)
+        # The reference goes first: PEFT freezes the trained adapter while another is active.
+        reference_hidden = trained.reference_hidden_states(batch, mask) if with_reference else None
+        hidden = trained.hidden_states(batch, mask)
+        with trained.autocast():
+            return token_terms(
+                hidden,
+                trained.head,
+                targets,
+                reference_hidden=reference_hidden,
+                reference_head=trained.reference_head if with_reference else None,
+            )
 
-    return TokenTerms(*trained.with_weights(run))
-
-
-def _batch_terms(trained: TrainedPolicy, batch: PackedBatch, *, with_reference: bool) -> TokenTerms:
-    mask = trained.attention_mask(batch)
-    targets = torch.from_numpy(batch.targets).to(trained.device)
-    # The reference goes first: PEFT freezes the trained adapter while another is active.
-    reference_hidden = trained.reference_hidden_states(batch, mask) if with_reference else None
-    hidden = trained.hidden_states(batch, mask)
-    with trained.autocast():
-        return token_terms(
-            hidden,
-            trained.head,
-            targets,
-            reference_hidden=reference_hidden,
-            reference_head=trained.reference_head if with_reference else None,
-        )
+    return trained.with_weights(forward)
 
 
 def _loss(terms: TokenTerms, batch: PackedBatch, config: TrainConfig, num_scored_tokens: int, num_pairs: int) -> Tensor:

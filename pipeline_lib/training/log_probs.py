@@ -7,7 +7,7 @@ a vocabulary of 150,000 would otherwise take 0.6 MB per token, twice.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +16,13 @@ from torch.utils.checkpoint import checkpoint
 LOGITS_PER_CHUNK = 2**25  # 128 MiB in float32
 
 
-@dataclass(frozen=True, slots=True)
-class TokenTerms:
+class TokenTerms(NamedTuple):
     """What the objectives need of each scored token.
 
     Shapes: M scored tokens.
 
     Args:
-        log_probs: `[M]` float32, of the token under the current policy.
+        log_probs: `[M]` float32, log-probability of the token under the current policy.
         reference_log_probs: `[M]` float32 without gradient; None without a reference.
         kls: `[M]` float32, KL(current || reference) in nats; None without a reference.
     """
@@ -59,7 +58,7 @@ def token_terms(
     Example: current (0.5, 0.5), reference (0.25, 0.75): KL = 0.5 ln 2 + 0.5 ln(2/3) = 0.1438.
     """
     size = max(1, logits_per_chunk // _vocabulary_size(head))
-    chunks: list[tuple[Tensor, Tensor | None, Tensor | None]] = []
+    chunks: list[TokenTerms] = []
     for start in range(0, len(targets), size):
         part = slice(start, start + size)
         reference = None if reference_hidden is None else reference_hidden[part]
@@ -83,12 +82,12 @@ def _vocabulary_size(head: nn.Module) -> int:
 
 def _chunk_terms(
     hidden: Tensor, head: nn.Module, targets: Tensor, reference_hidden: Tensor | None, reference_head: nn.Module | None
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+) -> TokenTerms:
     log_p = head(hidden).float().log_softmax(-1)
     log_probs = log_p.gather(1, targets[:, None])[:, 0]
     if reference_hidden is None or reference_head is None:
-        return log_probs, None, None
+        return TokenTerms(log_probs)
     with torch.no_grad():
         log_q = reference_head(reference_hidden).float().log_softmax(-1)
     kls = (log_p.exp() * (log_p - log_q)).sum(-1)
-    return log_probs, log_q.gather(1, targets[:, None])[:, 0], kls
+    return TokenTerms(log_probs, log_q.gather(1, targets[:, None])[:, 0], kls)

@@ -1,6 +1,6 @@
 """Training for every objective: packs the examples and takes the updates, in this process or in several.
 
-One idea: what is trained on is settled here, once; `trainer` takes the updates, alone or as one of several processes.
+What is trained on is packed here, once; `trainer` takes the updates, alone or as one of several processes.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ def train(
         previous_adapter: the previous iteration's output, where training starts and what the KL is
             against; None takes the base for both.
         output_dir: a PEFT adapter, or a model folder with full fine-tuning.
-        checkpoint_dir: of this run alone.
+        checkpoint_dir: holds the checkpoints of this run alone.
         config: objective, optimizer, limits, processes.
         policy: device, dtype and threads.
-        seed: of the order of examples and the adapter's first weights.
+        seed: draws the order of examples and the adapter's first weights.
         eos_token_id: what ends an answer; None asks the tokenizer in `model_dir`.
         on_update: called with each update's metrics, after its checkpoint.
 

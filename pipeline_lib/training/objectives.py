@@ -31,7 +31,7 @@ def relative_correctness_loss(
         weights: `[M]` float32, the weight of the token's step.
         kls: `[M]` float32, KL(current || reference) over the vocabulary at each scored token; None with `kl_beta` 0.
         kl_beta: at least 0.
-        num_scored_tokens: of the whole update.
+        num_scored_tokens: scored tokens of the whole update, at least 1.
 
     Example: probabilities (0.5, 0.25), weights (1, -0.5), KL (0.2, 0), beta 0.1 give
     (ln 2 - 0.5 ln 4 + 0.02) / 2 = 0.01.
@@ -52,7 +52,7 @@ def rft_loss(log_probs: Tensor, *, num_scored_tokens: int) -> Tensor:
 
     Args:
         log_probs: `[M]` float32.
-        num_scored_tokens: of the whole update.
+        num_scored_tokens: scored tokens of the whole update, at least 1.
 
     Example: probabilities (0.5, 0.25) give (ln 2 + ln 4) / 2 = 1.5 ln 2.
     """
@@ -82,7 +82,7 @@ def step_dpo_loss(
         segments: `[M]` int64 in [0, 2 R): ``2 r`` for tokens of pair r's preferred step, ``2 r + 1`` for the other's.
         num_pairs: R.
         dpo_beta: above 0.
-        num_pairs_in_update: of the whole update.
+        num_pairs_in_update: pairs of the whole update, at least 1.
 
     Example: where current and reference agree the loss is ln 2 per pair; with D 1 and -1 and beta 0.5 it is
     ln(1 + 1/e) = 0.3133.

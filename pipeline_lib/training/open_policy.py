@@ -47,7 +47,7 @@ def load_policy(
         previous_adapter: what the iteration before wrote; None in iteration 1.
         config: LoRA's rank and scale, or full fine-tuning.
         policy: device, dtype and revision.
-        seed: of the adapter's first weights.
+        seed: draws the adapter's first weights.
 
     Raises:
         ValueError: the previous adapter does not fit the configuration, or the model cannot be trained on packed trees.

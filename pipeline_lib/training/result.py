@@ -17,7 +17,7 @@ class TrainResult:
     Args:
         num_updates: optimizer updates.
         mean_loss: over all updates; the objective's own loss, which may be negative.
-        last_loss: of the last update.
+        last_loss: loss of the last update.
         mean_kl: KL(current || reference), nats per scored token, over all updates; nan where not measured.
         last_kl: over the last `KL_WINDOW` updates.
         num_tokens: computed in forward passes of the policy, padding and repeated prefixes included.

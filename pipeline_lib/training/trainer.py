@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
@@ -37,7 +38,7 @@ from pipeline_lib.training.result import UpdateMetrics, kl_alarm_rings
 from pipeline_lib.training.trained_policy import TrainedPolicy
 
 OnUpdate = Callable[[UpdateMetrics], None]
-WHERE = {"num_processes", "shard_weights"}  # a checkpoint serves any number of processes
+NOT_IN_FINGERPRINT = {"num_processes", "shard_weights"}  # a checkpoint serves any number of processes
 
 
 def take_updates(
@@ -46,7 +47,7 @@ def take_updates(
     """Trains, and writes the policy; returns one record per update, those before a kill included.
 
     Args:
-        job: the run; its device is this process's own.
+        job: what to train and how; its device is this process's own.
         trees: at least one.
         on_update: called with each update's metrics, after its checkpoint.
         team: every process of it calls this, with the same trees.
@@ -58,15 +59,16 @@ def take_updates(
     if device.type == "cpu":
         torch.set_num_threads(job.policy.num_threads)
     with large_tensors_given_back(device):
-        trained = _open_policy(job, device, team)
+        trained = _load_policy(job, device, team)
         _check_window(trained, trees)
-        history = _Trainer(trained, job, _fingerprint(trees, job.config, job.seed), team).run(trees, on_update)
+        history = _optimise(trained, job, trees, on_update, team)
     model = job.policy.model
     trained.save(job.output_dir, base_model=Path(model).name if Path(model).is_absolute() else model, write=team.writes)
     return history
 
 
-def _open_policy(job: Job, device: torch.device, team: Team) -> TrainedPolicy:
+def _load_policy(job: Job, device: torch.device, team: Team) -> TrainedPolicy:
+    """The policy under training, its weights spread over the team where the configuration asks for it."""
     is_sharded = team.size > 1 and job.config.shard_weights
     policy = job.policy.model_copy(update={"device": "cpu"}) if is_sharded else job.policy  # may not fit a GPU whole
     trained = load_policy(job.model_dir, job.previous_adapter, job.config, policy, seed=job.seed)
@@ -75,72 +77,58 @@ def _open_policy(job: Job, device: torch.device, team: Team) -> TrainedPolicy:
     return trained
 
 
-class _Trainer:
-    """One run: the optimizer, its progress, and how they are saved."""
-
-    def __init__(self, trained: TrainedPolicy, job: Job, fingerprint: str, team: Team) -> None:
-        self.trained = trained
-        self.config = job.config
-        self.seed = job.seed
-        self.checkpoint_dir = job.checkpoint_dir
-        self.fingerprint = fingerprint
-        self.team = team
-        self.parameters = trained.trainable()
-        self.optimizer = torch.optim.AdamW(
-            list(self.parameters.values()), lr=self.config.learning_rate, weight_decay=self.config.weight_decay
-        )
-        self.history = load_checkpoint(self.checkpoint_dir, fingerprint, self.parameters, self.optimizer)
-
-    def run(self, trees: Sequence[PackedTree], on_update: OnUpdate | None) -> list[UpdateMetrics]:
-        """Takes the updates that are not done yet; returns the whole history."""
-        history = self.history
-        for number, (epoch, batches) in enumerate(self._updates(trees)):
-            if number < len(history):
-                continue
-            if kl_alarm_rings(history, self.config.kl_alarm):
-                break
-            history.append({"update": float(number), "epoch": float(epoch), **self._update(number, batches)})
-            if len(history) % self.config.checkpoint_every == 0:
-                self._save()
-            if on_update is not None:
-                on_update(history[-1])
-        return history
-
-    def _save(self) -> None:
-        save_checkpoint(
-            self.checkpoint_dir,
-            self.history,
-            self.fingerprint,
-            self.parameters,
-            self.optimizer,
-            write=self.team.writes,
-        )
-
-    def _update(self, number: int, batches: Sequence[PackedBatch]) -> UpdateMetrics:
-        learning_rate = self.config.learning_rate * min(1.0, (number + 1) / max(self.config.warmup_updates, 1))
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.zero_grad()
-        metrics = add_gradients(self.trained, batches, self.config, self.team)
-        total = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm)
-        norm = float(total.full_tensor() if isinstance(total, DTensor) else total)
+def _optimise(
+    trained: TrainedPolicy, job: Job, trees: Sequence[PackedTree], on_update: OnUpdate | None, team: Team
+) -> list[UpdateMetrics]:
+    """Takes the updates that are not done yet; returns the whole history."""
+    config, parameters = job.config, trained.trainable()
+    optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    fingerprint = _fingerprint(trees, config, job.seed)
+    history = load_checkpoint(job.checkpoint_dir, fingerprint, parameters, optimizer)
+    break_even_tokens = 6 * int(trained.model.config.hidden_size)  # see `batching`
+    for number, (epoch, batches) in enumerate(_planned(trees, config, job.seed, break_even_tokens, team)):
+        if number < len(history):
+            continue
+        if kl_alarm_rings(history, config.kl_alarm):
+            break
+        rate = config.learning_rate * min(1.0, (number + 1) / max(config.warmup_updates, 1))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad()
+        metrics = add_gradients(trained, batches, config, team)
+        norm = _clip_gradients(parameters.values(), config.max_grad_norm)
         if not math.isfinite(norm):
             raise FloatingPointError(f"update {number}: the gradient is not finite; lower train.learning_rate")
-        self.optimizer.step()
-        return {**metrics, "grad_norm": norm, "learning_rate": learning_rate}
+        optimizer.step()
+        done = {"update": float(number), "epoch": float(epoch)}
+        history.append({**done, **metrics, "grad_norm": norm, "learning_rate": rate})
+        if len(history) % config.checkpoint_every == 0:
+            save_checkpoint(job.checkpoint_dir, history, fingerprint, parameters, optimizer, write=team.writes)
+        if on_update is not None:
+            on_update(history[-1])
+    return history
 
-    def _updates(self, trees: Sequence[PackedTree]) -> Iterator[tuple[int, list[PackedBatch]]]:
-        for epoch in range(self.config.num_epochs):
-            order = derive_generator(self.seed, "epoch", epoch).permutation(len(trees))
-            for batches in plan_updates(
-                trees,
-                order,
-                tokens_per_update=self.config.tokens_per_update,
-                tokens_per_microbatch=self.config.tokens_per_microbatch,
-                break_even_tokens=6 * int(self.trained.model.config.hidden_size),  # see `batching`
-                num_processes=self.team.size,
-            ):
-                yield epoch, batches
+
+def _planned(
+    trees: Sequence[PackedTree], config: TrainConfig, seed: int, break_even_tokens: int, team: Team
+) -> Iterator[tuple[int, list[PackedBatch]]]:
+    """Epoch and forward passes of every update, from the first one on."""
+    for epoch in range(config.num_epochs):
+        for batches in plan_updates(
+            trees,
+            derive_generator(seed, "epoch", epoch).permutation(len(trees)),
+            tokens_per_update=config.tokens_per_update,
+            tokens_per_microbatch=config.tokens_per_microbatch,
+            break_even_tokens=break_even_tokens,
+            num_processes=team.size,
+        ):
+            yield epoch, batches
+
+
+def _clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
+    """Scales the gradients in place to a norm of at most `max_norm`; returns the norm that they had."""
+    norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 
 def _check_window(trained: TrainedPolicy, trees: Sequence[PackedTree]) -> None:
@@ -154,7 +142,7 @@ def _check_window(trained: TrainedPolicy, trees: Sequence[PackedTree]) -> None:
 
 
 def _fingerprint(trees: Sequence[PackedTree], config: TrainConfig, seed: int) -> str:
-    digest = hashlib.sha256(f"{config.model_dump_json(exclude=WHERE)} {seed}".encode())
+    digest = hashlib.sha256(f"{config.model_dump_json(exclude=NOT_IN_FINGERPRINT)} {seed}".encode())
     for tree in trees:
         for array in (tree.token_ids, tree.targets, tree.weights, tree.segments):
             digest.update(array.tobytes())

@@ -91,7 +91,7 @@ def training_memory(
         inputs = layout.num_hidden_layers * config.tokens_per_microbatch * layout.hidden_size
         activations = activations // layout.num_hidden_layers + inputs * torch.finfo(trained.dtype).bits // 8
     return TrainingMemory(
-        weights=(frozen + reference) // num_shards + (_held_whole(trained) if num_shards > 1 else 0),
+        weights=(frozen + reference) // num_shards + (_gathered_bytes(trained) if num_shards > 1 else 0),
         trained=STATES * 4 * sum(sizes.values()) // num_shards,
         activations=activations,
         logits=LOGITS_COPIES * 4 * min(LOGITS_PER_CHUNK, len(batch.targets) * layout.vocab_size),
@@ -99,7 +99,7 @@ def training_memory(
     )
 
 
-def _held_whole(trained: TrainedPolicy) -> int:
+def _gathered_bytes(trained: TrainedPolicy) -> int:
     """Bytes that a process gathers from the others at a time: all but the layers, and some of these."""
     ends, largest = 0, 0
     for model in filter(None, (trained.model, trained.frozen)):
@@ -111,7 +111,7 @@ def _held_whole(trained: TrainedPolicy) -> int:
 
 
 def _without_data(model_dir: Path | str, config: TrainConfig, policy: PolicyConfig) -> TrainedPolicy:
-    """The policy under training as `loading.load_policy` makes it, its tensors being shapes."""
+    """The policy under training as `open_policy.load_policy` makes it, its tensors being shapes."""
     revision = None if Path(model_dir).is_dir() else policy.revision
     layout = AutoConfig.from_pretrained(model_dir, revision=revision)
     device, dtype = resolve_device(policy.device), getattr(torch, policy.dtype)

@@ -1,7 +1,7 @@
 """Events that somebody may want to hear of; deployments/automations.yaml turns them into notifications.
 
-One idea: what was said is an entry of the store. A task that is tried again, days later or in another run that comes to
-the same version, finds it and is silent; the server by itself forgets within half an hour what it has heard.
+One idea: an announcement is an entry of the store. A task that is tried again, days later or in another run that comes
+to the same version, finds it and is silent; the server by itself forgets within half an hour what it was sent.
 """
 
 from __future__ import annotations
@@ -61,15 +61,15 @@ def announce_result(config: PipelineConfig, result: RunResult) -> None:
 
 
 def _emit(event: str, result: RunResult, *, about: str, resource: str, payload: dict[str, object]) -> None:
-    """Hands the event, unless it was said before, to a thread that sends it.
+    """Hands the event, unless it was announced before, to a thread that sends it.
 
     Whatever goes wrong here is no reason to fail a run that is done.
     """
     if FlowRunContext.get() is None:  # without an orchestrator nobody listens, and asking would start a server
         return
     try:
-        said = open_store().entry("announce", {"event": event, "resource": resource, "about": about}, version=1)
-        if said.is_complete():
+        announced = open_store().entry("announce", {"event": event, "resource": resource, "about": about}, version=1)
+        if announced.is_complete():
             return
         emit_event(
             event,
@@ -77,6 +77,6 @@ def _emit(event: str, result: RunResult, *, about: str, resource: str, payload: 
             payload={**payload, "tracking_run": result.tracking_run},
             id=uuid5(NAMESPACE_URL, f"{event}/{result.tracking_run}"),  # if killed right here, the server has heard it
         )
-        said.commit(0)
+        announced.commit(0)
     except Exception as error:
         LOGGER.warning(f"{event} is not announced: {error}")

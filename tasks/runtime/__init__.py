@@ -1,1 +1,1 @@
-"""What makes a function a stage: recipe, runner, engines, progress, tracker, artifacts."""
+"""What makes a function a stage: recipe, runner, engines, graders, progress, artifacts, tracking."""

@@ -24,8 +24,10 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import PrefectHTTPStatusError
 
 LOGGER = logging.getLogger("coppice.show")
-HURRIED = {"timeout": 5.0}  # seconds; with settings of its own a client is a new one, which does not wait for a server
-NOT_SHOWN = (httpx.HTTPError, PrefectHTTPStatusError)
+SHORT_TIMEOUT = {
+    "timeout": 5.0
+}  # seconds; with settings of its own a client is a new one, which does not wait for a server
+SERVER_ERRORS = (httpx.HTTPError, PrefectHTTPStatusError)
 
 
 def show_markdown(text: str, *, key: str, description: str) -> None:
@@ -52,11 +54,11 @@ def show_progress(percent: float, *, key: str, description: str, known: UUID | N
     if TaskRunContext.get() is None:
         return None
     try:
-        with get_client(httpx_settings=HURRIED, sync_client=True) as client:
+        with get_client(httpx_settings=SHORT_TIMEOUT, sync_client=True) as client:
             if known is None:
                 return _put(client, "progress", percent, key, description)
             client.update_artifact(known, ArtifactUpdate(data=percent))
-    except NOT_SHOWN as error:
+    except SERVER_ERRORS as error:
         LOGGER.warning(f"progress of {description} is not shown: {type(error).__name__}")
         return None
     return known
@@ -80,7 +82,7 @@ def drop_doubles() -> None:
         for artifact in found:
             if artifact.id not in kept.values():
                 client.delete_artifact(artifact.id)
-    except NOT_SHOWN as error:
+    except SERVER_ERRORS as error:
         LOGGER.warning(f"artifacts may be shown twice: {type(error).__name__}")
 
 
@@ -97,12 +99,12 @@ def _show(kind: str, data: str, key: str, description: str) -> None:
     assert isinstance(client, SyncPrefectClient)
     try:
         _put(client, kind, data, key, description)  # this client has answered before and is patient for a minute
-    except NOT_SHOWN as error:
+    except SERVER_ERRORS as error:
         LOGGER.warning(f"{key} ({description}) is not shown: {type(error).__name__}")
 
 
 def _put(client: SyncPrefectClient, kind: str, data: str | float, key: str, description: str) -> UUID:
-    flow_run_id, task_run_id = _whose()
+    flow_run_id, task_run_id = _run_ids()
     if flow_run_id is not None:
         of_run = ArtifactFilterFlowRunId(any_=[flow_run_id])
         of_key = ArtifactFilter(key=ArtifactFilterKey(any_=[key]), flow_run_id=of_run)
@@ -116,7 +118,7 @@ def _put(client: SyncPrefectClient, kind: str, data: str | float, key: str, desc
     return client.create_artifact(new).id
 
 
-def _whose() -> tuple[UUID | None, UUID | None]:
+def _run_ids() -> tuple[UUID | None, UUID | None]:
     """The flow run and the task run that this is called in."""
     task, flow = TaskRunContext.get(), FlowRunContext.get()
     if task is not None:

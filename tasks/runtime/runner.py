@@ -43,10 +43,10 @@ def run_each(config: PipelineConfig, stage: Stage[..., Ref], calls: Sequence[Cal
     """The stage's reference for every call, in order.
 
     Args:
-        config: of the run; ``runner`` says where.
+        config: ``runner`` says where the shards run, ``ray`` what each gets.
         stage: what runs.
-        calls: its arguments, shard by shard.
-        name: of all shards together, as people read it.
+        calls: the stage's arguments, shard by shard.
+        name: what all shards are together, as people read it.
 
     Raises:
         RunnerError: no cluster, or a shard lost its worker too often; what the other shards finished is kept.
@@ -84,11 +84,11 @@ def _run_on_ray(config: RayConfig, stage: Stage[..., Ref], calls: Sequence[Call]
         failed = [future for future in futures if not future.state.is_completed()]
     for future in failed:
         if future.state.is_crashed():
-            raise RunnerError(f"{name}: {_why(future.state, config)}; run again, finished problems are kept")
+            raise RunnerError(f"{name}: {_reason(future.state, config)}; run again, finished problems are kept")
         future.result()
 
 
-def _why(state: State[Any], config: RayConfig) -> str:
+def _reason(state: State[Any], config: RayConfig) -> str:
     """What Ray said of a task that it could not bring to its end: the error is on the last line of its report."""
     from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
 
@@ -111,7 +111,7 @@ def ray_tasks(config: RayConfig) -> Iterator[TaskRunner[Any]]:
         from prefect_ray import RayTaskRunner
         from prefect_ray.context import remote_options
 
-        _check_room(config, may_grow=settings.ray_address is not None)
+        _check_capacity(config, may_grow=settings.ray_address is not None)
         environment = {"COPPICE_HOME": str(settings.home.resolve()), "COPPICE_LOCK_WAIT_S": str(LOCK_WAIT_S)}
         if settings.store is not None:
             environment["COPPICE_STORE"] = settings.store_uri
@@ -128,7 +128,7 @@ def ray_cluster(address: str | None, *, num_cpus: int | None = None, num_gpus: i
     Args:
         address: None starts a cluster on this machine's loopback, which ends with the block.
         num_cpus: cores of such a cluster; None takes all.
-        num_gpus: likewise.
+        num_gpus: GPUs of such a cluster; None takes all.
 
     Raises:
         RunnerError: there is no cluster at `address`, or none could be started.
@@ -142,7 +142,7 @@ def ray_cluster(address: str | None, *, num_cpus: int | None = None, num_gpus: i
     if ray.is_initialized():
         yield
         return
-    with _own_sigterm():
+    with _keeping_sigterm():
         if address is None:
             _start(num_cpus, num_gpus)
         else:
@@ -191,7 +191,7 @@ def _start(num_cpus: int | None, num_gpus: int | None) -> None:
                 raise RunnerError(f"runner=ray: Ray did not start in {START_ATTEMPTS} attempts: {reason}") from error
 
 
-def _check_room(config: RayConfig, *, may_grow: bool) -> None:
+def _check_capacity(config: RayConfig, *, may_grow: bool) -> None:
     """Ray waits without end for a machine that a task fits on: right where machines can still come, not here."""
     import ray
 
@@ -206,7 +206,7 @@ def _check_room(config: RayConfig, *, may_grow: bool) -> None:
 
 
 @contextmanager
-def _own_sigterm() -> Iterator[None]:
+def _keeping_sigterm() -> Iterator[None]:
     """Puts back the handler that Ray replaces: with it, Prefect ends a run that is cancelled."""
     before = signal.getsignal(signal.SIGTERM)
     yield

@@ -78,7 +78,7 @@ def plan_updates(
         trees: all packed trees.
         order: indices into `trees`, the epoch's permutation.
         tokens_per_update: upper bound of an update's tokens, padding not counted.
-        tokens_per_microbatch: likewise of a forward pass.
+        tokens_per_microbatch: upper bound of a forward pass's tokens, padding not counted.
         break_even_tokens: row length at which attention costs as much as everything else.
         num_processes: forward passes of an update are a multiple of it, where there are trees enough.
     """

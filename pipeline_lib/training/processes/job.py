@@ -1,6 +1,6 @@
 """What one training run is given, and how it travels to the processes that share it.
 
-One idea: packed trees are arrays and the rest is settings, so safetensors and JSON hold a job whole, and nothing that
+Packed trees are arrays and the rest is settings, so safetensors and JSON hold a job whole, and nothing that
 another process reads can run code.
 """
 
@@ -33,10 +33,10 @@ class Job:
         model_dir: base model folder or hub name.
         previous_adapter: where training starts and what the KL is against; None takes the base for both.
         output_dir: becomes a PEFT adapter, or a model folder with full fine-tuning.
-        checkpoint_dir: of this run alone.
+        checkpoint_dir: holds the checkpoints of this run alone.
         config: objective, optimizer, limits.
         policy: device, dtype and threads.
-        seed: of the order of examples and the adapter's first weights.
+        seed: draws the order of examples and the adapter's first weights.
     """
 
     model_dir: Path | str

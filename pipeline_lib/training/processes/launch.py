@@ -39,7 +39,7 @@ LOGGER = logging.getLogger("coppice.progress")
 ROOT = Path(__file__).resolve().parents[3]
 GRACE_S = 0.5  # in which one death becomes that of all
 LAST_LINES = 20  # of a dead process's stderr that go to the log
-RAISED: dict[str, type[Exception]] = {kind.__name__: kind for kind in (ConfigError, FloatingPointError)}
+EXPECTED_ERRORS: dict[str, type[Exception]] = {kind.__name__: kind for kind in (ConfigError, FloatingPointError)}
 
 
 class TrainingProcessError(RuntimeError):
@@ -136,7 +136,7 @@ class _Listener:
     def __init__(self, folder: Path, processes: Sequence[subprocess.Popen[bytes]]) -> None:
         self.folder = folder
         self.processes = processes
-        self.heard: queue.SimpleQueue[tuple[int, bytes]] = queue.SimpleQueue()
+        self.messages: queue.SimpleQueue[tuple[int, bytes]] = queue.SimpleQueue()
         self.num_updates = 0
         for rank, process in enumerate(processes):
             threading.Thread(target=self._read, args=(rank, process), daemon=True).start()
@@ -145,7 +145,7 @@ class _Listener:
         """All updates, once every process is done."""
         histories: dict[int, list[UpdateMetrics]] = {}
         while len(histories) < len(self.processes):
-            rank, line = self.heard.get()
+            rank, line = self.messages.get()
             message: dict[str, Any] = json.loads(line) if line else {}
             if "update" in message:
                 self.num_updates = int(message["update"]["update"]) + 1
@@ -154,29 +154,29 @@ class _Listener:
             elif "history" in message:
                 histories[rank] = message["history"]
             elif "error" in message:
-                raise RAISED.get(message["kind"], ValueError)(message["error"])
+                raise EXPECTED_ERRORS.get(message["kind"], ValueError)(message["error"])
             elif rank not in histories:
                 self._raise_death(rank)
         return histories[0]
 
-    def _first_dead(self, heard_of: int) -> int:
+    def _first_dead(self, noticed: int) -> int:
         """Whose death the others died of: theirs show as exit codes, and their last words are later."""
-        self.processes[heard_of].wait()
+        self.processes[noticed].wait()
         time.sleep(GRACE_S)
         codes = {rank: code for rank, process in enumerate(self.processes) if (code := process.poll())}
         order = {rank: (code > 0, _stderr(self.folder, rank).stat().st_mtime) for rank, code in codes.items()}
-        return min(order, key=lambda rank: order[rank], default=heard_of)
+        return min(order, key=lambda rank: order[rank], default=noticed)
 
     def _read(self, rank: int, process: subprocess.Popen[bytes]) -> None:
         """Queues each whole line, and b"" at the end."""
         assert process.stdout is not None
         for line in process.stdout:
             if line.endswith(b"\n"):
-                self.heard.put((rank, line))
-        self.heard.put((rank, b""))
+                self.messages.put((rank, line))
+        self.messages.put((rank, b""))
 
-    def _raise_death(self, heard_of: int) -> NoReturn:
-        rank = self._first_dead(heard_of)
+    def _raise_death(self, noticed: int) -> NoReturn:
+        rank = self._first_dead(noticed)
         code = self.processes[rank].wait()
         lines = _stderr(self.folder, rank).read_text(encoding="utf-8", errors="replace").strip().splitlines()
         who = f"training process {rank + 1} of {len(self.processes)}"

@@ -25,8 +25,8 @@ class Team:
     """One process among those that train together.
 
     Args:
-        rank: of this process, from 0; rank 0 writes the files.
-        size: processes.
+        rank: this process's number, from 0; number 0 writes the files.
+        size: how many processes train together.
         accelerator: `accelerate.Accelerator`; None where it trains alone.
     """
 

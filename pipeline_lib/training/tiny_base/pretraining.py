@@ -1,6 +1,6 @@
 """Pretrains a tiny base on (question, solution) pairs: what the self-training loop starts from.
 
-One idea: one headline dial. ``scale`` 1 is the committed base (0.8 M parameters, minutes on two
+One number sets its size: ``scale`` 1 is the committed base (0.8 M parameters, minutes on two
 cores); ``scale`` 2 has twice its width and so on, for those who own a GPU.
 """
 
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from pipeline_lib.training.batches.batching import first_fit_decreasing
 from pipeline_lib.training.checkpoint import load_checkpoint, save_checkpoint
 from pipeline_lib.training.tiny_base.byte_tokenizer import build_tokenizer
 
@@ -26,7 +27,7 @@ class PretrainingPlan:
     """Every number of a pretraining run.
 
     Args:
-        seed: of weights.
+        seed: draws the first weights.
         scale: 1, 2, …: width 128·scale, and numbers with scale + 1 digits.
         num_updates: optimizer updates; the rate falls to 0 over them.
         batch_size: pairs per update.
@@ -130,23 +131,14 @@ class _Packed:
 
 
 def _pack(tokenizer: Any, batch: list[tuple[str, str]], device: str) -> _Packed:
-    """First-fit, longest first: half the tokens of one padded pair a row."""
+    """The pairs in few rows: half the tokens of one padded pair a row."""
     chats = [[{"role": "user", "content": question}] for question, _ in batch]
     prompts = tokenizer.apply_chat_template(chats, add_generation_prompt=True, return_dict=False)
     answers = tokenizer([answer for _, answer in batch]).input_ids
     pairs = [(prompt, [*answer, tokenizer.eos_token_id]) for prompt, answer in zip(prompts, answers, strict=True)]
-    pairs.sort(key=lambda pair: len(pair[0]) + len(pair[1]), reverse=True)
-    width = max(ROW_TOKENS, len(pairs[0][0]) + len(pairs[0][1]))
-    rows: list[list[tuple[list[int], list[int]]]] = []
-    free: list[int] = []
-    for pair in pairs:
-        size = len(pair[0]) + len(pair[1])
-        row = next((i for i, room in enumerate(free) if room >= size), len(rows))
-        if row == len(rows):
-            rows.append([])
-            free.append(width)
-        rows[row].append(pair)
-        free[row] -= size
+    lengths = [len(prompt) + len(answer) for prompt, answer in pairs]
+    width = max(ROW_TOKENS, *lengths)
+    rows = [[pairs[index] for index in row] for row in first_fit_decreasing(lengths, width)]
     ids = torch.full((len(rows), width), tokenizer.pad_token_id)
     labels = torch.full((len(rows), width), IGNORED)
     positions = torch.zeros(len(rows), width, dtype=torch.long)
