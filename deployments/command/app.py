@@ -23,7 +23,7 @@ from deployments.command.service import alerts, down, serve, up
 from deployments.errors import describe_error
 
 SUBCOMMANDS = {
-    "Runs": (check, run, evaluate, report, grade),
+    "Train and measure": (check, run, evaluate, report, grade),
     "The champion": (promote, rollback),
     "Servers and schedules": (up, down, serve, alerts),
     "Development": (bench, build_base),

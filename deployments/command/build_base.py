@@ -1,4 +1,4 @@
-"""`coppice build-base`: pretrains the model that the preset `tiny` starts from."""
+"""`coppice build-base`: pretrains a small base model, such as the one that the preset `tiny` starts from."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def build_base(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the weights and the corpus.")] = 0,
     num_threads: Annotated[int, typer.Option(min=1, help="Torch threads.")] = 1,
 ) -> None:
-    """Pretrain a small base model: the policy that the preset `tiny` starts from."""
+    """Pretrain a small base model, such as the one that the preset `tiny` starts from."""
     from pipeline_lib.config import ConfigError
 
     if any(path.exists() and not path.is_dir() for path in (output, *output.resolve().parents)):

@@ -119,14 +119,15 @@ def _records(batch: Any) -> list[dict[str, Any]]:
     import pyarrow as pa
 
     try:
-        return batch.to_pylist()  # type: ignore[no-any-return]
+        records: list[dict[str, Any]] = batch.to_pylist()
     except UnicodeDecodeError:
         # Arrow does not check text; as bytes the broken cell can be told from the others.
         columns = {
             name: column.cast(pa.large_binary()) if _is_text(column.type) else column
             for name, column in zip(batch.schema.names, batch.columns, strict=True)
         }
-        return pa.RecordBatch.from_pydict(columns).to_pylist()  # type: ignore[no-any-return]
+        records = pa.RecordBatch.from_pydict(columns).to_pylist()
+    return records
 
 
 def _is_text(kind: Any) -> bool:

@@ -144,7 +144,7 @@ def _place(model: nn.Module, device: torch.device) -> None:
                     there = torch.empty_like(tensor, device=device)
                     is_parameter = isinstance(tensor, nn.Parameter)
                     placed[id(tensor)] = nn.Parameter(there, tensor.requires_grad) if is_parameter else there
-                owned[name] = placed[id(tensor)]  # type: ignore[assignment]
+                owned[name] = placed[id(tensor)]  # type: ignore[assignment]  # each dict gets back its own kind
 
 
 def _full_batch(num_tokens: int, scored_share: float) -> PackedBatch:

@@ -143,7 +143,7 @@ class Stage(Generic[P, R]):
 
         parameters = list(inspect.signature(self._body).parameters.values())[1:]
         keyword_only = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=Any) for p in parameters]
-        run.__signature__ = inspect.Signature(keyword_only)  # type: ignore[attr-defined]
+        run.__signature__ = inspect.Signature(keyword_only)  # type: ignore[attr-defined]  # inspect reads it
         run.__name__, run.__doc__ = self.name.replace("-", "_"), self._body.__doc__
         return run
 
