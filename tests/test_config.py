@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline_lib.config import ConfigError, PipelineConfig, apply_overrides, dial_names
+from pipeline_lib.config import ConfigError, PipelineConfig, apply_overrides, setting_names
 
 NAMED_IN_THE_CONTRACT = [
     "seed",
@@ -27,7 +27,7 @@ NAMED_IN_THE_CONTRACT = [
 
 
 def test_every_promised_dial_is_there():
-    assert set(NAMED_IN_THE_CONTRACT) <= set(dial_names())
+    assert set(NAMED_IN_THE_CONTRACT) <= set(setting_names())
 
 
 def test_every_dial_says_what_it_is():

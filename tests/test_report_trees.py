@@ -10,7 +10,7 @@ from tree_fixtures import make_tree, trees
 
 from pipeline_lib.report.charts import nice_ticks, value_axis
 from pipeline_lib.report.figures import SMOOTHED_ABOVE, smooth
-from pipeline_lib.report.flips import story
+from pipeline_lib.report.flips import flip_kind
 from pipeline_lib.report.page.tree_pictures import MAX_NODES, cells_of, choose_trees, depth_of, show_tree
 from pipeline_lib.search import read_roots, read_trees_parquet, write_trees_parquet
 from pipeline_lib.types import NO_PARENT, Outcome, Problem, SearchTree
@@ -89,7 +89,7 @@ def test_roots_and_chosen_trees_are_read_without_the_rest(tmp_path: Path) -> Non
     ],
 )
 def test_every_problem_has_one_story(right: tuple[int, ...], kind: str) -> None:
-    assert story([bool(value) for value in right]) == kind
+    assert flip_kind([bool(value) for value in right]) == kind
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from tree_fixtures import flat_tree, make_tree, trees
 
-from pipeline_lib.tracking.tree_traces import MAX_CHARS, MAX_NAME_CHARS, MAX_SPANS, choose_trees, trace_tree
+from pipeline_lib.tracking.tree_traces import MAX_CHARS, MAX_NAME_CHARS, MAX_SPANS, most_informative_trees, trace_tree
 from pipeline_lib.types import NO_PARENT, Outcome, Problem, SearchTree
 
 PROBLEM = Problem(problem_id="d/train/0", question="How many?", answer="4", dataset="d")
@@ -27,9 +27,9 @@ def test_trees_that_are_half_right_come_first_and_those_without_signal_last() ->
         flat_tree(CORRECT, CORRECT, WRONG, WRONG, problem_id="d/train/2"),
         flat_tree(CORRECT, WRONG, problem_id="d/train/4"),
     ]
-    assert choose_trees(chosen) == [3, 2, 4, 1, 0]
-    assert choose_trees(chosen, 2) == [3, 2]
-    assert choose_trees([]) == []
+    assert most_informative_trees(chosen) == [3, 2, 4, 1, 0]
+    assert most_informative_trees(chosen, 2) == [3, 2]
+    assert most_informative_trees([]) == []
 
 
 def test_a_tree_becomes_spans_as_wide_as_its_visits() -> None:

@@ -188,9 +188,9 @@ def ask_memory(config: PipelineConfig, settings: Settings, known: Known) -> str:
 
 def ask_tracking(config: PipelineConfig, settings: Settings, known: Known) -> str:
     """MLflow answers, within seconds instead of the patience of a run."""
-    from pipeline_lib.tracking import reach, tracking_uri
+    from pipeline_lib.tracking import check_tracking_server, tracking_uri
 
-    reach(settings)
+    check_tracking_server(settings)
     return without_password(tracking_uri(settings))
 
 

@@ -1,8 +1,8 @@
 """Every setting of a run, as frozen models; where things live is apart, in `Settings`."""
 
-from pipeline_lib.config.engines import ServerConfig, VllmConfig
-from pipeline_lib.config.group import ConfigError, Group
-from pipeline_lib.config.overrides import apply_overrides, dial_names
+from pipeline_lib.config.engine_config import ServerConfig, VllmConfig
+from pipeline_lib.config.group import ConfigError, ConfigGroup
+from pipeline_lib.config.overrides import apply_overrides, setting_names
 from pipeline_lib.config.pipeline import (
     AuditConfig,
     EvaluationConfig,
@@ -21,10 +21,10 @@ from pipeline_lib.config.settings import Settings
 __all__ = [
     "AuditConfig",
     "ConfigError",
+    "ConfigGroup",
     "EvaluationConfig",
     "GateConfig",
     "GradingConfig",
-    "Group",
     "PipelineConfig",
     "PolicyConfig",
     "ProblemsConfig",
@@ -36,5 +36,5 @@ __all__ = [
     "TrainConfig",
     "VllmConfig",
     "apply_overrides",
-    "dial_names",
+    "setting_names",
 ]

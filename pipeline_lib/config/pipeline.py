@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from pipeline_lib.config.engines import ServerConfig, VllmConfig
-from pipeline_lib.config.group import Group
+from pipeline_lib.config.engine_config import ServerConfig, VllmConfig
+from pipeline_lib.config.group import ConfigGroup
 
 
-class ProblemsConfig(Group):
+class ProblemsConfig(ConfigGroup):
     """What is asked, and how much of it."""
 
     dataset: str = Field(
@@ -38,7 +38,7 @@ class ProblemsConfig(Group):
     )
 
 
-class PolicyConfig(Group):
+class PolicyConfig(ConfigGroup):
     """The model that is sampled and trained, and the engine that samples it."""
 
     backend: Literal["transformers", "vllm", "server", "scripted"] = Field(
@@ -67,7 +67,7 @@ class PolicyConfig(Group):
     server: ServerConfig = Field(default_factory=ServerConfig)
 
 
-class SearchConfig(Group):
+class SearchConfig(ConfigGroup):
     """Monte Carlo tree search over steps."""
 
     num_simulations: int = Field(16, ge=1, description="Rollouts per problem: the headline dial. Our choice.")
@@ -96,7 +96,7 @@ class SearchConfig(Group):
     num_shards: int = Field(4, ge=1, description="Prefect tasks into which one iteration's search is cut.")
 
 
-class ScoreConfig(Group):
+class ScoreConfig(ConfigGroup):
     """Equation 1: from visits and value sums to scores, and from scores to weights."""
 
     baseline: Literal["others", "group"] = Field(
@@ -110,7 +110,7 @@ class ScoreConfig(Group):
     )
 
 
-class AuditConfig(Group):
+class AuditConfig(ConfigGroup):
     """Thresholds below which an iteration does not train."""
 
     min_informative_share: float = Field(
@@ -126,7 +126,7 @@ class AuditConfig(Group):
     histogram_bins: int = Field(41, ge=3, description="Bins of the score histogram.")
 
 
-class TrainConfig(Group):
+class TrainConfig(ConfigGroup):
     """Score-weighted training against the previous iteration."""
 
     objective: Literal["relative-correctness", "rft", "step-dpo"] = Field(
@@ -170,7 +170,7 @@ class TrainConfig(Group):
     )
 
 
-class EvaluationConfig(Group):
+class EvaluationConfig(ConfigGroup):
     """What is measured after every iteration."""
 
     datasets: tuple[str, ...] = Field(
@@ -196,7 +196,7 @@ class EvaluationConfig(Group):
         return value
 
 
-class GateConfig(Group):
+class GateConfig(ConfigGroup):
     """When to stop: validation accuracy, never test."""
 
     patience: int = Field(1, ge=1, description="Iterations without a gain before stopping. Our choice.")
@@ -208,7 +208,7 @@ class GateConfig(Group):
     )
 
 
-class GradingConfig(Group):
+class GradingConfig(ConfigGroup):
     """What counts as equal where opinions differ; None takes the dataset's convention, else the default."""
 
     any_order: bool | None = Field(None, description="`1, 2` is `2, 1`; default true. Tuples are always ordered.")
@@ -225,7 +225,7 @@ class GradingConfig(Group):
     )
 
 
-class RayConfig(Group):
+class RayConfig(ConfigGroup):
     """What each shard of a search gets when Ray runs it; no result depends on it."""
 
     cpus_per_shard: float = Field(1.0, gt=0, description="CPU cores that a shard reserves.")
@@ -239,7 +239,7 @@ class RayConfig(Group):
     )
 
 
-class PipelineConfig(Group):
+class PipelineConfig(ConfigGroup):
     """Everything a run depends on."""
 
     preset: str = Field("tiny", description="Name of the preset this configuration came from.")

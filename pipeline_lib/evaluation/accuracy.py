@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline_lib.config import EvaluationConfig
-from pipeline_lib.evaluation.statistics import majority, pass_at_k, wilson_interval
+from pipeline_lib.evaluation.statistics import majority_index, pass_at_k, wilson_interval
 from pipeline_lib.policy.protocol import FinishReason, Policy, SampleRequest, SampleResult, SamplingParams
 from pipeline_lib.seeding import derive_seed
 from pipeline_lib.store import write_parquet
@@ -66,7 +66,7 @@ def evaluate(
         split: recorded; ``validation`` feeds the gate.
         config: tokens, samples.
         seed: of the samples; the greedy answers have none.
-        extract: from raw text to the final answer, for majority votes.
+        extract: from raw text to the final answer, for majority_index votes.
 
     Returns:
         The report, and one greedy prediction per problem in their order.
@@ -109,7 +109,7 @@ def _sampled(
     seeds = [derive_seed(seed, "sample", i) for i in range(k)]
     predictions = _answer(problems, policy, grader, params, seeds, extract)
     groups = [predictions[start : start + k] for start in range(0, len(predictions), k)]
-    votes = [majority([p.answer for p in group]) for group in groups]
+    votes = [majority_index([p.answer for p in group]) for group in groups]
     right = [sum(p.is_correct for p in group) for group in groups]
     return {
         "mean": float(np.mean(right)) / k,

@@ -100,7 +100,7 @@ def paired_difference_interval(both: int, fixed: int, broken: int, neither: int)
     return max(-1.0, low), min(1.0, high)
 
 
-def majority(answers: Sequence[str | None]) -> int | None:
+def majority_index(answers: Sequence[str | None]) -> int | None:
     """Index of the first sample that gave the commonest answer; None when none gave any.
 
     Ties go to the answer given first.

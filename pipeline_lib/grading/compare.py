@@ -17,7 +17,7 @@ import re
 from typing import NamedTuple
 
 from pipeline_lib.grading.conventions import DEFAULT, Conventions
-from pipeline_lib.grading.exact import MAX_NUMBER_CHARS, parse_number, tidy
+from pipeline_lib.grading.exact import MAX_NUMBER_CHARS, normalise_answer, parse_number
 from pipeline_lib.grading.extract import extract_answer
 from pipeline_lib.grading.units import split_unit, units_agree
 from pipeline_lib.types import Grade
@@ -53,7 +53,7 @@ class Undecided(NamedTuple):
     rounded: bool = False
 
 
-def judge_at_once(prediction: str, gold: str, conventions: Conventions = DEFAULT) -> Grade | Undecided:
+def grade_without_algebra(prediction: str, gold: str, conventions: Conventions = DEFAULT) -> Grade | Undecided:
     """The grade where it takes no algebra, else what a worker needs.
 
     Args:
@@ -61,7 +61,7 @@ def judge_at_once(prediction: str, gold: str, conventions: Conventions = DEFAULT
         gold: the final answer alone; one that still carries its announcement is cut down to it.
         conventions: what counts as equal where opinions differ.
 
-    Example: ``judge_at_once("... #### 1,234", "1234")`` is CORRECT.
+    Example: ``grade_without_algebra("... #### 1,234", "1234")`` is CORRECT.
     """
     answer = extract_answer(prediction, last_number=conventions.last_number)
     if answer is None:
@@ -72,7 +72,9 @@ def judge_at_once(prediction: str, gold: str, conventions: Conventions = DEFAULT
         return Grade.CORRECT
     if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(gold):
         return Grade.WRONG
-    return _judge_formulas(*_without_left_side(_listed(tidy(answer)), _listed(tidy(gold))), conventions)
+    return _judge_formulas(
+        *_without_left_side(_listed(normalise_answer(answer)), _listed(normalise_answer(gold))), conventions
+    )
 
 
 def _listed(text: str) -> str:
@@ -81,7 +83,7 @@ def _listed(text: str) -> str:
 
 
 def _judge_formulas(answer: str, gold: str, conventions: Conventions) -> Grade | Undecided:
-    """`judge_at_once` for two tidied formulas, numbers or phrases."""
+    """`grade_without_algebra` for two tidied formulas, numbers or phrases."""
     if _canonical(answer) == _canonical(gold):
         return _grade(bool(gold))
     equal = _are_equal_numbers(answer, gold, conventions)
@@ -120,7 +122,9 @@ def _grade(is_right: bool) -> Grade:
 def _without_left_side(answer: str, gold: str) -> tuple[str, str]:
     """Drops ``x =`` and ``10*2 =`` where the other side is no equation."""
     if ("=" in answer) != ("=" in gold):
-        answer, gold = (tidy(match[1]) if (match := _ASSIGNMENT.fullmatch(side)) else side for side in (answer, gold))
+        answer, gold = (
+            normalise_answer(match[1]) if (match := _ASSIGNMENT.fullmatch(side)) else side for side in (answer, gold)
+        )
     return answer, gold
 
 

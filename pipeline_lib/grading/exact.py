@@ -112,7 +112,7 @@ class Number:
         return replace(self, value=self.value / 100, decimals=None if self.decimals is None else self.decimals + 2)
 
 
-def tidy(text: str) -> str:
+def normalise_answer(text: str) -> str:
     r"""Writes the same answer in one way: no spacing commands, no delimiters or ``\text`` around it, no full stop."""
     text = _unwrap(text).translate(_SIGNS)  # unwrapped before `\\$` loses its backslash
     for pattern, replacement in _REWRITES:
@@ -147,7 +147,7 @@ def parse_number(text: str, *, mixed_numbers: bool = True) -> Number | None:
     """
     if len(text) > MAX_NUMBER_CHARS:
         return None
-    match = _NUMBER.fullmatch(tidy(text))
+    match = _NUMBER.fullmatch(normalise_answer(text))
     if match is None or not (mixed_numbers or match["whole"] is match["whole2"] is None):
         return None
     value, unit = _value(match), unit_of(match["unit"])

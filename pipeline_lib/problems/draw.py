@@ -20,7 +20,7 @@ from pipeline_lib.types import Problem
 IntArray = NDArray[np.int64]
 
 
-class Draw(list[Problem]):
+class DrawnProblems(list[Problem]):
     """One iteration's problems, all different.
 
     Args:
@@ -49,7 +49,7 @@ def hold_out(pool: ProblemPool, num_validation: int, *, seed: int) -> list[Probl
 
 def draw_problems(
     pool: ProblemPool, num_problems: int, *, num_validation: int, seed: int, iteration: int, fresh: bool = True
-) -> Draw:
+) -> DrawnProblems:
     """The problems of one iteration: all different, never held out and, while the pool lasts, never drawn before.
 
     A pool that runs out is begun again in another order, and the draw's note says so.
@@ -80,7 +80,7 @@ def draw_problems(
         notes.append(f"{num_problems} problems were asked for and {pool.name} has {size}: all are drawn")
     if fresh and num_reused:
         notes.append(f"the {size} problems of {pool.name} have run out: {num_reused} of {count} were drawn before")
-    return Draw((pool[i] for i in rest[window].tolist()), num_reused, "; ".join(notes))
+    return DrawnProblems((pool[i] for i in rest[window].tolist()), num_reused, "; ".join(notes))
 
 
 def _cut(pool: ProblemPool, num_validation: int, seed: int) -> tuple[IntArray, IntArray]:

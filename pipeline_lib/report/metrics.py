@@ -61,7 +61,7 @@ def record_metrics(record: IterationRecord) -> dict[str, float]:
 def version_scores(metrics: Mapping[str, float]) -> dict[str, float]:
     """Of one iteration's metrics those that tell what its adapter is worth: accuracies, intervals, KL, scores.
 
-    How fast the machine was is left out.
+    Times and the search's throughput are left out.
     """
     return {
         name: value

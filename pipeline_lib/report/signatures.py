@@ -50,8 +50,8 @@ def failure_signatures(result: RunResult, config: PipelineConfig) -> list[Signat
     """Every signature that the run shows, the earliest stage first; none for a healthy run.
 
     Args:
-        result: records, base first, and the champion.
-        config: of the run: the audit's and the alarm's limits, the trained dataset.
+        result: the run's records, the base first, and its champion.
+        config: the run's; the audit's and the KL alarm's limits and the trained dataset are read.
     """
     records, dataset = result.records, config.problems.dataset
     findings = (

@@ -21,7 +21,7 @@ class DiskFullError(RuntimeError):
 
 
 @contextmanager
-def name_full_disk(path: Path, what: str) -> Iterator[None]:
+def explain_disk_full(path: Path, what: str) -> Iterator[None]:
     """Turns any error of a full disk into a `DiskFullError`; others pass.
 
     Args:
@@ -31,7 +31,7 @@ def name_full_disk(path: Path, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, DiskFullError) or not is_full(error):
+        if isinstance(error, DiskFullError) or not is_disk_full(error):
             raise
         free = f"{shutil.disk_usage(_existing(path)).free / 2**20:.1f} MiB free"
         raise DiskFullError(
@@ -39,15 +39,15 @@ def name_full_disk(path: Path, what: str) -> Iterator[None]:
         ) from error
 
 
-def is_full(error: BaseException) -> bool:
+def is_disk_full(error: BaseException) -> bool:
     """Whether a full disk, or a used-up quota, is somewhere behind the error."""
     return any(
         (isinstance(cause, OSError) and cause.errno in FULL) or any(sentence in str(cause) for sentence in SENTENCES)
-        for cause in causes(error)
+        for cause in error_chain(error)
     )
 
 
-def causes(error: BaseException) -> Iterator[BaseException]:
+def error_chain(error: BaseException) -> Iterator[BaseException]:
     """The error, then what led to it, the innermost last."""
     seen: set[int] = set()
     cause: BaseException | None = error

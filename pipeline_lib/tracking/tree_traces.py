@@ -48,9 +48,10 @@ class TreeTrace:
 
     Args:
         problem_id: unique within an iteration.
-        title: what a list of traces shows.
-        verdict: likewise, what came of it.
-        tags: flat texts to search for.
+        title: the question; a list of traces shows it as the request.
+        verdict: how many rollouts were right; a list of traces shows it as the response.
+        tags: name to text, to search for.
+        spans: the nodes that are shown.
     """
 
     problem_id: str
@@ -60,8 +61,8 @@ class TreeTrace:
     spans: tuple[TraceSpan, ...]
 
 
-def choose_trees(trees: Sequence[SearchTree], limit: int = MAX_TRACES) -> list[int]:
-    """Positions of the trees that tell most: right and wrong rollouts in equal parts, then the bushiest.
+def most_informative_trees(trees: Sequence[SearchTree], limit: int = MAX_TRACES) -> list[int]:
+    """Positions of the trees that tell most: right and wrong rollouts in equal parts, then those with most nodes.
 
     A tree that only succeeds or only fails scored nothing, so it teaches nothing; such trees come last.
 
@@ -82,9 +83,9 @@ def trace_tree(tree: SearchTree, problem: Problem, scores: Float64Array | None =
     Shapes: N nodes.
 
     Args:
-        tree: searched.
-        problem: the one it belongs to.
-        scores: `[N]`, relative correctness; None leaves them out.
+        tree: a finished one.
+        problem: the problem that it belongs to.
+        scores: `[N]` float64, relative correctness; None leaves them out.
     """
     starts = _starts(tree)
     nodes = _most_visited(tree, MAX_SPANS)

@@ -8,8 +8,8 @@ from pipeline_lib.problems.problem_table import read_problems
 from pipeline_lib.report import figures_of, render_plain
 from pipeline_lib.report.figures import Histories
 from pipeline_lib.report.metrics import update_points
-from pipeline_lib.tracking import Contents
-from pipeline_lib.tracking.tree_traces import TreeTrace, choose_trees, trace_tree
+from pipeline_lib.tracking import IterationContents
+from pipeline_lib.tracking.tree_traces import TreeTrace, most_informative_trees, trace_tree
 from pipeline_lib.types import IterationRecord, Ref
 from tasks.audit import AUDIT
 from tasks.problems import PROBLEMS
@@ -23,7 +23,7 @@ from tasks.train import load_history
 Stages = Mapping[str, tuple[Ref, ...]]
 
 
-def contents_of(record: IterationRecord, stages: Stages, earlier: Sequence[IterationRecord]) -> Contents:
+def contents_of(record: IterationRecord, stages: Stages, earlier: Sequence[IterationRecord]) -> IterationContents:
     """Everything of one iteration, read from the store.
 
     Args:
@@ -37,7 +37,7 @@ def contents_of(record: IterationRecord, stages: Stages, earlier: Sequence[Itera
         if name in stages:
             artifacts[name] = store.open(stages[name][0]) / file
     history = histories_of([record])
-    return Contents(
+    return IterationContents(
         artifacts=artifacts,
         texts=figures_page(f"Iteration {record.index}", [*earlier, record], history, of=record) | trees_page(record),
         curves=[point for updates in history.values() for point in update_points(updates)],
@@ -70,4 +70,4 @@ def _traces(stages: Stages) -> list[TreeTrace]:
     trees, scores = load_trees(stages["search"]), load_scores(stages["score"][0])
     folder = open_store().open(stages["problems"][0])
     problems = {problem.problem_id: problem for problem in read_problems(folder / PROBLEMS)}
-    return [trace_tree(trees[i], problems[trees[i].problem_id], scores[i]) for i in choose_trees(trees)]
+    return [trace_tree(trees[i], problems[trees[i].problem_id], scores[i]) for i in most_informative_trees(trees)]

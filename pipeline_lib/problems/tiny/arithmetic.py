@@ -91,7 +91,9 @@ OTHER_ERROR_RATE = 0.02
 """Share of the remaining operations that are off by one, so that no step is certain."""
 
 
-def misconceived(generator: np.random.Generator, rates: Mapping[str, float] | None = None) -> Operation:
+def arithmetic_with_misconceptions(
+    generator: np.random.Generator, rates: Mapping[str, float] | None = None
+) -> Operation:
     """Arithmetic with habits: the operation to hand to a solver when a corpus is written.
 
     Args:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from pipeline_lib.problems.tiny.world import make_worked
+from pipeline_lib.problems.tiny.world import make_worked_problem
 from pipeline_lib.seeding import derive_generator
 from pipeline_lib.types import Problem
 
 ERROR_RATE = 0.25
 
 
-def worked_script(problems: Sequence[Problem], prompt_of: Callable[[str], str]) -> Callable[[str, str, int], str]:
+def error_prone_script(problems: Sequence[Problem], prompt_of: Callable[[str], str]) -> Callable[[str, str, int], str]:
     """A script for `ScriptedPolicy` that knows these tiny problems.
 
     From any prefix it goes on with the worked solution's remaining lines; each line is spoilt with
@@ -24,7 +24,7 @@ def worked_script(problems: Sequence[Problem], prompt_of: Callable[[str], str]) 
     lines = {}
     for problem in problems:
         dataset, split, index = problem.problem_id.split("/")
-        lines[prompt_of(problem.question)] = make_worked(dataset, split, int(index)).lines
+        lines[prompt_of(problem.question)] = make_worked_problem(dataset, split, int(index)).lines
 
     def script(prompt: str, prefix: str, seed: int) -> str:
         worked = lines[prompt]

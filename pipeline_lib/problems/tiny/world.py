@@ -31,7 +31,7 @@ POOL_SIZE = 100_000
 
 
 @dataclass(frozen=True, slots=True)
-class Worked:
+class WorkedProblem:
     """A problem with its canonical worked solution: one line per step, the answer's line last."""
 
     problem: Problem
@@ -52,7 +52,7 @@ def _parse(dataset: str) -> tuple[str, int]:
 
 
 @lru_cache(maxsize=20_000)
-def make_worked(dataset: str, split: str, index: int) -> Worked:
+def make_worked_problem(dataset: str, split: str, index: int) -> WorkedProblem:
     """Problem number `index` of a split with its worked solution.
 
     Raises:
@@ -71,15 +71,15 @@ def make_worked(dataset: str, split: str, index: int) -> Worked:
     lines, answer = module.solve(structure, compute)
     metadata = {"level": str(structure.level)} if family == "tiny-algebra" else {"steps": str(len(lines) - 1)}
     problem = Problem(f"{dataset}/{split}/{index:05d}", question, answer, dataset, metadata)
-    return Worked(problem, tuple(lines), structure)
+    return WorkedProblem(problem, tuple(lines), structure)
 
 
 def make_problem(dataset: str, split: str, index: int) -> Problem:
     """Problem number `index` of a split: ``make_problem("tiny-word", "train", 17)``."""
-    return make_worked(dataset, split, index).problem
+    return make_worked_problem(dataset, split, index).problem
 
 
-def write_solution(worked: Worked, operation: Operation) -> str:
+def write_solution(worked: WorkedProblem, operation: Operation) -> str:
     """The worked solution under another arithmetic; what a misconceived corpus is made of.
 
     Raises:
@@ -118,7 +118,7 @@ def _essence(line: str) -> str:
 def steps_are_right(tree: SearchTree) -> NDArray[np.bool_]:
     """`[N]` bool: the oracle's word on every step of a tiny problem's tree; True for the root."""
     dataset, split, index = tree.problem_id.split("/")
-    right = [_essence(line) for line in make_worked(dataset, split, int(index)).lines]
+    right = [_essence(line) for line in make_worked_problem(dataset, split, int(index)).lines]
     return np.array(
         [
             depth == 0 or (depth <= len(right) and _essence(step) == right[depth - 1])

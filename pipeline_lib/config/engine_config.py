@@ -10,10 +10,10 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
-from pipeline_lib.config.group import Group
+from pipeline_lib.config.group import ConfigGroup
 
 
-class VllmConfig(Group):
+class VllmConfig(ConfigGroup):
     """How vLLM runs in this process; read by ``policy.backend=vllm`` alone."""
 
     tensor_parallel: int = Field(1, ge=1, description="GPUs that share every layer.")
@@ -41,7 +41,7 @@ class VllmConfig(Group):
     )
 
 
-class ServerConfig(Group):
+class ServerConfig(ConfigGroup):
     """Which servers sample the policy; read by ``policy.backend=server`` alone. Their key is never part of it."""
 
     urls: tuple[str, ...] = Field(
