@@ -120,7 +120,7 @@ def _open_judge(grader: str) -> Callable[..., Grade]:
 
 
 def patch_latex_reader() -> None:
-    """Makes latex2sympy's parser predict without context first, and read numbers without evaluating them.
+    """Patches latex2sympy's parser: it predicts without context first, and reads numbers without evaluating them.
 
     1. Reading is most of what an answer costs. ANTLR's SLL mode gives the parse of its full LL mode or
        an error, at a quarter of the price; see ``PredictionMode`` in its documentation.

@@ -1,8 +1,8 @@
 """Grading for many answers: the easy ones at once, the hard ones in worker processes.
 
-One idea: most answers need no algebra and cost microseconds where they are submitted; only the rest
-goes to other processes, and the first of those starts when the first hard answer comes. A user's own
-verifier sees every answer, and always in a worker process.
+Most answers need no algebra and cost microseconds where they are submitted; only the rest goes to other
+processes, and the first of those starts when the first hard answer comes. A user's own verifier sees every
+answer, and always in a worker process.
 """
 
 from __future__ import annotations
