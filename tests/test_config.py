@@ -26,11 +26,11 @@ NAMED_IN_THE_CONTRACT = [
 ]
 
 
-def test_every_promised_dial_is_there():
+def test_every_promised_setting_is_there():
     assert set(NAMED_IN_THE_CONTRACT) <= set(setting_names())
 
 
-def test_every_dial_says_what_it_is():
+def test_every_setting_says_what_it_is():
     schema = PipelineConfig.model_json_schema()
     groups = [schema, *schema["$defs"].values()]
     missing = [

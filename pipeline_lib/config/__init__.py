@@ -3,20 +3,17 @@
 from pipeline_lib.config.engine_config import ServerConfig, VllmConfig
 from pipeline_lib.config.group import ConfigError, ConfigGroup
 from pipeline_lib.config.overrides import apply_overrides, setting_names
-from pipeline_lib.config.pipeline import (
+from pipeline_lib.config.pipeline import GradingConfig, PipelineConfig, PolicyConfig, RayConfig
+from pipeline_lib.config.settings import Settings
+from pipeline_lib.config.stages import (
     AuditConfig,
     EvaluationConfig,
     GateConfig,
-    GradingConfig,
-    PipelineConfig,
-    PolicyConfig,
     ProblemsConfig,
-    RayConfig,
     ScoreConfig,
     SearchConfig,
     TrainConfig,
 )
-from pipeline_lib.config.settings import Settings
 
 __all__ = [
     "AuditConfig",

@@ -16,7 +16,7 @@ SECRET_PARTS = re.compile(r"(?<=://)[^/@\s]*(?=@)|(?<=\?)[^\s'\"]*")  # of an ad
 
 
 def setting_names(model: type[BaseModel] = PipelineConfig, prefix: str = "") -> list[str]:
-    """Every name that ``--set`` knows, dotted, in declaration order."""
+    """Every name that ``--set`` takes, dotted, in declaration order."""
     names: list[str] = []
     for name, field in model.model_fields.items():
         annotation = field.annotation

@@ -182,7 +182,7 @@ def _nesting(text: str) -> Iterator[int]:
 
 
 def _digits(text: str) -> tuple[bool, str, str] | None:
-    """A plain number's sign, digits and decimals without idle zeros; in linear time, unlike any conversion to a number."""
+    """Whether a plain number is negative, its digits and its decimals, idle zeros left out; in linear time."""
     match = _LONG_NUMBER.fullmatch(text)
     if match is None:
         return None
