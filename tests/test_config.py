@@ -51,7 +51,7 @@ def test_overrides_are_read_as_json_or_text():
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("search.num_simulation=3", "nearest is 'search.num_simulations'"),
         ("search.num_simulations", "expected NAME=VALUE"),
@@ -60,10 +60,10 @@ def test_overrides_are_read_as_json_or_text():
         ("search=3", "nearest is 'search."),
     ],
 )
-def test_a_bad_override_is_refused_in_one_line(override, said):
+def test_a_bad_override_is_refused_in_one_line(override, message):
     with pytest.raises(ConfigError) as caught:
         apply_overrides(PipelineConfig(), [override])
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

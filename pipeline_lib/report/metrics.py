@@ -1,6 +1,6 @@
 """Records as flat names and numbers: what a tracking server, a table or a plot can hold.
 
-One idea: a metric's name is a path, ``eval/gsm8k/accuracy``, so that a viewer can fold by prefix.
+A metric's name is a path, ``eval/gsm8k/accuracy``, so that a viewer can fold by prefix.
 Test splits live under ``eval/``, validation splits under ``validation/``.
 """
 

@@ -1,7 +1,7 @@
 """Failure signatures: ways in which self-training is known to go wrong, named when a run shows one.
 
-One idea: each signature is one function from the records to a finding or None, and each threshold a constant with
-its reason beside it. They warn; what stops a run is the audit, the KL alarm and the gate.
+Each signature is one function from the records to a finding or None, and each threshold a constant with its reason
+beside it. They warn; what stops a run is the audit, the KL alarm and the gate.
 
 The measurements named below are of the tiny preset and its literal objective, see CHANGELOG.md.
 """

@@ -1,7 +1,7 @@
 """Trees on disk: one JSON line each while the search runs, one Parquet file when it is done.
 
-One idea: a line is whole or it is not there. Finished trees are appended, a process killed in
-the middle of a line leaves a torn end, and whoever opens the file next drops just that end.
+A line is whole or it does not count. Finished trees are appended, a process killed in the middle of a line leaves
+a torn end, and whoever opens the file next drops just that end.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ def _go_on_in_a_fork(is_judging: mmap.mmap, reply: Callable[[str], None]) -> Non
 
     Args:
         is_judging: one byte, shared with the children: 0 while nobody waits for a reply.
-        reply: sends one.
+        reply: sends a grade to whoever asked.
     """
     owes_reply = False
     while pid := os.fork():

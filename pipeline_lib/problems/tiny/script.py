@@ -1,4 +1,4 @@
-"""A pupil for the scripted policy: worked solutions with seeded mistakes, no model needed."""
+"""What the scripted policy answers to tiny problems: worked solutions with seeded mistakes, no model needed."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def error_prone_script(problems: Sequence[Problem], prompt_of: Callable[[str], s
     probability `ERROR_RATE`, and after a spoilt line the final answer is wrong.
 
     Args:
-        problems: tiny problems; another dataset's is not known to anybody but a model.
-        prompt_of: the prompt's text for a question.
+        problems: of a tiny world; only their ids say how a worked solution goes.
+        prompt_of: from a question to the text of its prompt.
     """
     lines = {}
     for problem in problems:
@@ -28,11 +28,11 @@ def error_prone_script(problems: Sequence[Problem], prompt_of: Callable[[str], s
 
     def script(prompt: str, prefix: str, seed: int) -> str:
         worked = lines[prompt]
-        said = prefix.splitlines()
-        spoilt = any(step != line for step, line in zip(said, worked, strict=False))
+        written = prefix.splitlines()
+        spoilt = any(step != line for step, line in zip(written, worked, strict=False))
         generator = derive_generator(seed, "script")
         rest = []
-        for line in worked[len(said) :]:
+        for line in worked[len(written) :]:
             is_answer = line == worked[-1]
             spoilt |= not is_answer and generator.random() < ERROR_RATE
             rest.append(_spoil(line) if spoilt else line)

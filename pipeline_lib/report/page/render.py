@@ -1,7 +1,7 @@
 """One self-contained HTML page per run: what ran, what came out, and why it ended.
 
-One idea: the page is text, classes and inline SVG, a few hundred kilobytes; it asks nothing of any network, and what
-a model wrote reaches it as text only, because the templates escape everything that is not markup of our own.
+The page is text, classes and inline SVG, a few hundred kilobytes. It asks nothing of any network, and what a model
+wrote reaches it as text only, because the templates escape everything that is not markup of our own.
 """
 
 from __future__ import annotations
