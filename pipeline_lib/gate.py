@@ -1,7 +1,7 @@
 """The early-stopping gate: a pure function of what is on record.
 
-One idea: it reads validation accuracies and nothing else; the test split is never looked at. The
-best iteration becomes champion, not the last.
+It reads validation accuracies and nothing else; the test split is never looked at. The best iteration becomes
+champion, not the last.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def decide(records: Sequence[IterationRecord], config: GateConfig, *, dataset: s
     in a row without a gain, or after an audit that did not pass, it stops.
 
     Args:
-        records: base first, in order.
-        config: patience and what counts as a gain.
-        dataset: whose validation split is read; None when there is just one.
+        records: the base first, then the iterations in order.
+        config: patience, and what counts as a gain.
+        dataset: the dataset whose validation split is read; None when there is just one.
 
     Raises:
         GateError: no record, or a trained iteration without validation accuracy.
@@ -47,14 +47,10 @@ def decide(records: Sequence[IterationRecord], config: GateConfig, *, dataset: s
     audit = records[-1].audit
     if audit is not None and not audit.passed:
         return GateDecision(proceed=False, champion=champion, reason=f"audit: {audit.reason}")
+    accuracy = f"validation accuracy {reports[-1].accuracy:.1%}"
     without = iterations_without_gain(reports, config)
-    last = reports[-1].accuracy
     if without >= config.patience:
-        reason = (
-            f"validation accuracy {last:.1%} after iteration {records[-1].index}: no gain of more than "
-            f"{config.min_gain:.1%}{' beyond the interval' * config.require_interval} for {without} "
-            f"iteration{'s' * (without > 1)} (patience {config.patience})"
-        )
+        reason = f"{accuracy} after iteration {records[-1].index}: {_lack_of_gain(without, config)}"
         return GateDecision(proceed=False, champion=champion, reason=reason)
     if len(reports) == 1:
         state = "the base"
@@ -62,7 +58,7 @@ def decide(records: Sequence[IterationRecord], config: GateConfig, *, dataset: s
         state = "the best so far"
     else:
         state = f"best so far {reports[best].accuracy:.1%} in iteration {champion}"
-    return GateDecision(proceed=True, champion=champion, reason=f"validation accuracy {last:.1%}, {state}")
+    return GateDecision(proceed=True, champion=champion, reason=f"{accuracy}, {state}")
 
 
 def iterations_without_gain(reports: Sequence[EvalReport], config: GateConfig) -> int:
@@ -102,14 +98,23 @@ def replay(
     It cannot tell what later iterations than the last on record would have brought.
 
     Args:
-        records: base first, in order.
+        records: the base first, then the iterations in order.
         configs: gates to try, see `calibration_grid`.
-        dataset: whose validation split is read; None when there is just one.
+        dataset: the dataset whose validation split is read; None when there is just one.
 
     Raises:
         GateError: as `decide`.
     """
     return [_trial(records, config, dataset) for config in configs]
+
+
+def _lack_of_gain(num_iterations: int, config: GateConfig) -> str:
+    """Why the gate stops after so many iterations without a gain, a clause."""
+    gain = f"gain of more than {config.min_gain:.1%}"
+    if config.require_interval:
+        gain += " beyond the interval"
+    iterations = "1 iteration" if num_iterations == 1 else f"{num_iterations} iterations"
+    return f"no {gain} for {iterations} (patience {config.patience})"
 
 
 def _trial(records: Sequence[IterationRecord], config: GateConfig, dataset: str | None) -> GateTrial:

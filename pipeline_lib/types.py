@@ -55,7 +55,7 @@ class Problem:
         problem_id: unique over all datasets and splits, ``dataset/split/00017``.
         question: what the policy is asked, without any prompt around it.
         answer: the gold final answer alone, never a worked solution.
-        dataset: the dataset's name; prompts, step delimiter and answer format hang on it.
+        dataset: the dataset's name; prompt, step delimiter and answer format depend on it.
         metadata: columns that some reports group by (``level``, ``subject``); strings only.
     """
 
@@ -77,14 +77,14 @@ class SearchTree:
     Shapes: N nodes, P prompt tokens.
 
     Args:
-        problem_id: whose tree this is.
-        policy_id: which policy sampled it.
+        problem_id: id of the problem whose tree this is.
+        policy_id: id of the policy that sampled it.
         seed: the tree's own seed; simulation i drew from ``derive_seed(seed, i)``.
         prompt_token_ids: `[P]` int32, exactly as sent to the policy.
         parents: `[N]` int32, -1 for the root.
         steps: N texts, delimiter included; "" for the root.
         token_ids: N int32 arrays, the very ids that were sampled; empty for the root.
-        visits: `[N]` int32.
+        visits: `[N]` int32, rollouts through each node.
         value_sums: `[N]` float64, sum of rewards in [0, visits].
         outcomes: `[N]` int8, see `Outcome`; OPEN for inner nodes.
         depths: `[N]` int32, 0 for the root.
@@ -152,7 +152,7 @@ class TrainingExample:
     Shapes: N nodes, R pairs.
 
     Args:
-        tree: where tokens and prefixes come from.
+        tree: the searched tree, for its tokens and prefixes.
         weights: `[N]` float64; the loss multiplies node i's log-likelihood by ``weights[i]``; 0
             means not scored.
         pairs: `[R, 2]` int32, (preferred node, dispreferred node), siblings; only ``step-dpo``

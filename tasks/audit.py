@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline_lib.config import PipelineConfig
 from pipeline_lib.problems.tiny import is_tiny, steps_are_right
-from pipeline_lib.score.audit import audit_scores
+from pipeline_lib.score.score_audit import audit_scores
 from pipeline_lib.store import Entry, read_json, write_json
 from pipeline_lib.types import AuditReport, Ref
 from tasks.runtime.artifacts import show_markdown, show_table

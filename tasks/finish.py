@@ -48,7 +48,7 @@ def finish_run(
         stopped_because=_stopped_because(records, decision),
         wall_s=_wall_s(),
         tracking_run=tracker.run_id,
-        promotion=tracker.settle(records, decision),
+        promotion=tracker.apply_gate_decision(records, decision),
     )
     material = gather_material(records)
     page = render_report(config, result, material)

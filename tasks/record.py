@@ -153,7 +153,7 @@ def _track(config: PipelineConfig, record: IterationRecord, earlier: Sequence[It
         _link(tracker)
     run = tracker.log_iteration(record, contents_of(record, earlier))
     tracker.log_files({}, figures_page(f"{config.preset}, seed {config.seed}", records, histories_of(records)))
-    tracker.describe(records, decide(records, config.gate, dataset=config.problems.dataset))
+    tracker.write_description(records, decide(records, config.gate, dataset=config.problems.dataset))
     show_table(_rows(record), key="accuracy", description=f"Iteration {record.index}")
     return run
 

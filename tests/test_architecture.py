@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -30,6 +32,18 @@ TOP_LEVEL = {
     "constraints.txt",
     "pyproject.toml",
 }
+ROOMS_WITH_A_PAGE = (
+    "config",
+    "store",
+    "problems",
+    "grading",
+    "search",
+    "score",
+    "evaluation",
+    "report",
+    "registry",
+    "tracking",
+)
 LIGHT_ROOMS = (
     *("search", "score", "gate", "grading", "problems", "evaluation", "policy.protocol"),
     *(f"training.batches.{name}" for name in ("examples", "packing", "batching")),
@@ -120,6 +134,21 @@ def test_files_and_folders_stay_small() -> None:
     long = {str(path.relative_to(ROOT)): n for path in files if (n := len(path.read_text().splitlines())) > 400}
     full = {folder.relative_to(ROOT): n for folder in {p.parent for p in files} if (n := num_files(folder)) > 12}
     assert (long, full) == ({}, {})
+
+
+def test_no_two_files_of_the_library_have_the_same_name() -> None:
+    names = Counter(path.name for path in python_files("pipeline_lib") if path.name != "__init__.py")
+    assert [name for name, count in names.items() if count > 1] == []
+
+
+@pytest.mark.parametrize("room", ROOMS_WITH_A_PAGE)
+def test_the_page_of_a_room_is_short_and_names_each_of_its_files(room: str) -> None:
+    page = ROOT / "pipeline_lib" / room / "README.md"
+    lines = page.read_text(encoding="utf-8").splitlines()
+    table = [line.split("|")[1] for line in lines if line.startswith("| `")]
+    named = {name.rpartition("/")[2] for cell in table for name in re.findall(r"`([\w/]+\.py)`", cell)}
+    assert named == {path.name for path in page.parent.rglob("*.py") if path.name != "__init__.py"}
+    assert (len(lines) <= 30, [line for line in lines if len(line) > 120]) == (True, [])
 
 
 def num_files(folder: Path) -> int:

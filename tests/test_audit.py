@@ -6,7 +6,7 @@ from tree_fixtures import flat_tree, make_tree, trees
 
 from pipeline_lib.config import AuditConfig, ScoreConfig
 from pipeline_lib.score import score_tree
-from pipeline_lib.score.audit import auc, audit_scores
+from pipeline_lib.score.score_audit import auc, audit_scores
 from pipeline_lib.types import AuditReport, Outcome
 
 CORRECT, WRONG, UNPARSED, TRUNCATED = Outcome.CORRECT, Outcome.WRONG, Outcome.UNPARSED, Outcome.TRUNCATED

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline_lib.config import ConfigError, PipelineConfig, apply_overrides, dial_names
+from pipeline_lib.config import ConfigError, PipelineConfig, apply_overrides, setting_names
 
 NAMED_IN_THE_CONTRACT = [
     "seed",
@@ -26,11 +26,11 @@ NAMED_IN_THE_CONTRACT = [
 ]
 
 
-def test_every_promised_dial_is_there():
-    assert set(NAMED_IN_THE_CONTRACT) <= set(dial_names())
+def test_every_promised_setting_is_there():
+    assert set(NAMED_IN_THE_CONTRACT) <= set(setting_names())
 
 
-def test_every_dial_says_what_it_is():
+def test_every_setting_says_what_it_is():
     schema = PipelineConfig.model_json_schema()
     groups = [schema, *schema["$defs"].values()]
     missing = [
@@ -51,7 +51,7 @@ def test_overrides_are_read_as_json_or_text():
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("search.num_simulation=3", "nearest is 'search.num_simulations'"),
         ("search.num_simulations", "expected NAME=VALUE"),
@@ -60,10 +60,10 @@ def test_overrides_are_read_as_json_or_text():
         ("search=3", "nearest is 'search."),
     ],
 )
-def test_a_bad_override_is_refused_in_one_line(override, said):
+def test_a_bad_override_is_refused_in_one_line(override, message):
     with pytest.raises(ConfigError) as caught:
         apply_overrides(PipelineConfig(), [override])
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

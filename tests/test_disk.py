@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline_lib.store import Store
-from pipeline_lib.store.disk import DiskFullError, name_full_disk
+from pipeline_lib.store.disk import DiskFullError, explain_disk_full
 
 FULL = "/dev/full"  # every write to it fails as on a full disk
 
@@ -37,7 +37,7 @@ def fill_database(path: str) -> None:
 def test_a_full_disk_is_named_in_one_line_whoever_met_it(write: Callable[[str], Any], tmp_path: Path) -> None:
     link = tmp_path / "full"  # what replaces a file would replace the device
     link.symlink_to(FULL)
-    with pytest.raises(DiskFullError) as caught, name_full_disk(tmp_path / "not" / "there", "search-shard"):
+    with pytest.raises(DiskFullError) as caught, explain_disk_full(tmp_path / "not" / "there", "search-shard"):
         write(str(link))
     line = (
         rf"disk full: no room for search-shard below {tmp_path}/not/there \(\d+\.\d MiB free\); make room, then retry"
@@ -54,9 +54,9 @@ def fail_to_save() -> None:
 
 
 def test_the_innermost_cause_counts_and_other_errors_pass(tmp_path: Path) -> None:
-    with pytest.raises(DiskFullError), name_full_disk(tmp_path, "x"):
+    with pytest.raises(DiskFullError), explain_disk_full(tmp_path, "x"):
         fail_to_save()
-    with pytest.raises(FileNotFoundError), name_full_disk(tmp_path, "x"):
+    with pytest.raises(FileNotFoundError), explain_disk_full(tmp_path, "x"):
         (tmp_path / "missing").read_text()
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from pipeline_lib.config import EvaluationConfig
 from pipeline_lib.evaluation import (
     evaluate,
-    majority,
+    majority_index,
     paired_difference_interval,
     paired_test,
     pass_at_k,
@@ -120,11 +120,11 @@ def test_the_paired_interval_contains_the_difference_turns_with_it_and_shrinks(b
 
 
 def test_the_majority_is_the_first_sample_with_the_commonest_answer():
-    assert majority(["3", "4", "4"]) == 1
-    assert majority(["3", "4", "4", "3"]) == 0  # ties go to the answer given first
-    assert majority([None, None, "7"]) == 2  # no answer is no vote
-    assert majority([None, None]) is None
-    assert majority([]) is None
+    assert majority_index(["3", "4", "4"]) == 1
+    assert majority_index(["3", "4", "4", "3"]) == 0  # ties go to the answer given first
+    assert majority_index([None, None, "7"]) == 2  # no answer is no vote
+    assert majority_index([None, None]) is None
+    assert majority_index([]) is None
 
 
 def test_pass_at_k_worked_by_hand():

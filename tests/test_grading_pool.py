@@ -186,11 +186,11 @@ def test_closing_ends_a_process_that_is_only_starting() -> None:
 READINGS = r"""
 import logging, sys
 from math_verify import parse
-from pipeline_lib.grading.workers.grading_worker import prepare_reader
+from pipeline_lib.grading.workers.grading_worker import patch_latex_reader
 
 logging.disable()
 if sys.argv[1] == "two stages":
-    prepare_reader()
+    patch_latex_reader()
 for text in sys.argv[2:]:
     print([str(part) for part in parse(f"${text}$", parsing_timeout=None)])
 """

@@ -3,7 +3,7 @@ from __future__ import annotations
 from record_fixtures import make_record
 
 from pipeline_lib.registry.model_note import load_lines, model_note
-from pipeline_lib.registry.promotion import Event
+from pipeline_lib.registry.promotion import ChampionMove
 from pipeline_lib.report.notes import (
     MAX_CHARS,
     iteration_note,
@@ -61,11 +61,11 @@ def test_a_champion_that_stays_is_named_with_the_candidate() -> None:
 
 
 def test_a_model_shows_how_to_load_it_and_its_latest_moves_first() -> None:
-    events = [
-        Event(at=f"2026-11-0{day}", action="promoted", version=str(day), previous=None, reason="a | b")
+    moves = [
+        ChampionMove(at=f"2026-11-0{day}", action="promoted", version=str(day), previous=None, reason="a | b")
         for day in (1, 2)
     ]
-    note = model_note("coppice-tiny", events)
+    note = model_note("coppice-tiny", moves)
     assert all(line in note for line in load_lines("coppice-tiny"))
     assert note.splitlines()[-2:] == [
         "| 2026-11-02 | promoted | 2 | – | a / b |",

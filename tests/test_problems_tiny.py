@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 
 from pipeline_lib.config import ConfigError
-from pipeline_lib.problems.tiny import algebra, make_problem, make_worked, steps_are_right
-from pipeline_lib.problems.tiny.arithmetic import MISCONCEPTIONS, compute, misconceived, smaller_from_larger
+from pipeline_lib.problems.tiny import algebra, make_problem, make_worked_problem, steps_are_right
+from pipeline_lib.problems.tiny.arithmetic import (
+    MISCONCEPTIONS,
+    arithmetic_with_misconceptions,
+    compute,
+    smaller_from_larger,
+)
 from pipeline_lib.problems.tiny.corpus import pretraining_corpus
 from pipeline_lib.problems.tiny.world import FAMILIES, SPLITS, write_solution
 from pipeline_lib.seeding import derive_generator
@@ -27,13 +32,13 @@ def test_smaller_from_larger_takes_each_digit_apart():
     [("-", 52, 37, 25), ("*", 9, 4, 32), ("/", 90, 9, 11), ("move", 50, 20, 70), ("^", 7, 2, 14)],
 )
 def test_a_habit_always_yields_the_same_wrong_value(operator, left, right, wrong):
-    operation = misconceived(derive_generator(0), ALWAYS)
+    operation = arithmetic_with_misconceptions(derive_generator(0), ALWAYS)
     assert operation(operator, left, right) == wrong
     assert compute(operator, left, right) != wrong
 
 
 def test_habits_strike_only_their_own_operands():
-    operation = misconceived(derive_generator(0), ALWAYS)
+    operation = arithmetic_with_misconceptions(derive_generator(0), ALWAYS)
     right = sum(operation("-", 57, 32) == 25 for _ in range(200))
     assert 190 <= right < 200  # what is left are slips, 2 %
 
@@ -41,7 +46,7 @@ def test_habits_strike_only_their_own_operands():
 @pytest.mark.parametrize("dataset", FAMILIES)
 def test_a_problem_is_its_id(dataset):
     first = make_problem(dataset, "train", 17)
-    make_worked.cache_clear()
+    make_worked_problem.cache_clear()
     assert make_problem(dataset, "train", 17) == first
     assert first.problem_id == f"{dataset}/train/00017"
 
@@ -56,7 +61,7 @@ def test_splits_share_no_question(dataset):
 def test_sympy_finds_every_algebra_answer_by_another_way():
     kinds = set()
     for index in range(250):
-        worked = make_worked("tiny-algebra", "test", index)
+        worked = make_worked_problem("tiny-algebra", "test", index)
         kinds.add(worked.structure.kind)
         assert algebra.sympy_answer(worked.structure) == worked.problem.answer
     assert kinds == set(algebra._SOLVERS)
@@ -64,7 +69,7 @@ def test_sympy_finds_every_algebra_answer_by_another_way():
 
 def test_word_solutions_have_two_to_five_steps_and_end_in_the_answer():
     for index in range(200):
-        worked = make_worked("tiny-word", "train", index)
+        worked = make_worked_problem("tiny-word", "train", index)
         assert 2 <= len(worked.lines) - 1 <= 5
         assert worked.lines[-1] == f"#### {worked.problem.answer}"
 
@@ -83,8 +88,10 @@ def test_unknown_worlds_are_refused_in_one_line(dataset, split):
 
 
 def test_without_habits_the_corpus_is_right_but_for_slips():
-    worked = make_worked("tiny-word", "pretrain", 3)
-    solutions = {write_solution(worked, misconceived(derive_generator(seed), NEVER)) for seed in range(20)}
+    worked = make_worked_problem("tiny-word", "pretrain", 3)
+    solutions = {
+        write_solution(worked, arithmetic_with_misconceptions(derive_generator(seed), NEVER)) for seed in range(20)
+    }
     assert "\n".join(worked.lines) in solutions
 
 
@@ -113,7 +120,7 @@ def _chain(problem_id: str, steps: list[str]) -> SearchTree:
 @pytest.mark.parametrize("dataset", FAMILIES)
 def test_the_oracle_accepts_the_worked_solution_and_finds_each_spoilt_step(dataset):
     for index in range(60):
-        worked = make_worked(dataset, "train", index)
+        worked = make_worked_problem(dataset, "train", index)
         problem_id = worked.problem.problem_id
         lines = [line + "\n" for line in worked.lines]
         assert steps_are_right(_chain(problem_id, lines)).all()
@@ -128,7 +135,9 @@ def test_the_oracle_accepts_the_worked_solution_and_finds_each_spoilt_step(datas
 
 def test_the_oracle_ignores_wording_and_order_of_operands():
     worked = next(
-        w for i in range(99) if "+" in (w := make_worked("tiny-word", "train", i)).lines[0] and "That" not in w.lines[0]
+        w
+        for i in range(99)
+        if "+" in (w := make_worked_problem("tiny-word", "train", i)).lines[0] and "That" not in w.lines[0]
     )
     name, _, equation = worked.lines[0].split()[:3]
     left, value = equation.split("=")

@@ -17,7 +17,7 @@ from pipeline_lib.policy.model_folders import model_path
 from pipeline_lib.registry import LoggedAdapter, Registry, RegistryError
 from pipeline_lib.registry.lineage import version_tags
 from pipeline_lib.registry.model_note import load_lines
-from pipeline_lib.tracking import Contents, Tracker, open_registry, registered_champion, tracking_uri
+from pipeline_lib.tracking import IterationContents, Tracker, open_registry, registered_champion, tracking_uri
 from pipeline_lib.tracking.outage import TrackingError
 from pipeline_lib.types import GateDecision, IterationRecord, PolicyRef, Promotion
 from tasks.champion import champion_policy
@@ -52,7 +52,7 @@ def logged(settings: Settings, folder: Path) -> tuple[list[IterationRecord], Log
     records = [make_record(index, accuracy, yardstick="same") for index, accuracy in enumerate((0.5, 0.6, 0.7))]
     for record in [*records, *records]:
         before = records[record.index - 1].policy
-        contents = Contents(adapter=folder, parent=before) if record.index else None
+        contents = IterationContents(adapter=folder, parent=before) if record.index else None
         open_tracker(settings).log_iteration(record, contents)
     client: Any = open_registry(settings, "tiny")._client
     [model] = client.search_logged_models(["1"], filter_string="name = 'adapter-1'")
@@ -74,7 +74,7 @@ class Pipeline:
 
     def run(self, *accuracies: float, yardstick: str = "same") -> Promotion:
         self.register(*accuracies, yardstick=yardstick)
-        return self.settle()
+        return self.apply_gate_decision()
 
     def register(self, *accuracies: float, yardstick: str = "same") -> None:
         self.records = [
@@ -85,9 +85,11 @@ class Pipeline:
             tags = version_tags(record, BASE, None, {})
             self.registry.register(record.policy.policy_id, replace(self.adapter, tags=tags))
 
-    def settle(self) -> Promotion:
+    def apply_gate_decision(self) -> Promotion:
         best = max(self.records, key=lambda record: (record.evaluations[0].accuracy, -record.index)).index
-        return self.registry.settle(self.records, GateDecision(proceed=False, champion=best, reason="the best"))
+        return self.registry.apply_gate_decision(
+            self.records, GateDecision(proceed=False, champion=best, reason="the best")
+        )
 
 
 @pytest.fixture
@@ -107,7 +109,7 @@ def test_a_version_has_its_scores_and_its_origin(
     settings: Settings, logged: tuple[list[IterationRecord], object]
 ) -> None:
     tracker = open_tracker(settings)
-    tracker.settle(logged[0], GateDecision(proceed=False, champion=2, reason="the best"))
+    tracker.apply_gate_decision(logged[0], GateDecision(proceed=False, champion=2, reason="the best"))
     registry = open_registry(settings, "tiny")
     client: Any = registry._client
     versions = client.search_model_versions("name = 'coppice-tiny'")
@@ -145,7 +147,7 @@ def test_the_champion_moves_to_a_better_one_only(pipeline: Pipeline) -> None:
     registry = pipeline.registry
     pipeline.register(0.5, 0.7)
     assert aliases(registry) == ("1", None)  # the gate has not spoken
-    assert pipeline.settle().promoted
+    assert pipeline.apply_gate_decision().promoted
     assert aliases(registry) == ("1", "1")
 
     worse = pipeline.run(0.5, 0.6, 0.65)
@@ -236,12 +238,12 @@ def test_a_promotion_that_was_killed_is_finished_by_the_next_run(
     with monkeypatch.context() as patch:
         patch.setattr(mlflow.MlflowClient, moment, killed)
         with pytest.raises(KeyboardInterrupt):
-            pipeline.settle()
-    verdict = pipeline.settle()
+            pipeline.apply_gate_decision()
+    verdict = pipeline.apply_gate_decision()
     assert (verdict.promoted, verdict.version) == (True, "2")
     assert "70.0% of 100 validation problems of tiny-word, against 60.0% for version 1" in verdict.reason
     assert registry.champion() == "2"
-    assert [event.version for event in registry._events()] == ["1", "2"]
+    assert [move.version for move in registry._moves()] == ["1", "2"]
     assert tags_of(registry, "2")["coppice.promotion"].startswith("promoted: 70.0%")
     assert registry.roll_back("back").version == "1"
 
@@ -293,8 +295,8 @@ def champion(settings: Settings, folder: Path, tmp_path_factory: pytest.TempPath
     config = LoraConfig(r=16, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(str(made))
     tracker = Tracker.open(settings, run_key="lora", run_name="lora", config=PipelineConfig(preset="lora"))
-    tracker.log_iteration(make_record(1, policy_id="lora"), Contents(adapter=made, parent=BASE))
-    tracker.settle(
+    tracker.log_iteration(make_record(1, policy_id="lora"), IterationContents(adapter=made, parent=BASE))
+    tracker.apply_gate_decision(
         [make_record(0), make_record(1, policy_id="lora")],
         GateDecision(proceed=False, champion=1, reason="the best"),
     )

@@ -10,7 +10,7 @@ from tree_fixtures import make_tree, trees
 
 from pipeline_lib.report.charts import nice_ticks, value_axis
 from pipeline_lib.report.figures import SMOOTHED_ABOVE, smooth
-from pipeline_lib.report.flips import story
+from pipeline_lib.report.flips import flip_kind
 from pipeline_lib.report.page.tree_pictures import MAX_NODES, cells_of, depth_of, show_tree
 from pipeline_lib.report.tree_choice import most_informative_trees, one_tree_of_each_kind
 from pipeline_lib.search import read_roots, read_trees_parquet, write_trees_parquet
@@ -96,8 +96,8 @@ def test_roots_and_chosen_trees_are_read_without_the_rest(tmp_path: Path) -> Non
         ((0,), "always wrong"),
     ],
 )
-def test_every_problem_has_one_story(right: tuple[int, ...], kind: str) -> None:
-    assert story([bool(value) for value in right]) == kind
+def test_every_problem_has_one_flip_kind(right: tuple[int, ...], kind: str) -> None:
+    assert flip_kind([bool(value) for value in right]) == kind
 
 
 @pytest.mark.parametrize(

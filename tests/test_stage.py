@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from pipeline_lib.config import PipelineConfig, SearchConfig, apply_overrides, dial_names
+from pipeline_lib.config import PipelineConfig, SearchConfig, apply_overrides, setting_names
 from pipeline_lib.policy.protocol import SamplingParams
 from pipeline_lib.policy.scripted import CharCodec, ScriptedPolicy
-from pipeline_lib.problems.tiny import make_problem, worked_script
+from pipeline_lib.problems.tiny import error_prone_script, make_problem
 from pipeline_lib.search import search_trees
 from pipeline_lib.search.tree_files import tree_to_dict
 from pipeline_lib.store import Entry
@@ -149,7 +149,7 @@ def test_every_dial_reaches_a_stage_or_is_known_not_to(files: tuple[Path, Path])
     assert entries(config) == plain
     without_effect = {
         name
-        for name in dial_names()
+        for name in setting_names()
         if entries(apply_overrides(config, [f"{name}={other_value(config, name, other)}"])) == plain
     }
     assert without_effect == set(OUTSIDE_THE_STAGES)
@@ -164,7 +164,7 @@ def test_every_dial_is_read_somewhere() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute)
     }
-    assert [name for name in dial_names() if name.rpartition(".")[2] not in read] == []
+    assert [name for name in setting_names() if name.rpartition(".")[2] not in read] == []
 
 
 class RecordingPolicy(ScriptedPolicy):
@@ -197,7 +197,7 @@ class InstantGrader:
 
 def searched(config: SearchConfig) -> tuple[dict[str, Any], set[SamplingParams]]:
     problems = [make_problem("tiny-word", "train", i) for i in range(8)]
-    policy = RecordingPolicy(worked_script(problems, lambda question: question), CharCodec())
+    policy = RecordingPolicy(error_prone_script(problems, lambda question: question), CharCodec())
     trees: dict[str, Any] = {}
     search_trees(
         problems,

@@ -12,7 +12,7 @@ from record_fixtures import make_record
 from tree_fixtures import make_tree
 
 from pipeline_lib.config import PipelineConfig, Settings
-from pipeline_lib.tracking import Contents, Tracker, tracking_uri
+from pipeline_lib.tracking import IterationContents, Tracker, tracking_uri
 from pipeline_lib.tracking.tree_traces import TreeTrace, trace_tree
 from pipeline_lib.types import NO_PARENT, Outcome, Problem
 
@@ -61,7 +61,10 @@ def test_an_iteration_has_its_traces_once_however_often_it_is_logged(
         tracker = Tracker.open(settings, run_key="run", run_name="run", config=PipelineConfig())
         traces = [make_trace(number) for number in range(num_traces)]
         return tracker.log_iteration(
-            record, Contents(curves=CURVE, traces=traces, adapter=tmp_path, parent=base, texts={"figures.html": "<p>"})
+            record,
+            IterationContents(
+                curves=CURVE, traces=traces, adapter=tmp_path, parent=base, texts={"figures.html": "<p>"}
+            ),
         )
 
     run_id = log(1)  # killed after the first trace

@@ -12,7 +12,7 @@ from server_fixtures import free_port
 from pipeline_lib.config import PipelineConfig, Settings
 from pipeline_lib.report.metrics import flatten, is_headline, metric_key, record_metrics
 from pipeline_lib.tracking import (
-    Contents,
+    IterationContents,
     Tracker,
     TrackingError,
     TrackingOutage,
@@ -75,13 +75,13 @@ def test_an_interrupted_run_is_attached_to_without_duplicates(settings: Settings
     curve = [("train/loss", update, 1.0 / (update + 1)) for update in range(1200)]
     first = open_tracker(settings, "interrupted")
     first.log_iteration(make_record(0))
-    child = first.iteration(1)
+    child = first.iteration_run(1)
     child.log_points(curve[:300])  # killed here: the parent and this child stay RUNNING
 
     second = open_tracker(settings, "interrupted")
     assert second.run_id == first.run_id
     for index in (0, 1):
-        contents = Contents({"scores": scores}, {"figures.html": "<p>"}, curve if index else [])
+        contents = IterationContents({"scores": scores}, {"figures.html": "<p>"}, curve if index else [])
         second.log_iteration(make_record(index), contents)
     second.finish(make_result([make_record(0), make_record(1)]))
 

@@ -72,7 +72,7 @@ def test_the_form_has_descriptions_and_bounds(served: ServedHome) -> None:
         schema = deployment["parameter_openapi_schema"]
         assert list(schema["properties"]) == ["config"]
         dial = schema["definitions"]["SearchConfig"]["properties"]["num_simulations"]
-        assert (dial["minimum"], dial["description"]) == (1, "Rollouts per problem: the headline dial. Our choice.")
+        assert (dial["minimum"], dial["description"]) == (1, "Rollouts per problem: the headline setting. Our choice.")
         assert deployment["parameters"]["config"] == small_served().model_dump(mode="json")
         assert "coppice" in deployment["tags"]
         assert deployment["description"]

@@ -18,7 +18,7 @@ from pipeline_lib.policy.model_folders import model_folder
 from pipeline_lib.policy.protocol import Policy, SampleRequest, SamplingParams
 from pipeline_lib.problems.formats import format_of
 from pipeline_lib.score import score_tree
-from pipeline_lib.score.audit import audit_scores
+from pipeline_lib.score.score_audit import audit_scores
 from pipeline_lib.search import search_trees, write_trees_parquet
 from pipeline_lib.seeding import derive_seed
 from pipeline_lib.training.batches.examples import build_examples

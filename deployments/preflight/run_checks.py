@@ -19,9 +19,9 @@ COPIES = 2  # of what a run keeps: in the store, and as MLflow's artifacts
 
 def check_tracking(config: PipelineConfig, settings: Settings, findings: Findings) -> str:
     """MLflow answers, within seconds instead of the patience of a run."""
-    from pipeline_lib.tracking import reach, tracking_uri
+    from pipeline_lib.tracking import check_tracking_server, tracking_uri
 
-    reach(settings)
+    check_tracking_server(settings)
     return without_password(tracking_uri(settings))
 
 

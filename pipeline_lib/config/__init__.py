@@ -1,30 +1,27 @@
 """Every setting of a run, as frozen models; where things live is apart, in `Settings`."""
 
-from pipeline_lib.config.engines import ServerConfig, VllmConfig
-from pipeline_lib.config.group import ConfigError, Group
-from pipeline_lib.config.overrides import apply_overrides, dial_names
-from pipeline_lib.config.pipeline import (
+from pipeline_lib.config.engine_config import ServerConfig, VllmConfig
+from pipeline_lib.config.group import ConfigError, ConfigGroup
+from pipeline_lib.config.overrides import apply_overrides, setting_names
+from pipeline_lib.config.pipeline import GradingConfig, PipelineConfig, PolicyConfig, RayConfig
+from pipeline_lib.config.settings import Settings
+from pipeline_lib.config.stages import (
     AuditConfig,
     EvaluationConfig,
     GateConfig,
-    GradingConfig,
-    PipelineConfig,
-    PolicyConfig,
     ProblemsConfig,
-    RayConfig,
     ScoreConfig,
     SearchConfig,
     TrainConfig,
 )
-from pipeline_lib.config.settings import Settings
 
 __all__ = [
     "AuditConfig",
     "ConfigError",
+    "ConfigGroup",
     "EvaluationConfig",
     "GateConfig",
     "GradingConfig",
-    "Group",
     "PipelineConfig",
     "PolicyConfig",
     "ProblemsConfig",
@@ -36,5 +33,5 @@ __all__ = [
     "TrainConfig",
     "VllmConfig",
     "apply_overrides",
-    "dial_names",
+    "setting_names",
 ]

@@ -9,7 +9,7 @@ class ConfigError(ValueError):
     """A setting that cannot be used; the message is one line and says what to do."""
 
 
-class Group(BaseModel):
+class ConfigGroup(BaseModel):
     """Base of every stage's configuration."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -9,19 +9,19 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from pipeline_lib.config.group import ConfigError, Group
+from pipeline_lib.config.group import ConfigError, ConfigGroup
 from pipeline_lib.config.pipeline import PipelineConfig
 
 SECRET_PARTS = re.compile(r"(?<=://)[^/@\s]*(?=@)|(?<=\?)[^\s'\"]*")  # of an address: user and password, query
 
 
-def dial_names(model: type[BaseModel] = PipelineConfig, prefix: str = "") -> list[str]:
-    """Every name that ``--set`` knows, dotted, in declaration order."""
+def setting_names(model: type[BaseModel] = PipelineConfig, prefix: str = "") -> list[str]:
+    """Every name that ``--set`` takes, dotted, in declaration order."""
     names: list[str] = []
     for name, field in model.model_fields.items():
         annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, Group):
-            names += dial_names(annotation, f"{prefix}{name}.")
+        if isinstance(annotation, type) and issubclass(annotation, ConfigGroup):
+            names += setting_names(annotation, f"{prefix}{name}.")
         else:
             names.append(prefix + name)
     return names
@@ -37,7 +37,7 @@ def apply_overrides(config: PipelineConfig, overrides: list[str]) -> PipelineCon
     Example: ``apply_overrides(config, ["search.c_uct=0.5"]).search.c_uct == 0.5``
     """
     values: dict[str, Any] = config.model_dump()
-    known = dial_names()
+    known = setting_names()
     for override in overrides:
         name, separator, text = override.partition("=")
         if not separator:

@@ -28,7 +28,7 @@ class Settings(BaseSettings):
         0.0, description="Seconds to wait for another process that makes the same result, before it is an error."
     )
     tracking_patience_s: float = Field(
-        1800, ge=0, le=10800, description="How long a task waits for an MLflow server that does not answer. Our choice."
+        1800, ge=0, le=10800, description="Seconds that a task waits for an MLflow server that does not answer."
     )
 
     @property

@@ -2,7 +2,7 @@
 
 from pipeline_lib.evaluation.accuracy import Prediction, evaluate, read_predictions, write_predictions
 from pipeline_lib.evaluation.statistics import (
-    majority,
+    majority_index,
     paired_difference_interval,
     paired_test,
     pass_at_k,
@@ -12,7 +12,7 @@ from pipeline_lib.evaluation.statistics import (
 __all__ = [
     "Prediction",
     "evaluate",
-    "majority",
+    "majority_index",
     "paired_difference_interval",
     "paired_test",
     "pass_at_k",

@@ -1,6 +1,6 @@
 """Accuracy of a policy on a problem set: greedy, and sampled where asked.
 
-One idea: everything is submitted at once and graded as it comes; the engine refills itself.
+All problems are submitted at once and their answers graded as they come; the engine refills itself.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline_lib.config import EvaluationConfig
-from pipeline_lib.evaluation.statistics import majority, pass_at_k, wilson_interval
+from pipeline_lib.evaluation.statistics import majority_index, pass_at_k, wilson_interval
 from pipeline_lib.policy.protocol import FinishReason, Policy, SampleRequest, SampleResult, SamplingParams
 from pipeline_lib.seeding import derive_seed
 from pipeline_lib.store import write_parquet
@@ -29,11 +29,11 @@ class Prediction:
     """One graded answer.
 
     Args:
-        problem_id: what was asked.
+        problem_id: id of the problem that was asked.
         text: the policy's whole answer.
-        grade: the verdict.
+        grade: the verdict on its final answer.
         answer: the extracted final answer, None when there is none.
-        truncated: the answer ran into a limit.
+        truncated: whether the answer ran into a limit of tokens, or the engine gave up on it.
     """
 
     problem_id: str
@@ -60,12 +60,12 @@ def evaluate(
     """Greedy pass@1 over all problems; maj@k and pass@k over the first ``sampled_problems``.
 
     Args:
-        problems: of one dataset, at least one.
-        policy: nothing may be in flight.
-        grader: likewise.
-        split: recorded; ``validation`` feeds the gate.
-        config: tokens, samples.
-        seed: of the samples; the greedy answers have none.
+        problems: what is asked, at least one; all of one dataset.
+        policy: answers; nothing else may be in flight on it.
+        grader: grades the answers; nothing else may be in flight on it.
+        split: the split's name, for the report; the gate reads ``validation``.
+        config: `max_new_tokens`, `num_samples` and `sampled_problems` are used.
+        seed: from which the samples' seeds are derived; the greedy answers need none.
         extract: from raw text to the final answer, for majority votes.
 
     Returns:
@@ -109,7 +109,7 @@ def _sampled(
     seeds = [derive_seed(seed, "sample", i) for i in range(k)]
     predictions = _answer(problems, policy, grader, params, seeds, extract)
     groups = [predictions[start : start + k] for start in range(0, len(predictions), k)]
-    votes = [majority([p.answer for p in group]) for group in groups]
+    votes = [majority_index([p.answer for p in group]) for group in groups]
     right = [sum(p.is_correct for p in group) for group in groups]
     return {
         "mean": float(np.mean(right)) / k,

@@ -39,10 +39,10 @@ def paired_test(
 
     Args:
         before: problem id to whether the earlier policy was right.
-        after: likewise for the later one.
-        dataset: recorded.
-        split: recorded.
-        against: ``base`` or ``previous``.
+        after: problem id to whether the later policy was right.
+        dataset: the dataset's name, for the result.
+        split: the split's name, for the result.
+        against: what the earlier policy is: ``base`` or ``previous``.
 
     Raises:
         ValueError: they answered different problems.
@@ -75,6 +75,12 @@ def paired_difference_interval(both: int, fixed: int, broken: int, neither: int)
 
     Source: Newcombe 1998, Statistics in Medicine 17:2635, method 10.
 
+    Args:
+        both: problems that both policies solved.
+        fixed: problems that only the later policy solved.
+        broken: problems that only the earlier policy solved.
+        neither: problems that neither policy solved.
+
     Raises:
         ValueError: no pair.
 
@@ -100,7 +106,7 @@ def paired_difference_interval(both: int, fixed: int, broken: int, neither: int)
     return max(-1.0, low), min(1.0, high)
 
 
-def majority(answers: Sequence[str | None]) -> int | None:
+def majority_index(answers: Sequence[str | None]) -> int | None:
     """Index of the first sample that gave the commonest answer; None when none gave any.
 
     Ties go to the answer given first.

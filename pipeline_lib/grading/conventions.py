@@ -1,7 +1,7 @@
 """What counts as equal where opinions differ: named options, with a default for each.
 
-One idea: a convention is chosen per dataset, never guessed from the answer. `GradingConfig` holds what
-a user sets and what a dataset's format sets; the defaults are here.
+A convention is chosen per dataset, never guessed from the answer. `GradingConfig` holds what a user sets and what
+a dataset's format sets; the defaults are here.
 """
 
 from __future__ import annotations

@@ -30,40 +30,58 @@ _SIGNS = str.maketrans(
         "·": r"\cdot ",
     }
 )
+_THIN_SPACES = r"(?<!\\)\\[!,;:]|[\u2009\u202f\u00a0]"
+_SIZES = r"\\left(?![A-Za-z])|\\right(?![A-Za-z])|\\displaystyle"
 _REWRITES = (
-    (re.compile(r"√\s*(?:\(([^()]*)\)|(\d+|[A-Za-z]))"), r"\\sqrt{\1\2}"),
-    (re.compile(r"[−–‐‑]"), "-"),
-    (re.compile(r"(?<!\\)\\[!,;:]|[\u2009\u202f\u00a0]|\\left(?![A-Za-z])|\\right(?![A-Za-z])|\\displaystyle"), ""),
-    (re.compile(r"(?<!\\)\\ |~|\\quad"), " "),
-    (re.compile(r"\{,\}"), ","),
+    (re.compile(r"√\s*(?:\(([^()]*)\)|(\d+|[A-Za-z]))"), r"\\sqrt{\1\2}"),  # √(2+x), √2, √x
+    (re.compile(r"[−–‐‑]"), "-"),  # minus sign, dash, two hyphens
+    (re.compile(rf"{_THIN_SPACES}|{_SIZES}"), ""),
+    (re.compile(r"(?<!\\)\\ |~|\\quad"), " "),  # wider spaces
+    (re.compile(r"\{,\}"), ","),  # 1{,}000
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
     (re.compile(r"\\([$%])"), r"\1"),
-    (re.compile(r"\s*\^\s*\{?\s*\\circ\s*\}?|\\degree|°"), ""),
+    (re.compile(r"\s*\^\s*\{?\s*\\circ\s*\}?|\\degree|°"), ""),  # degrees
     (re.compile(r"\s*percent\b"), "%"),
-    (re.compile(r"\\(?:mathrm|text|operatorname)\s*\{\s*([ei])\s*\}"), r"\1"),
+    (re.compile(r"\\(?:mathrm|text|operatorname)\s*\{\s*([ei])\s*\}"), r"\1"),  # the constants e and i, set upright
 )
 _WRAPPERS = re.compile(
-    r"\$\$(.*)\$\$|\$((?:[^$\\]|\\.)*)\$|\\\((.*)\\\)|\\\[(.*)\\\]|\*\*(.*)\*\*|"
-    r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}|\{([^{}]*)\}",
-    re.DOTALL,
+    r"""
+      \$\$(.*)\$\$
+    | \$((?:[^$\\]|\\.)*)\$
+    | \\\((.*)\\\)
+    | \\\[(.*)\\\]
+    | \*\*(.*)\*\*   # bold
+    | \\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}
+    | \{([^{}]*)\}
+    """,
+    re.VERBOSE | re.DOTALL,
 )
-_DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
+_DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)"  # with commas between thousands, or without
 _PLAIN = rf"(?:{_DIGITS}(?:\.\d*)?|\.\d+)"
 _SIGNED = rf"[-+]?\s*{_PLAIN}"
 
 
 def _operand(name: str) -> str:
     """Numerator or denominator: in braces, or one bare digit."""
-    return rf"(?:\{{\s*(?P<{name}>{_SIGNED})\s*\}}|(?P<{name}1>\d))"
+    return rf"(?:\{{\s*(?P<{name}>{_SIGNED})\s*\}}|(?P<{name}_digit>\d))"
 
 
+_FRACTION = rf"(?:(?P<whole>\d+)\s*)?\\frac\s*{_operand('numerator')}\s*{_operand('denominator')}"
+_QUOTIENT = rf"(?:(?P<whole_before>\d+)\s+)?(?P<dividend>{_PLAIN})\s*/\s*(?P<divisor>{_PLAIN})"
+_TIMES_TEN_TO = r"\s*(?:\\times|\\cdot|×|\*)\s*10\s*\^\s*"
+_EXPONENT = rf"(?:[eE](?P<e>[-+]?\d{{1,3}})|{_TIMES_TEN_TO}(?:\{{\s*(?P<power>-?\d{{1,3}})\s*\}}|(?P<power_digit>\d)))"
 _NUMBER = re.compile(
-    rf"""(?P<sign>[-+]?)\s*(?:(?P<currency>[$€£])\s*(?P<inner_sign>-?)\s*)?(?:
-        (?:(?P<whole>\d+)\s*)?\\frac\s*{_operand("a")}\s*{_operand("b")}
-      | (?:(?P<whole2>\d+)\s+)?(?P<c>{_PLAIN})\s*/\s*(?P<d>{_PLAIN})
-      | (?P<plain>{_PLAIN})
-        (?:[eE](?P<e>[-+]?\d{{1,3}})|\s*(?:\\times|\\cdot|×|\*)\s*10\s*\^\s*(?:\{{\s*(?P<p>-?\d{{1,3}})\s*\}}|(?P<p1>\d)))?
-    )(?:\s*(?P<percent>%))?(?P<unit>.*)""",
+    rf"""
+    (?P<sign>[-+]?)\s*
+    (?:(?P<currency>[$€£])\s*(?P<inner_sign>-?)\s*)?
+    (?:
+        {_FRACTION}   # \frac{{3}}{{4}}, 1\frac34
+      | {_QUOTIENT}   # 3/4, 1 3/4
+      | (?P<plain>{_PLAIN}){_EXPONENT}?   # 1,234.5, 1e3, 1.5\times 10^{{3}}
+    )
+    (?:\s*(?P<percent>%))?
+    (?P<unit>.*)
+    """,
     re.VERBOSE | re.DOTALL,
 )
 
@@ -73,9 +91,9 @@ class Number:
     """An exact value as it was written.
 
     Args:
-        value: without regard to percent sign and unit.
-        is_percent: a percent sign follows.
-        unit: as `units.unit_of` has it.
+        value: the number as if no percent sign and no unit followed.
+        is_percent: whether a percent sign follows.
+        unit: the unit of measure as `units.unit_of` names it; "" where there is none.
         decimals: digits after the decimal point; None for a fraction.
     """
 
@@ -112,7 +130,7 @@ class Number:
         return replace(self, value=self.value / 100, decimals=None if self.decimals is None else self.decimals + 2)
 
 
-def tidy(text: str) -> str:
+def normalise_answer(text: str) -> str:
     r"""Writes the same answer in one way: no spacing commands, no delimiters or ``\text`` around it, no full stop."""
     text = _unwrap(text).translate(_SIGNS)  # unwrapped before `\\$` loses its backslash
     for pattern, replacement in _REWRITES:
@@ -147,8 +165,8 @@ def parse_number(text: str, *, mixed_numbers: bool = True) -> Number | None:
     """
     if len(text) > MAX_NUMBER_CHARS:
         return None
-    match = _NUMBER.fullmatch(tidy(text))
-    if match is None or not (mixed_numbers or match["whole"] is match["whole2"] is None):
+    match = _NUMBER.fullmatch(normalise_answer(text))
+    if match is None or (_is_mixed(match) and not mixed_numbers):
         return None
     value, unit = _value(match), unit_of(match["unit"])
     if value is None or unit is None:
@@ -159,14 +177,22 @@ def parse_number(text: str, *, mixed_numbers: bool = True) -> Number | None:
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
+    """The magnitude, sign and percent sign left out; None for a division by 0."""
     if match["plain"] is not None:
-        exponent = int(match["e"] or match["p"] or match["p1"] or 0)
-        return _fraction(match["plain"]) * Fraction(10) ** exponent
-    over = _fraction(match["a"] or match["a1"] or match["c"])
-    under = _fraction(match["b"] or match["b1"] or match["d"])
-    if under == 0:
+        return _fraction(match["plain"]) * Fraction(10) ** _exponent(match)
+    numerator = _fraction(match["numerator"] or match["numerator_digit"] or match["dividend"])
+    denominator = _fraction(match["denominator"] or match["denominator_digit"] or match["divisor"])
+    if denominator == 0:
         return None
-    return _fraction(match["whole"] or match["whole2"] or "0") + over / under
+    return _fraction(match["whole"] or match["whole_before"] or "0") + numerator / denominator
+
+
+def _is_mixed(match: re.Match[str]) -> bool:
+    return match["whole"] is not None or match["whole_before"] is not None
+
+
+def _exponent(match: re.Match[str]) -> int:
+    return int(match["e"] or match["power"] or match["power_digit"] or 0)
 
 
 def _fraction(digits: str) -> Fraction:
@@ -175,7 +201,7 @@ def _fraction(digits: str) -> Fraction:
 
 
 def _decimals(match: re.Match[str]) -> int | None:
+    """Digits after the decimal point once the exponent is applied, below 0 for 1e3; None for a fraction."""
     if match["plain"] is None:
         return None
-    exponent = int(match["e"] or match["p"] or match["p1"] or 0)
-    return len(match["plain"].partition(".")[2]) - exponent
+    return len(match["plain"].partition(".")[2]) - _exponent(match)

@@ -15,19 +15,53 @@ import re
 from pipeline_lib.grading.exact import parse_number
 from pipeline_lib.grading.units import NOT_UNITS, unit_of
 
-_BOX_TOKENS = re.compile(r"\\f?box(?:ed)?\b\s*\{|\\boxed(?![A-Za-z])|\\.|[{}]", re.DOTALL)
-_BRACELESS = re.compile(r"\s{0,9}([^\s$]{1,200})")
+_BOX_TOKENS = re.compile(
+    r"""
+      \\f?box(?:ed)?\b\s*\{   # a box opens
+    | \\boxed(?![A-Za-z])   # a box without braces, \boxed 2
+    | \\.   # an escaped brace, or the start of another command
+    | [{}]
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_BRACELESS = re.compile(r"\s{0,9}([^\s$]{1,200})")  # what a box without braces holds
 _HASHES = re.compile(r"(?<!#)####(?!#)[ \t]*:?\s*([^\n]+)")
 _HEADING = re.compile(r"(?:step|part|case)\b|\d+\s*[.):]\s+[A-Za-z]", re.IGNORECASE)
-_ANNOUNCED = re.compile(r"\banswer(?:\s+is|\s+equals|\s*:|\s*=)\s*:?\s*(?=([^\n]{1,1000}))", re.IGNORECASE)
-_DELIMITED = re.compile(r"\$\$(.+?)\$\$|\$((?:[^$\\]|\\.)+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
-_NUMBER = r"[-+−]?\s?(?:\\?\$|€|£)?-?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(?:\s?/\s?\d+)?(?:\s?\\?%)?"
-_LEADING_NUMBER = re.compile(rf"({_NUMBER})(?=[\s.,;:!?)*\"']|$)(?!\s*[ap]\.?m\b)[\s.,;:!?()*\"']*([A-Za-z]+|$)")
+_ANNOUNCED = re.compile(
+    r"""
+    \banswer(?:\s+is|\s+equals|\s*:|\s*=)
+    \s*:?\s*
+    (?=([^\n]{1,1000}))   # the rest of the line, not consumed: "answer" may stand there again
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+_DELIMITED = re.compile(
+    r"""
+      \$\$(.+?)\$\$
+    | \$((?:[^$\\]|\\.)+)\$
+    | \\\((.+?)\\\)
+    | \\\[(.+?)\\\]
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_SIGN_AND_CURRENCY = r"[-+−]?\s?(?:\\?\$|€|£)?-?"
+_DIGITS = r"(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)"
+_NUMBER = rf"{_SIGN_AND_CURRENCY}{_DIGITS}(?:\s?/\s?\d+)?(?:\s?\\?%)?"
+_LEADING_NUMBER = re.compile(
+    rf"""
+    (?P<number>{_NUMBER})
+    (?=[\s.,;:!?)*"']|$)   # it ends here
+    (?!\s*[ap]\.?m\b)   # and is no time of day
+    [\s.,;:!?()*"']*
+    (?P<next_word>[A-Za-z]+|$)
+    """,
+    re.VERBOSE,
+)
 _ANY_NUMBER = re.compile(rf"(?<![\w.,]){_NUMBER}(?![\w%])")
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
-_JOINT = re.compile(r"\s*(?:,|,?\s*\band\b|,?\s*\bor\b)\s*")
-_WORDS_AFTER = re.compile(r" (?:[ap]\.m\b|[A-Za-z]+(?:[ /][A-Za-z]+){0,3})")
-_WORD = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{4,}")
+_JOINT = re.compile(r"\s*(?:,|,?\s*\band\b|,?\s*\bor\b)\s*")  # between two formulas of one answer
+_WORDS_AFTER = re.compile(r" (?:[ap]\.m\b|[A-Za-z]+(?:[ /][A-Za-z]+){0,3})")  # " p.m", or one word to four
+_WORD = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{4,}")  # of prose: no command, no letters in a formula
 _NO_UNIT_AFTER = NOT_UNITS | {"and", "or", "to", "by", "mod", "times", "plus", "minus", "over", "am", "pm"}
 
 
@@ -39,7 +73,7 @@ def extract_answer(text: str, *, last_number: bool = False) -> str | None:
     is ...", then the whole text when it is nothing but a number or one formula.
 
     Args:
-        text: as sampled, any length.
+        text: the policy's raw text, of any length.
         last_number: whether the last number of a text without any of these is its answer.
 
     Example: ``extract_answer(r"So $x=\boxed{\frac{1}{2}}$, not 3.")`` is ``\frac{1}{2}``.
@@ -99,8 +133,8 @@ def _trim(span: str) -> str:
     if formulas:
         return ", ".join(formulas)
     number = _LEADING_NUMBER.match(span)
-    if number and number[2].lower() not in _NO_UNIT_AFTER:
-        return (number[1] + _unit_after(span[number.end(1) :])).strip()
+    if number and number["next_word"].lower() not in _NO_UNIT_AFTER:
+        return (number["number"] + _unit_after(span[number.end("number") :])).strip()
     end = _SENTENCE_END.search(span)
     sentence = span[: end.start()] if end else span
     if _WORD.search(sentence):

@@ -28,8 +28,8 @@ def is_equal_by_algebra(answer: str, gold: str, *, rounded: bool = False) -> boo
     """Whether two LaTeX expressions are the same mathematical object; False where one cannot be read.
 
     Args:
-        answer: without delimiters.
-        gold: likewise.
+        answer: the policy's, without the delimiters around it.
+        gold: the gold answer, without the delimiters around it.
         rounded: whether a decimal equals what rounds to it, see `conventions.Conventions`.
 
     Raises:

@@ -1,1 +1,1 @@
-"""Datasets as problems: formats, sources, sampling, and the generated tiny worlds."""
+"""Datasets as problems: sources, formats, which problems are drawn, and the generated tiny worlds."""

@@ -20,11 +20,11 @@ from pipeline_lib.types import Problem
 IntArray = NDArray[np.int64]
 
 
-class Draw(list[Problem]):
+class DrawnProblems(list[Problem]):
     """One iteration's problems, all different.
 
     Args:
-        problems: in the order in which they were drawn.
+        problems: what was drawn, in that order.
         num_reused: how many of them an earlier iteration has drawn already.
         note: what a user should know about the draw, one sentence; "" when it is as asked.
     """
@@ -38,6 +38,11 @@ class Draw(list[Problem]):
 def hold_out(pool: ProblemPool, num_validation: int, *, seed: int) -> list[Problem]:
     """The validation set: the pool's own validation split where it has one, else cut from the pool.
 
+    Args:
+        pool: the train split.
+        num_validation: problems to hold out; a validation split that is smaller is taken whole.
+        seed: the run's seed.
+
     Raises:
         ProblemsError: there are not that many, or nothing would be left to train on.
     """
@@ -49,18 +54,18 @@ def hold_out(pool: ProblemPool, num_validation: int, *, seed: int) -> list[Probl
 
 def draw_problems(
     pool: ProblemPool, num_problems: int, *, num_validation: int, seed: int, iteration: int, fresh: bool = True
-) -> Draw:
+) -> DrawnProblems:
     """The problems of one iteration: all different, never held out and, while the pool lasts, never drawn before.
 
     A pool that runs out is begun again in another order, and the draw's note says so.
 
     Args:
         pool: the train split.
-        num_problems: at least 1; a smaller pool is drawn whole.
-        num_validation: how many `hold_out` takes.
-        seed: of the run.
-        iteration: from 1.
-        fresh: go on where the last iteration ended; otherwise every iteration gets the first one's.
+        num_problems: problems to draw, at least 1; a smaller pool is drawn whole.
+        num_validation: how many problems `hold_out` takes from the pool.
+        seed: the run's seed.
+        iteration: number of the iteration, from 1.
+        fresh: goes on where the last iteration ended; otherwise every iteration gets the first one's problems.
 
     Raises:
         ProblemsError: nothing is left to draw.
@@ -73,14 +78,21 @@ def draw_problems(
     window = _order(size, count, number, seed)[offset : offset + count]
     if len(window) < count:
         window = np.concatenate([window, _order(size, count, number + 1, seed)[: count - len(window)]])
-    num_new = max(0, min(count, size - number * size - offset))
-    num_reused = count - num_new if fresh else count * (iteration > 1)
+    num_reused = _num_reused(count, size, iteration, fresh=fresh)
     notes = []
     if count < num_problems:
         notes.append(f"{num_problems} problems were asked for and {pool.name} has {size}: all are drawn")
     if fresh and num_reused:
         notes.append(f"the {size} problems of {pool.name} have run out: {num_reused} of {count} were drawn before")
-    return Draw((pool[i] for i in rest[window].tolist()), num_reused, "; ".join(notes))
+    return DrawnProblems((pool[i] for i in rest[window].tolist()), num_reused, "; ".join(notes))
+
+
+def _num_reused(count: int, size: int, iteration: int, *, fresh: bool) -> int:
+    """How many of an iteration's `count` problems an earlier one has drawn already, from a pool of `size`."""
+    if not fresh:
+        return 0 if iteration == 1 else count
+    num_left = size - (iteration - 1) * count  # below 0 once the pool has run out
+    return count - max(0, min(count, num_left))
 
 
 def _cut(pool: ProblemPool, num_validation: int, seed: int) -> tuple[IntArray, IntArray]:

@@ -1,6 +1,6 @@
 """How each dataset wants its solutions written: where a step ends, and how the answer is announced.
 
-One idea: everything that depends on the dataset's name, apart from reading its files, is in one table.
+Everything that depends on the dataset's name, apart from reading its files, is in one table, `FORMATS`.
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ class BadRow:
     """A row that holds no usable problem.
 
     Args:
-        file: where it stands.
-        row: from 1; the line in a JSONL file, the record after the header in a CSV file.
+        file: the file that it stands in.
+        row: number from 1; the line in a JSONL file, the record after the header in a CSV file.
         field: which field is at fault; "" for the whole row.
         fault: what is wrong and what to do.
     """
@@ -49,7 +49,7 @@ class BadRow:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One record and where it stands; see `BadRow`."""
+    """One record, by field name, and the file and row where it stands, as in `BadRow`."""
 
     file: str
     row: int
@@ -76,8 +76,8 @@ def text_of(row: Row, field: str) -> str | BadRow:
     """The field's text, stripped; numbers become text; a BadRow when it is missing, empty or not UTF-8."""
     value = row.values.get(field)
     if value is None:
-        known = ", ".join(str(name) for name in row.values if name is not None)
-        return row.bad(field, f"the field is missing (found: {known or 'nothing'}); add it or drop the row")
+        found = ", ".join(str(name) for name in row.values if name is not None)
+        return row.bad(field, f"the field is missing (found: {found or 'nothing'}); add it or drop the row")
     if isinstance(value, bytes):
         value = value.decode("utf-8", "surrogateescape")
     if isinstance(value, int) and not isinstance(value, bool):

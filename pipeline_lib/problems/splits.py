@@ -1,7 +1,7 @@
 """Which files hold a split, given the one path that the user names.
 
-One idea: a name that says ``train`` means train only. Asked for another split, the file or folder of
-that name beside it is taken, or the run stops: training questions never stand in for a test.
+A name that says ``train`` means train only. Asked for another split, the file or folder of that name beside it is
+taken, or the run stops: training questions never stand in for a test.
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
 """Where a version came from and what it scored, as the flat texts that a registry keeps and searches.
 
-One idea: what is written here is all that a later decision needs, so no run has to be there any more.
+What is written here is all that a later decision needs, so the run itself may be gone by then.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pipeline_lib.registry.promotion import Standing, validation_report
+from pipeline_lib.registry.promotion import ValidationScore, validation_report
 from pipeline_lib.types import IterationRecord, PolicyRef
 
 POLICY_ID = "coppice.policy_id"
 BASE_MODEL, BASE_REVISION = "coppice.base_model", "coppice.base_revision"
-STANDING = ("dataset", "accuracy", "num_problems", "yardstick")
+VALIDATION_FIELDS = ("dataset", "accuracy", "num_problems", "yardstick")
 
 
 def version_tags(
@@ -21,10 +21,10 @@ def version_tags(
     """Tags of a version: policy, parent, digests of all data that it saw or was measured on, scores with intervals.
 
     Args:
-        record: of the iteration that made it.
+        record: the iteration that made the version.
         parent: the policy that it was trained from.
-        parent_version: of the same model; None for the base.
-        scores: metric to value; what the version is told apart by.
+        parent_version: the parent's version of the same registered model; None for the base.
+        scores: metric to value, see `report.metrics.version_scores`.
     """
     tags = {
         POLICY_ID: record.policy.policy_id,
@@ -41,11 +41,14 @@ def version_tags(
             tags[f"digest/{measured.split}/{measured.dataset}"] = measured.problems.sha256
     report = validation_report(record)
     if report is not None:
-        tags |= {f"coppice.validation.{name}": str(getattr(report, name)) for name in STANDING}
+        tags |= {f"coppice.validation.{name}": str(getattr(report, name)) for name in VALIDATION_FIELDS}
     return tags | {name: f"{value:.6g}" for name, value in scores.items()}
 
 
-def standing_of(version: str, tags: Mapping[str, str]) -> Standing:
-    """What `version_tags` wrote about validation; what other hands registered can be compared with nothing."""
-    dataset, accuracy, num_problems, yardstick = (tags.get(f"coppice.validation.{name}") for name in STANDING)
-    return Standing(version, dataset or "", float(accuracy or "nan"), int(num_problems or 0), yardstick or "")
+def score_from_tags(version: str, tags: Mapping[str, str]) -> ValidationScore:
+    """What `version_tags` wrote about validation, read back.
+
+    A version that something else registered lacks the tags: its empty yardstick makes it comparable with nothing.
+    """
+    dataset, accuracy, num_problems, yardstick = (tags.get(f"coppice.validation.{name}") for name in VALIDATION_FIELDS)
+    return ValidationScore(version, dataset or "", float(accuracy or "nan"), int(num_problems or 0), yardstick or "")

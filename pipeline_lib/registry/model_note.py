@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline_lib.registry.promotion import Event
+from pipeline_lib.registry.promotion import ChampionMove
 
-SHOWN_EVENTS = 10
+SHOWN_MOVES = 10
 MAX_CHARS = 7900  # MLflow keeps 8,000
 
 
-def model_note(name: str, events: Sequence[Event]) -> str:
-    """A registered model's description: how to load it, and the latest moves of `champion`, newest first."""
+def model_note(name: str, moves: Sequence[ChampionMove]) -> str:
+    """A registered model's description: how to load it, and the latest moves of `champion`, newest first.
+
+    Args:
+        name: the registered model's, ``coppice-tiny``.
+        moves: all on record, the oldest first.
+    """
     lines = ["Adapters made by Coppice; `champion` is what deployments load.", ""]
     lines += ["```python", *load_lines(name), "```", ""]
-    if events:
+    if moves:
         lines += ["| when | what | version | instead of | why |", "|---|---|---|---|---|"]
-    for event in reversed(events[-SHOWN_EVENTS:]):
-        cells = (event.at, event.action, event.version, event.previous or "–", event.reason.replace("|", "/"))
+    for move in reversed(moves[-SHOWN_MOVES:]):
+        cells = (move.at, move.action, move.version, move.previous or "–", move.reason.replace("|", "/"))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)[:MAX_CHARS]
 

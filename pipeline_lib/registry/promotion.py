@@ -1,8 +1,8 @@
 """Whether a registered adapter takes the champion's place: a pure function of what two versions scored.
 
-One idea: `champion` is what deployments load, so it moves only forward, and only on evidence: to a version that
-its own run's gate chose, that answers more problems of the very same validation set. Two accuracies on different
-problems, under different grading or with answers of different length, are not compared; a person may do so
+One idea: `champion` is what deployments load, so it moves only on evidence: to a version that its own run's gate
+chose and that answers more problems of the very same validation set. Accuracies on different problems, under
+different grading or with answers of different length are not compared; a person may still move the alias by hand
 (`coppice promote`). A decision about a version is made once: a rerun does not undo what a person did since.
 """
 
@@ -12,21 +12,23 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pydantic import Field
+
 from pipeline_lib.types import EvalReport, IterationRecord, Promotion, Record
 
-MAX_EVENTS = 200
+MAX_MOVES = 200
 PROMOTED, ROLLED_BACK = "promoted", "rolled back"
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """What a version scored on its run's validation set.
+class ValidationScore:
+    """What a registered version scored on its run's validation set.
 
     Args:
-        version: in the registry.
-        dataset: whose validation split.
+        version: the version's number in the registry.
+        dataset: the dataset whose validation split was asked.
         accuracy: greedy, in [0, 1].
-        num_problems: of the split.
+        num_problems: how many problems the split holds.
         yardstick: equal for two versions that can be compared, see `EvalReport`; "" is equal to nothing.
     """
 
@@ -37,32 +39,32 @@ class Standing:
     yardstick: str
 
     @classmethod
-    def of(cls, version: str, report: EvalReport) -> Standing:
-        """The standing that a validation report gives."""
+    def of(cls, version: str, report: EvalReport) -> ValidationScore:
+        """The score that `report`, of a validation split, gives to `version`."""
         return cls(version, report.dataset, report.accuracy, report.num_problems, report.yardstick)
 
     def __str__(self) -> str:
         return f"{self.accuracy:.1%} of {self.num_problems} validation problems of {self.dataset}"
 
 
-class Event(Record):
+class ChampionMove(Record):
     """One move of the alias `champion`; the registered model keeps the list of them."""
 
-    at: str
-    action: str
-    version: str
-    previous: str | None
+    at: str = Field(description="ISO time, UTC.")
+    action: str = Field(description="`promoted` or `rolled back`.")
+    version: str = Field(description="The champion from then on.")
+    previous: str | None = Field(description="The champion before; None when there was none.")
     reason: str
 
 
-def decide_promotion(challenger: Standing, champion: Standing | None) -> Promotion:
+def decide_promotion(challenger: ValidationScore, champion: ValidationScore | None) -> Promotion:
     """Whether `challenger`, which its run's gate chose, becomes champion.
 
     It does when there is no champion, or when it scored more than the champion by the same yardstick.
 
     Args:
-        challenger: the gate's choice.
-        champion: the registered one, None when there is none.
+        challenger: what the version that the gate chose scored.
+        champion: what the champion of the moment scored; None when there is none.
 
     Example: 0.79 against 0.75 by one yardstick is promoted; 0.75 against 0.75, or by two yardsticks, is not.
     """
@@ -90,30 +92,34 @@ def validation_report(record: IterationRecord) -> EvalReport | None:
     return next((report for report in record.evaluations if report.split == "validation"), None)
 
 
-def champions_before(events: Sequence[Event], current: str | None) -> list[str]:
+def champions_before(moves: Sequence[ChampionMove], current: str | None) -> list[str]:
     """The champions that a rollback can go back to, the latest last.
 
-    A promotion lays the champion of the moment on the pile, a rollback takes one off. When `current` is
-    not where the events lead, somebody moved the alias past us: the pile is then what the events left.
+    They form a stack: a promotion pushes the champion of the moment, a rollback pops one. When `current` is not
+    where the moves lead, somebody moved the alias outside Coppice; the champion that the moves led to is pushed too.
+
+    Args:
+        moves: all on record, the oldest first.
+        current: the champion now; None when there is none.
     """
-    pile: list[str] = []
-    top: str | None = None
-    for event in events:
-        if event.action == PROMOTED:
-            pile += [event.previous] if event.previous is not None else []
-        elif pile:
-            pile.pop()
-        top = event.version
-    if top is not None and current is not None and top != current:
-        pile.append(top)
-    return [version for version in pile if version != current]
+    earlier: list[str] = []
+    last: str | None = None
+    for move in moves:
+        if move.action == PROMOTED:
+            earlier += [move.previous] if move.previous is not None else []
+        elif earlier:
+            earlier.pop()
+        last = move.version
+    if last is not None and current is not None and last != current:
+        earlier.append(last)
+    return [version for version in earlier if version != current]
 
 
-def read_events(tags: Mapping[str, str], name: str) -> list[Event]:
-    """The list that `write_events` wrote into the tag `name`; empty without it."""
-    return [Event.model_validate(event) for event in json.loads(tags.get(name, "[]"))]
+def read_moves(tags: Mapping[str, str], name: str) -> list[ChampionMove]:
+    """The list that `write_moves` wrote into the tag `name`; empty without it."""
+    return [ChampionMove.model_validate(move) for move in json.loads(tags.get(name, "[]"))]
 
 
-def write_events(events: Sequence[Event]) -> str:
-    """The latest events as JSON; older ones go, so that the text stays within a tag."""
-    return json.dumps([event.model_dump() for event in events[-MAX_EVENTS:]])
+def write_moves(moves: Sequence[ChampionMove]) -> str:
+    """The latest moves as JSON; older ones go, so that the text stays within a tag."""
+    return json.dumps([move.model_dump() for move in moves[-MAX_MOVES:]])

@@ -1,6 +1,6 @@
 """The registered model of a preset: a version per trained adapter, and which of them is `candidate` and `champion`.
 
-One idea: the registry tells its own story. A version says where it came from and what it scored, the model keeps
+One idea: the registry is enough by itself. A version says where it came from and what it scored, the model keeps
 every move of `champion`, so a rollback needs nothing but the registry. Every step may be done twice: a version is
 found by its policy, and what was decided about it is read, not decided again. The MLflow client is handed in.
 
@@ -14,18 +14,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from pipeline_lib.registry.lineage import POLICY_ID, standing_of
+from pipeline_lib.registry.lineage import POLICY_ID, score_from_tags
 from pipeline_lib.registry.model_note import model_note
 from pipeline_lib.registry.promotion import (
     PROMOTED,
     ROLLED_BACK,
-    Event,
-    Standing,
+    ChampionMove,
+    ValidationScore,
     champions_before,
     decide_promotion,
-    read_events,
+    read_moves,
     validation_report,
-    write_events,
+    write_moves,
 )
 from pipeline_lib.types import GateDecision, IterationRecord, Promotion
 
@@ -43,11 +43,11 @@ class LoggedAdapter:
     """An adapter as MLflow keeps it, before it has a version.
 
     Args:
-        source: where its files lie.
-        model_id: of the logged model.
-        run_id: of the iteration that made it.
-        tags: of the version to be, see `lineage.version_tags`, and of its origin: flow run, commit.
-        description: what MLflow's page shows of the version.
+        source: URI of the folder that holds its files.
+        model_id: MLflow's id of the logged model.
+        run_id: id of the MLflow run of the iteration that made it.
+        tags: what the version will carry: `lineage.version_tags`, and its origin, flow run and commit.
+        description: Markdown that MLflow's page shows of the version.
     """
 
     source: str
@@ -62,7 +62,7 @@ class Registry:
 
     Args:
         client: an MLflow client with its own tracking and registry URI.
-        name: of the model, ``coppice-tiny``.
+        name: the registered model's, ``coppice-tiny``.
     """
 
     def __init__(self, client: Any, name: str) -> None:
@@ -75,7 +75,7 @@ class Registry:
         return str(found[0].version) if found else None
 
     def register(self, policy_id: str, adapter: LoggedAdapter) -> str:
-        """Makes the adapter a version with its metrics and origin, or finds the version that it is; a candidate now."""
+        """The adapter's version, made with its metrics and origin unless it is there; it becomes `candidate`."""
         version = self.version_of(policy_id)
         if version is None:
             if self._model() is None:
@@ -92,17 +92,22 @@ class Registry:
         self._client.set_registered_model_alias(self.name, CANDIDATE, version)
         return version
 
-    def settle(self, records: Sequence[IterationRecord], decision: GateDecision) -> Promotion:
-        """Writes the gate's word on a run's versions, and moves `champion` to the chosen one if that is better.
+    def apply_gate_decision(self, records: Sequence[IterationRecord], decision: GateDecision) -> Promotion:
+        """Tags a run's versions with the gate's decision, and moves `champion` to the chosen one if that is better.
 
-        The chosen version becomes `candidate`. One that was judged before keeps its verdict.
+        The chosen version becomes `candidate`. A promotion that was decided before is not decided again.
+
+        Args:
+            records: the run's iterations, the base first.
+            decision: the gate's last; its champion is the chosen iteration.
         """
         versions = {tags.get(POLICY_ID): version for version, tags in self._versions().items()}
         for record in records:
             version = versions.get(record.policy.policy_id) if record.train else None
             if version is not None:
-                word = CHOSEN if record.index == decision.champion else f"not {CHOSEN}: {_winner(decision)} was better"
-                self._set_tags(version, {GATE: word})
+                is_chosen = record.index == decision.champion
+                verdict = CHOSEN if is_chosen else f"not {CHOSEN}: {_winner(decision)} was better"
+                self._set_tags(version, {GATE: verdict})
         chosen = records[decision.champion]
         version = versions.get(chosen.policy.policy_id) if chosen.train else None
         if version is None:
@@ -110,7 +115,7 @@ class Registry:
                 promoted=False, previous=self.champion(), reason="the base stayed best; nothing to promote"
             )
         self._client.set_registered_model_alias(self.name, CANDIDATE, version)
-        return self._judge(version, chosen)
+        return self._promote_if_better(version, chosen)
 
     def champion(self) -> str | None:
         """The version that the alias `champion` points at."""
@@ -121,8 +126,8 @@ class Registry:
 
         Args:
             version: one that a run's gate chose and that was not rolled back, unless `force`.
-            reason: recorded.
-            force: whether what the gate says does not count.
+            reason: why, for the record; may be empty.
+            force: promotes it also against the gate's decision.
 
         Raises:
             RegistryError: there is no such version, or the gate did not choose it and nobody forced it.
@@ -130,22 +135,22 @@ class Registry:
         version, tags = self._find(version)
         objection, previous = _objection(version, tags), self.champion()
         if previous == version:
-            known = f"version {version} is champion already"
-            return Promotion(promoted=False, version=version, previous=previous, reason=known)
+            already = f"version {version} is champion already"
+            return Promotion(promoted=False, version=version, previous=previous, reason=already)
         if objection and not force:
             raise RegistryError(
                 f"registry: {self.name} {objection}; --force --reason TEXT promotes it all the same, on record"
             )
         against = f", against the gate ({objection})" if objection else ""
         why = f"by hand{against}" + (f": {reason}" if reason else "")
-        self._move(Event(at=_now(), action=PROMOTED, version=version, previous=previous, reason=why))
+        self._move_champion(ChampionMove(at=_now(), action=PROMOTED, version=version, previous=previous, reason=why))
         return Promotion(promoted=True, version=version, previous=previous, reason=why)
 
     def roll_back(self, reason: str) -> Promotion:
         """Points `champion` back at the champion before.
 
         Args:
-            reason: recorded on the version that goes.
+            reason: why; becomes a tag of the version that stops being champion.
 
         Raises:
             RegistryError: there is no champion, or none before it.
@@ -153,52 +158,55 @@ class Registry:
         current = self.champion()
         if current is None:
             raise RegistryError(f"registry: {self.name} has no champion; `coppice promote` names one")
-        known = self._versions()
-        before = [version for version in champions_before(self._events(), current) if version in known]
+        registered = self._versions()
+        before = [version for version in champions_before(self._moves(), current) if version in registered]
         if not before:
             raise RegistryError(
                 f"registry: {self.name} had no champion before version {current}; "
                 "`coppice promote --version N` names another one"
             )
-        self._move(Event(at=_now(), action=ROLLED_BACK, version=before[-1], previous=current, reason=reason))
+        self._move_champion(
+            ChampionMove(at=_now(), action=ROLLED_BACK, version=before[-1], previous=current, reason=reason)
+        )
         return Promotion(promoted=True, version=before[-1], previous=current, reason=reason)
 
-    def _judge(self, version: str, record: IterationRecord) -> Promotion:
-        """The gate's promotion: decided once, then read from the version's tag."""
+    def _promote_if_better(self, version: str, record: IterationRecord) -> Promotion:
+        """Whether the gate's choice becomes champion: decided once, then read from the version's tag."""
         verdict, _, reason = self._find(version)[1].get(PROMOTION, "").partition(": ")
         current = self.champion()
         if verdict:
             return Promotion(promoted=verdict == PROMOTED, version=version, previous=current, reason=reason)
-        events = self._events()
-        if current == version and events and events[-1].version == version:
-            self._move(events[-1])  # killed after the alias, before the tag
-            return Promotion(promoted=True, version=version, previous=events[-1].previous, reason=events[-1].reason)
+        moves = self._moves()
+        if current == version and moves and moves[-1].version == version:
+            self._move_champion(moves[-1])  # killed after the alias, before the tag
+            return Promotion(promoted=True, version=version, previous=moves[-1].previous, reason=moves[-1].reason)
         report = validation_report(record)
         assert report is not None  # the gate chose it
-        promotion = decide_promotion(Standing.of(version, report), self._standing(current))
+        promotion = decide_promotion(ValidationScore.of(version, report), self._validation_score(current))
         if promotion.promoted:
-            event = Event(at=_now(), action=PROMOTED, version=version, previous=current, reason=promotion.reason)
-            self._move(event)
+            self._move_champion(
+                ChampionMove(at=_now(), action=PROMOTED, version=version, previous=current, reason=promotion.reason)
+            )
         else:
             self._set_tags(version, {PROMOTION: f"{KEPT_BACK}: {promotion.reason}"})
         return promotion
 
-    def _move(self, event: Event) -> None:
-        """History, alias, tags, in this order: killed in between, a second call finds the first line and goes on."""
-        events = self._events()
+    def _move_champion(self, move: ChampionMove) -> None:
+        """History, alias, tags, in this order: killed in between, a second call goes on from the move on record."""
+        moves = self._moves()
         same = {"action", "version", "previous", "reason"}
-        if not events or events[-1].model_dump(include=same) != event.model_dump(include=same):
-            events.append(event)
-            self._client.set_registered_model_tag(self.name, HISTORY, write_events(events))
-        self._client.set_registered_model_alias(self.name, CHAMPION, event.version)
-        if event.action == ROLLED_BACK and event.previous is not None:
-            self._set_tags(event.previous, {PROMOTION: f"{ROLLED_BACK}: {event.at}, {event.reason}"})
+        if not moves or moves[-1].model_dump(include=same) != move.model_dump(include=same):
+            moves.append(move)
+            self._client.set_registered_model_tag(self.name, HISTORY, write_moves(moves))
+        self._client.set_registered_model_alias(self.name, CHAMPION, move.version)
+        if move.action == ROLLED_BACK and move.previous is not None:
+            self._set_tags(move.previous, {PROMOTION: f"{ROLLED_BACK}: {move.at}, {move.reason}"})
         else:
-            self._set_tags(event.version, {PROMOTION: f"{PROMOTED}: {event.reason}"})
-        self._client.update_registered_model(self.name, description=model_note(self.name, events))
+            self._set_tags(move.version, {PROMOTION: f"{PROMOTED}: {move.reason}"})
+        self._client.update_registered_model(self.name, description=model_note(self.name, moves))
 
-    def _standing(self, version: str | None) -> Standing | None:
-        return standing_of(version, self._find(version)[1]) if version is not None else None
+    def _validation_score(self, version: str | None) -> ValidationScore | None:
+        return score_from_tags(version, self._find(version)[1]) if version is not None else None
 
     def _versions(self) -> dict[str, dict[str, str]]:
         found = self._client.search_model_versions(f"name = '{self.name}'")
@@ -217,9 +225,9 @@ class Registry:
         for name, value in tags.items():
             self._client.set_model_version_tag(self.name, version, name, value)
 
-    def _events(self) -> list[Event]:
+    def _moves(self) -> list[ChampionMove]:
         model = self._model()
-        return read_events(model.tags, HISTORY) if model is not None else []
+        return read_moves(model.tags, HISTORY) if model is not None else []
 
     def _alias(self, name: str) -> str | None:
         model = self._model()
@@ -232,14 +240,14 @@ class Registry:
 
 
 def _objection(version: str, tags: Mapping[str, str]) -> str:
-    """Why the gate does not stand behind a version; empty when it does."""
-    word = tags.get(GATE, "")
-    if not word:
+    """Why a version should not be promoted: its gate did not choose it, or it was rolled back; empty when it may be."""
+    verdict = tags.get(GATE, "")
+    if not verdict:
         return f"version {version} has no word from the gate: its run did not finish"
-    if word != CHOSEN:
-        return f"version {version} was {word}"
-    judged = tags.get(PROMOTION, "")
-    return f"version {version} was {judged}" if judged.startswith(ROLLED_BACK) else ""
+    if verdict != CHOSEN:
+        return f"version {version} was {verdict}"
+    promotion = tags.get(PROMOTION, "")
+    return f"version {version} was {promotion}" if promotion.startswith(ROLLED_BACK) else ""
 
 
 def _winner(decision: GateDecision) -> str:

@@ -1,14 +1,16 @@
 """Tables, charts and pages, each a pure function of a run's records and of a little material beside them.
 
-rows.py         records to rows of text
-charts.py       inline SVG
+metrics.py      records to flat metrics under paths, and the configuration to flat parameters
+tables.py       records to rows of text
+charts.py       axes, lines, bars as inline SVG
 figures.py      records to charts
-trees.py        search trees to pictures
-flips.py        answers that changed
-signatures.py   ways of failing, named when seen; sanity.py, what a single iteration tells
+flips.py        test answers that changed between right and wrong
+signatures.py   ways of failing, named when a run shows them
+sanity.py       what a run of a single iteration can show
 material.py     what a page shows besides the records
-page.py         everything to one HTML file that opens without a network
-summary.py      what it finds, in a few lines of Markdown
+summary.py      findings as a few lines of Markdown, for the flow run's page
+notes.py        descriptions of runs and versions as Markdown, for MLflow's pages
+page/           everything as one HTML file that opens without a network; its tree pictures
 """
 
 from pipeline_lib.report.figures import figures_of

@@ -24,7 +24,7 @@ class Axis:
     """One axis: the data's range, laid on pixels.
 
     Args:
-        title: with the unit.
+        title: what is measured, with its unit.
         low: data value at `start`.
         high: data value at `stop`, above `low`.
         start: pixel of `low`.

@@ -1,6 +1,6 @@
 """Charts from records: accuracy, transfer, training, scores, the gate's thresholds.
 
-One idea: each chart answers one question, which is its title; what the records cannot fill is left out.
+Each chart answers one question, which is its title; what the records cannot fill is left out.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def figures_of(
     """Every chart that the records can fill, by a short name.
 
     Args:
-        records: one iteration, or all with the base first.
+        records: one iteration's, or all with the base first.
         histories: iteration to one mapping per update, with ``loss`` and ``kl``.
-        dataset: the trained one, for the transfer chart; None takes the validated one.
+        dataset: the dataset that was trained on, for the transfer chart; None takes the validated one.
     """
     figures = {f"accuracy-{name}": accuracy_chart(records, name) for name in _measured_datasets(records)}
     trained = dataset or _validated_dataset(records)

@@ -1,7 +1,7 @@
 """Problems whose answer flipped between right and wrong as the iterations went by.
 
-One idea: the accuracy hides how much moves below it; every problem is one of six stories, which are counted,
-and the three in which something was learned or lost are shown.
+The accuracy hides how much moves below it. By its first, last and other answers every problem is of one of six
+kinds; the kinds are counted, and a few problems are shown of the three in which something was learned or lost.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pipeline_lib.report.material import (
     Flip,
     FlipSummary,
     ShownAnswer,
-    bounded,
+    shorten,
 )
 from pipeline_lib.types import Grade, Problem
 
@@ -27,8 +27,8 @@ SHOWN_KINDS = (LEARNED, FORGOTTEN, LOST_AGAIN)
 OTHER_KINDS = ("right, wrong, right again", "always right", "always wrong")
 
 
-class Answer(Protocol):
-    """What `evaluation.Prediction` has."""
+class GradedAnswer(Protocol):
+    """A graded answer to one problem; `evaluation.Prediction` is one."""
 
     @property
     def problem_id(self) -> str: ...
@@ -41,37 +41,38 @@ class Answer(Protocol):
 
 
 def summarise_flips(
-    dataset: str, problems: Mapping[str, Problem], answers: Mapping[int, Sequence[Answer]]
+    dataset: str, problems: Mapping[str, Problem], answers: Mapping[int, Sequence[GradedAnswer]]
 ) -> FlipSummary:
-    """Every problem counted by its story from the first iteration to the last, and the first few of three stories.
+    """Every problem counted by its kind of history, and the first few of the kinds in `SHOWN_KINDS`.
 
     Args:
-        dataset: shown.
+        dataset: name of the test set, for the page.
         problems: by problem id; one that is missing is counted, not shown.
         answers: by iteration; problems that some iteration lacks are left out.
     """
     by_problem = {index: {answer.problem_id: answer for answer in given} for index, given in sorted(answers.items())}
     common = sorted(set.intersection(*(set(given) for given in by_problem.values()))) if by_problem else []
     histories = {name: {index: given[name] for index, given in by_problem.items()} for name in common}
-    kinds = {name: story([_is_right(a) for a in history.values()]) for name, history in histories.items()}
-    examples = [
-        _flip(kind, problems[name], histories[name])
-        for kind in SHOWN_KINDS
-        for name in [name for name in common if kinds[name] == kind and name in problems][:EXAMPLES_PER_KIND]
-    ]
+    kinds = {name: flip_kind([_is_right(a) for a in history.values()]) for name, history in histories.items()}
     counts = Counter(kinds.values())
+    shown: list[str] = []
+    for kind in SHOWN_KINDS:
+        shown += [name for name in common if kinds[name] == kind and name in problems][:EXAMPLES_PER_KIND]
     return FlipSummary(
         dataset=dataset,
         num_problems=len(common),
         counts={kind: counts[kind] for kind in (*SHOWN_KINDS, *OTHER_KINDS)},
-        examples=tuple(examples),
+        examples=tuple(_flip(kinds[name], problems[name], histories[name]) for name in shown),
     )
 
 
-def story(right: Sequence[bool]) -> str:
-    """What became of one problem, from its first answer to its last.
+def flip_kind(right: Sequence[bool]) -> str:
+    """The kind that one problem is of: how its answers went from the first iteration to the last.
 
-    Example: ``story([False, True, False])`` is ``"wrong, right, wrong again"``.
+    Args:
+        right: whether each answer was right, at least one.
+
+    Example: ``flip_kind([False, True, False])`` is ``"wrong, right, wrong again"``.
     """
     first, last = right[0], right[-1]
     if first != last:
@@ -83,23 +84,23 @@ def story(right: Sequence[bool]) -> str:
     return "right, wrong, right again" if first else LOST_AGAIN
 
 
-def _is_right(answer: Answer) -> bool:
+def _is_right(answer: GradedAnswer) -> bool:
     return answer.grade is Grade.CORRECT
 
 
-def _flip(kind: str, problem: Problem, history: Mapping[int, Answer]) -> Flip:
+def _flip(kind: str, problem: Problem, history: Mapping[int, GradedAnswer]) -> Flip:
     return Flip(
         kind=kind,
         problem_id=problem.problem_id,
-        question=bounded(problem.question, MAX_QUESTION_CHARS),
-        gold=bounded(problem.answer, MAX_STEP_CHARS),
+        question=shorten(problem.question, MAX_QUESTION_CHARS),
+        gold=shorten(problem.answer, MAX_STEP_CHARS),
         answers=tuple(
             ShownAnswer(
                 iteration=index,
                 correct=_is_right(answer),
                 grade=str(answer.grade),
-                answer=None if answer.answer is None else bounded(answer.answer, MAX_STEP_CHARS),
-                text=bounded(answer.text, MAX_ANSWER_CHARS),
+                answer=None if answer.answer is None else shorten(answer.answer, MAX_STEP_CHARS),
+                text=shorten(answer.text, MAX_ANSWER_CHARS),
             )
             for index, answer in history.items()
         ),

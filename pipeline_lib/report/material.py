@@ -77,10 +77,10 @@ class Material(Record):
     missing: tuple[str, ...] = Field(default=(), description="What could not be had, and why; one sentence each.")
 
 
-def bounded(text: str, limit: int) -> str:
+def shorten(text: str, limit: int) -> str:
     """`text`, cut at `limit` characters with a note of how many are left out.
 
-    Example: ``bounded("abcdef", 4)`` is ``"abcd… (2 more characters)"``.
+    Example: ``shorten("abcdef", 4)`` is ``"abcd… (2 more characters)"``.
     """
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text) - limit:,} more characters)"
 

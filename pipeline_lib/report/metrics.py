@@ -1,6 +1,6 @@
 """Records as flat names and numbers: what a tracking server, a table or a plot can hold.
 
-One idea: a metric's name is a path, ``eval/gsm8k/accuracy``, so that a viewer can fold by prefix.
+A metric's name is a path, ``eval/gsm8k/accuracy``, so that a viewer can fold by prefix.
 Test splits live under ``eval/``, validation splits under ``validation/``.
 """
 
@@ -61,7 +61,7 @@ def record_metrics(record: IterationRecord) -> dict[str, float]:
 def version_scores(metrics: Mapping[str, float]) -> dict[str, float]:
     """Of one iteration's metrics those that tell what its adapter is worth: accuracies, intervals, KL, scores.
 
-    How fast the machine was is left out.
+    Times and the search's throughput are left out.
     """
     return {
         name: value

@@ -1,7 +1,7 @@
-"""What runs and versions say about themselves: the Markdown that MLflow shows as a description.
+"""Descriptions of runs and registered versions: the Markdown that MLflow shows on their pages.
 
-One idea: a reader who opens a run shall see the result before any chart: the table, the decision, the reason, and
-where to go on. Links within MLflow are relative to its page, so they hold behind any address.
+A reader who opens a run sees the result before any chart: the table, the decision, the reason, and where to go on.
+Links within MLflow are relative to its page, so they hold behind any address.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ def run_note(
     """A pipeline run's description: table, decision, reason.
 
     Args:
-        records: base first.
+        records: the base first, then the iterations in order.
         decision: the gate's latest.
-        result: None while the run goes on.
-        origin: where the run came from, a line of Markdown.
+        result: of the finished run; None while it goes on.
+        origin: a line of Markdown about where the run came from, see `tracking.run_tracker`.
         model: name of the registered model.
     """
     champion = "the base" if decision.champion == 0 else f"iteration {decision.champion}"
     lines = [f"**{'Champion' if result else 'Best so far'}: {champion}** ({decision.reason})", ""]
-    lines += [*results_table(records, decision), "", CAPTION, ""]
+    lines += [*results_markdown(records, decision), "", CAPTION, ""]
     lines.append(f"**Stopped because:** {result.stopped_because}" if result else "The run goes on.")
     if result is not None and result.promotion is not None:
         lines += ["", f"**Registry:** {promotion_line(result.promotion, model)}"]
@@ -45,12 +45,12 @@ def iteration_note(record: IterationRecord, *, parent: str, version: str | None 
     """An iteration's description: its row, the audit's reason, its version.
 
     Args:
-        record: of the iteration.
-        parent: a link to the pipeline run.
-        version: in the registry; None for the base and for what was not trained.
+        record: the iteration that is described.
+        parent: Markdown link to the pipeline run.
+        version: number of its adapter's version in the registry; None for the base and for what was not trained.
         model: name of the registered model.
     """
-    lines = results_table([record], None)
+    lines = results_markdown([record], None)
     lines += ["", CAPTION]
     if record.audit is not None:
         lines += ["", f"**Audit {'passed' if record.audit.passed else 'stopped'}:** {record.audit.reason}"]
@@ -60,7 +60,13 @@ def iteration_note(record: IterationRecord, *, parent: str, version: str | None 
 
 
 def version_note(record: IterationRecord, parent_version: str | None, tags: Mapping[str, str]) -> str:
-    """A registered version's description: scores, origin."""
+    """A registered version's description: scores, origin.
+
+    Args:
+        record: the iteration that made the version.
+        parent_version: the version that it was trained from; None for the base.
+        tags: the version's; the flow run's address and id are read.
+    """
     policy = record.policy
     origin = f"version {parent_version}" if parent_version else "the base"
     lines = [f"Iteration {record.index}, trained from {origin} on `{policy.base_model}`.", ""]
@@ -90,15 +96,14 @@ def promotion_line(promotion: Promotion, model: str) -> str:
     return f"{model}@champion {stays}{candidate}: {promotion.reason}"
 
 
-def results_table(records: Sequence[IterationRecord], decision: GateDecision | None) -> list[str]:
-    """Markdown lines, a row per iteration; nothing is marked as champion without a decision."""
+def results_markdown(records: Sequence[IterationRecord], decision: GateDecision | None) -> list[str]:
+    """The results table as lines of Markdown, a row per iteration; without a decision no row is marked as champion."""
     datasets = tested_datasets(records)
     validated = list(dict.fromkeys(e.dataset for r in records for e in r.evaluations if e.split == "validation"))
     columns = [*(f"{name} (validation)" for name in validated), *datasets]
     head = ["iteration", *columns, "informative", "variance", "KL", "tokens", "seconds", ""]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    unmarked = GateDecision(proceed=True, champion=len(records) + max(r.index for r in records), reason="")
-    for record, row in zip(records, records_table(records, decision or unmarked), strict=True):
+    for record, row in zip(records, records_table(records, decision), strict=True):
         cells = [format_accuracy(record.evaluation(name, "validation")) for name in validated]
         cells += [row.accuracies[name] for name in datasets]
         cells += [row.informative_share, row.variance, row.kl, row.tokens, row.seconds, row.decision]

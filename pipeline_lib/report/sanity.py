@@ -1,7 +1,7 @@
 """The sanity check of a run of one iteration: what it shows, and what only more iterations can show.
 
-One idea: one iteration answers whether each part of the loop does its work; how long it goes on
-paying is a question about a curve, and one point is no curve.
+One iteration answers whether each part of the loop does its work; whether further iterations pay is a question
+about a curve, and one point is no curve.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def single_iteration_checks(result: RunResult, config: PipelineConfig) -> list[C
     """The questions that one iteration answers; none unless the run has just one.
 
     Args:
-        result: of the run.
-        config: of the run.
+        result: the run's records, the base first.
+        config: the run's; the trained dataset and the KL alarm are read.
     """
     if len(result.records) != 2:
         return []

@@ -1,7 +1,7 @@
 """Failure signatures: ways in which self-training is known to go wrong, named when a run shows one.
 
-One idea: each signature is one function from the records to a finding or None, and each threshold a constant with
-its reason beside it. They warn; what stops a run is the audit, the KL alarm and the gate.
+Each signature is one function from the records to a finding or None, and each threshold a constant with its reason
+beside it. They warn; what stops a run is the audit, the KL alarm and the gate.
 
 The measurements named below are of the tiny preset and its literal objective, see tests/benchmarks/LOG.md.
 """
@@ -50,8 +50,8 @@ def failure_signatures(result: RunResult, config: PipelineConfig) -> list[Signat
     """Every signature that the run shows, the earliest stage first; none for a healthy run.
 
     Args:
-        result: records, base first, and the champion.
-        config: of the run: the audit's and the alarm's limits, the trained dataset.
+        result: the run's records, the base first, and its champion.
+        config: the run's; the audit's and the KL alarm's limits and the trained dataset are read.
     """
     records, dataset = result.records, config.problems.dataset
     findings = (

@@ -1,6 +1,6 @@
 """What a report finds beyond its table, in a few lines of Markdown for the orchestrator's page of the flow run.
 
-One idea: the same findings as on the page; whoever wants to see them opens ``report.html``.
+The findings are those of ``report.html``, which has the charts and trees behind them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Records as rows of text: the results table, the same on the terminal and on the page, and the page's smaller ones.
 
-One idea: a number that was not measured is a dash, never a zero.
+A number that was not measured is a dash, never a zero.
 """
 
 from __future__ import annotations
@@ -17,11 +17,16 @@ DASH = "–"
 
 @dataclass(frozen=True, slots=True)
 class IterationRow:
-    """One iteration as text.
+    """One iteration as text; what was not measured is a dash.
 
     Args:
         name: ``base`` or the iteration's number.
         accuracies: test accuracy ± half its 95 % interval in points, by dataset.
+        informative_share: problems with right and wrong rollouts, in per cent.
+        variance: of the step scores.
+        kl: mean KL of training, nats per scored token.
+        tokens: tokens that the search sampled.
+        seconds: of all stages together.
         decision: ``champion``, ``not trained`` or nothing.
     """
 
@@ -37,7 +42,13 @@ class IterationRow:
 
 @dataclass(frozen=True, slots=True)
 class KeyFigure:
-    """A number that a reader shall take away."""
+    """A number that a reader shall take away.
+
+    Args:
+        name: what was measured.
+        value: the number with its unit.
+        detail: its interval or its context, a few words; may be empty.
+    """
 
     name: str
     value: str
@@ -46,7 +57,13 @@ class KeyFigure:
 
 @dataclass(frozen=True, slots=True)
 class GateCell:
-    """What one gate would have done."""
+    """What one gate would have done.
+
+    Args:
+        stop: ``goes on`` or ``stops after`` an iteration.
+        champion: ``the base`` or the iteration that it would have taken.
+        is_own: whether it is the gate of the run.
+    """
 
     stop: str
     champion: str
@@ -55,7 +72,13 @@ class GateCell:
 
 @dataclass(frozen=True, slots=True)
 class GateRow:
-    """Gates of one minimum gain, by rising patience."""
+    """Gates of one minimum gain, by rising patience.
+
+    Args:
+        name: the minimum gain, in points.
+        patiences: one per cell.
+        cells: what each of the gates would have done.
+    """
 
     name: str
     patiences: tuple[int, ...]
@@ -67,10 +90,10 @@ def tested_datasets(records: Sequence[IterationRecord]) -> list[str]:
     return list(dict.fromkeys(e.dataset for record in records for e in record.evaluations if e.split == "test"))
 
 
-def records_table(records: Sequence[IterationRecord], decision: GateDecision) -> list[IterationRow]:
-    """One `IterationRow` per record; the decision's champion is marked."""
-    datasets = tested_datasets(records)
-    return [_row(record, datasets, decision.champion) for record in records]
+def records_table(records: Sequence[IterationRecord], decision: GateDecision | None) -> list[IterationRow]:
+    """One `IterationRow` per record; the decision's champion is marked, without a decision none is."""
+    datasets, champion = tested_datasets(records), None if decision is None else decision.champion
+    return [_row(record, datasets, champion) for record in records]
 
 
 def format_accuracy(report: EvalReport | None) -> str:
@@ -84,7 +107,7 @@ def format_accuracy(report: EvalReport | None) -> str:
     return f"{100 * report.accuracy:.1f} ±{50 * (high - low):.1f}"
 
 
-def _row(record: IterationRecord, datasets: Sequence[str], champion: int) -> IterationRow:
+def _row(record: IterationRecord, datasets: Sequence[str], champion: int | None) -> IterationRow:
     audit = record.audit
     return IterationRow(
         name="base" if record.index == 0 else str(record.index),
@@ -94,7 +117,7 @@ def _row(record: IterationRecord, datasets: Sequence[str], champion: int) -> Ite
         kl=_number(record.train.get("kl"), ".3f"),
         tokens=_number(record.search.get("tokens_generated"), ",.0f"),
         seconds=_number(sum(record.seconds.values()) or None, ".0f"),
-        decision=_decision(record, champion),
+        decision=_decision(record, is_champion=record.index == champion),
     )
 
 
@@ -102,10 +125,15 @@ def _number(value: float | None, spec: str) -> str:
     return DASH if value is None or math.isnan(value) else format(value, spec)
 
 
-def _decision(record: IterationRecord, champion: int) -> str:
+def _decision(record: IterationRecord, *, is_champion: bool) -> str:
     if record.audit is not None and not record.audit.passed:
         return "not trained"
-    return "champion" if record.index == champion else ""
+    return "champion" if is_champion else ""
+
+
+def _counted(number: float, noun: str) -> str:
+    """``1 iteration``, ``3 iterations``."""
+    return f"{number:g} {noun}" if number == 1 else f"{number:g} {noun}s"
 
 
 def headline(config: PipelineConfig, result: RunResult) -> str:
@@ -115,15 +143,15 @@ def headline(config: PipelineConfig, result: RunResult) -> str:
     after = champion.evaluation(dataset, "test")
     if champion.index == 0 or before is None or after is None:
         return f"{dataset}: the base stays best"
-    iterations = f"{champion.index} iteration{'s' * (champion.index > 1)}"
-    return f"{dataset}: {100 * before.accuracy:.1f} to {100 * after.accuracy:.1f} % in {iterations}"
+    gain = f"{100 * before.accuracy:.1f} to {100 * after.accuracy:.1f} %"
+    return f"{dataset}: {gain} in {_counted(champion.index, 'iteration')}"
 
 
 def key_figures(config: PipelineConfig, result: RunResult) -> list[KeyFigure]:
     """The champion, its gain on each test set, what it cost."""
     champion, last = _champion(result), result.records[-1].index
     name = "the base" if champion.index == 0 else f"iteration {champion.index}"
-    figures = [KeyFigure("Champion", name, f"of {last} iteration{'s' * (last != 1)}")]
+    figures = [KeyFigure("Champion", name, f"of {_counted(last, 'iteration')}")]
     for test in champion.paired:
         if (test.split, test.against) == ("test", "base"):
             kind = "Direct gain" if test.dataset == config.problems.dataset else "Transfer gain"
@@ -181,7 +209,7 @@ def gate_rows(trials: Sequence[GateTrial], own: GateConfig) -> list[GateRow]:
     for min_gain in sorted({trial.min_gain for trial in trials}):
         mine = sorted((t for t in trials if t.min_gain == min_gain), key=lambda trial: trial.patience)
         cells = tuple(_gate_cell(t, (t.min_gain, t.patience) == (own.min_gain, own.patience)) for t in mine)
-        rows.append(GateRow(f"{100 * min_gain:g} point{'s' * (min_gain != 0.01)}", patiences, cells))
+        rows.append(GateRow(_counted(100 * min_gain, "point"), patiences, cells))
     return rows
 
 

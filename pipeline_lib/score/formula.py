@@ -32,7 +32,7 @@ def relative_correctness(
     Shapes: A is the number of children.
 
     Args:
-        visits: `[A]` at least 0.
+        visits: `[A]` rollouts through each child, at least 0.
         value_sums: `[A]` sums of rewards, in [0, visits].
         baseline: ``others`` or ``group``.
         scaling: ``linear``, ``sqrt`` or ``none``.

@@ -25,14 +25,23 @@ _LABEL = re.compile(
     )\s*""",
     re.VERBOSE | re.IGNORECASE,
 )
-_ANNOUNCES = re.compile(r"(?:[:=,+(\[{]|\\\\|\\(?:times|cdot|div|implies|Rightarrow))(?:\*\*|__|\$)?\s*$")
+_ANNOUNCES = re.compile(
+    r"""
+    (?: [:=,+(\[{]   # "so we get:", a formula that goes on
+      | \\\\   # a row of a table or of aligned formulas
+      | \\(?:times|cdot|div|implies|Rightarrow)
+    )
+    (?:\*\*|__|\$)?\s*$   # behind the mark that closes bold text or a formula
+    """,
+    re.VERBOSE,
+)
 
 
 def step_ends(text: str, line_ends: Iterable[int]) -> Iterator[int]:
     r"""Those of `line_ends` after which nothing is left open.
 
     Args:
-        text: of one rollout.
+        text: one rollout's.
         line_ends: character positions right after a line's end, ascending.
 
     Example: "**Step 1:**\nSo we get:\n\\[\nx=2\n\\]\nDone." has two steps; the first ends before "Done.".

@@ -1,6 +1,6 @@
 """From what the engine returned to what the tree can hold: steps within the limits, and an outcome.
 
-The one idea: a rollout that went wrong is data. One that is too long, too deep, or that the engine
+One idea: a rollout that went wrong is data. One that is too long, too deep, or that the engine
 gave up on is cut at the limit and kept as TRUNCATED: it says that this way leads nowhere.
 """
 
@@ -28,10 +28,10 @@ OUTCOME_OF = {
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One completion, ready to be inserted.
+    """One sampled completion, ready to be inserted into its tree.
 
     Args:
-        steps: those within the limits; none when the engine failed before the first token.
+        steps: the steps within the limits; none when the engine failed before the first token.
         outcome: how it ended; OPEN while its answer is still to be graded.
         num_tokens: tokens that were sampled, also those past a limit.
         timed_out: its grading passed the deadline.
@@ -50,20 +50,22 @@ class Rollout:
     def reward(self) -> float:
         return 1.0 if self.outcome is Outcome.CORRECT else 0.0
 
-    def graded(self, grade: Grade) -> Rollout:
+    def with_grade(self, grade: Grade) -> Rollout:
         """The same rollout with the outcome that `grade` stands for."""
         return Rollout(self.steps, OUTCOME_OF[grade], self.num_tokens, grade is Grade.TIMEOUT)
 
 
-def read_rollout(result: SampleResult, split: Splitter, codec: Codec, *, depth: int, config: SearchConfig) -> Rollout:
+def rollout_from_result(
+    result: SampleResult, split: Splitter, codec: Codec, *, depth: int, config: SearchConfig
+) -> Rollout:
     """Splits a result into steps and cuts it at the first limit it passes.
 
     A result without tokens has one empty step, so that the stop itself becomes a child; a failure
     without tokens has none and counts against the node it was drawn at.
 
     Args:
-        result: from the engine.
-        split: see `split_steps`.
+        result: what the engine returned for one request.
+        split: from sampled tokens to steps, see `split_steps`.
         codec: decodes the part of a step that is within the limit.
         depth: steps already on the path.
         config: `max_depth` and `max_step_tokens` are used.

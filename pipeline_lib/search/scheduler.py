@@ -1,10 +1,10 @@
 """Searches many problems at once on one engine, without a barrier.
 
-The one idea: events. The engine reports a finished rollout, just that tree advances, and the free
-slot is filled at once: from the oldest live tree that has a simulation ready, else by opening the
-next problem. So few trees are live and problems finish early. The last problems are opened together
-and advance evenly: one after the other, the very last would keep the engine up for a few
-rollouts at a time. Grading happens elsewhere; the search waits for a grade only when the engine has nothing to do.
+One idea: events. When the engine reports a finished rollout, only that tree advances, and the free slot is
+filled at once: from the oldest open tree that has a simulation ready, else by opening the next problem. So few
+trees are open and problems finish early. The last problems are opened together and advance evenly: one after
+the other, the very last would keep the engine up for a few rollouts at a time. Grading happens elsewhere; the
+search waits for a grade only when the engine has nothing to do.
 
 Departures from the paper (arXiv 2501.01478), which says nothing about scheduling:
     1. Several simulations of a tree are in flight under virtual loss (see `simulation`, `tree`).
@@ -22,8 +22,8 @@ from types import MappingProxyType
 
 from pipeline_lib.config import SearchConfig
 from pipeline_lib.policy.protocol import FinishReason, Policy, SampleRequest, SampleResult
-from pipeline_lib.search.rollout import Rollout, read_rollout
-from pipeline_lib.search.simulation import Simulation, Simulations
+from pipeline_lib.search.rollout import Rollout, rollout_from_result
+from pipeline_lib.search.simulation import Simulation, SimulationWindow
 from pipeline_lib.search.stats import SearchStats
 from pipeline_lib.search.steps import split_steps
 from pipeline_lib.search.tree import TreeBuilder
@@ -53,12 +53,12 @@ def search_trees(
     change only when it is finished.
 
     Args:
-        problems: their ids must differ.
-        policy: nothing may be in flight.
-        grader: likewise.
-        config: of the search; `num_shards` is not looked at.
+        problems: what is searched; their ids must differ.
+        policy: samples the rollouts; nothing else may be in flight on it.
+        grader: grades the answers; nothing else may be in flight on it.
+        config: limits and constants of every tree; `num_shards` is not looked at.
         seed: tree p draws from ``derive_seed(seed, p)``, p its problem id; a resumed tree goes on with its own.
-        step_delimiter: what ends a step.
+        step_delimiter: text that ends a step.
         on_tree: called with each complete tree, in order of completion.
         resume: trees by problem id whose search is continued up to `num_simulations`.
 
@@ -76,12 +76,12 @@ def search_trees(
 
 def _check(problems: Sequence[Problem], policy: Policy, resume: Mapping[str, SearchTree]) -> None:
     ids = [problem.problem_id for problem in problems]
-    known = set(ids)
-    if len(known) < len(ids):
+    distinct = set(ids)
+    if len(distinct) < len(ids):
         twice = next(i for i in ids if ids.count(i) > 1)
         raise ValueError(f"problem_id {twice!r} stands twice among the problems to search; make ids unique")
     for problem_id, tree in resume.items():
-        if problem_id not in known:
+        if problem_id not in distinct:
             raise ValueError(f"tree {problem_id!r} is to be resumed but its problem is not among those to search")
         if tree.policy_id != policy.policy_id:
             raise ValueError(
@@ -90,25 +90,25 @@ def _check(problems: Sequence[Problem], policy: Policy, resume: Mapping[str, Sea
 
 
 @dataclass(slots=True)
-class _LiveTree:
+class _OpenTree:
     """A problem under search; `order` is the place in which it was opened."""
 
     order: int
     problem: Problem
-    simulations: Simulations
+    simulations: SimulationWindow
 
 
 @dataclass(slots=True)
-class _Draw:
+class _RunningSimulation:
     """One simulation on its way through the engine and the grader."""
 
-    live: _LiveTree
+    tree: _OpenTree
     simulation: Simulation
     rollout: Rollout | None = None
 
 
 class _Scheduler:
-    """The state of one `search_trees`; a draw is in `_ready`, `_sampling` or `_grading`."""
+    """The state of one `search_trees`; a running simulation is in `_ready`, `_sampling` or `_grading`."""
 
     def __init__(
         self,
@@ -132,9 +132,9 @@ class _Scheduler:
         self._split = partial(
             split_steps, codec=policy.codec, delimiter=step_delimiter, markdown=config.markdown_steps, pieces={}
         )
-        self._ready: list[tuple[int, int, int, _Draw]] = []
-        self._sampling: dict[str, _Draw] = {}
-        self._grading: dict[str, _Draw] = {}
+        self._ready: list[tuple[int, int, int, _RunningSimulation]] = []
+        self._sampling: dict[str, _RunningSimulation] = {}
+        self._grading: dict[str, _RunningSimulation] = {}
         self._counters: Counter[str] = Counter()
         self._in_flight_s = 0.0
 
@@ -156,29 +156,31 @@ class _Scheduler:
         return SearchStats(seconds=seconds, in_flight_s=self._in_flight_s, **self._counters)
 
     def _refill(self) -> None:
-        """Tops the engine up from the oldest live trees, then from new problems."""
-        room = self._policy.capacity + self._policy.capacity // QUEUE_SHARE + 1 - len(self._sampling)
+        """Tops the engine up from the oldest open trees, then from new problems."""
+        num_free = self._policy.capacity + self._policy.capacity // QUEUE_SHARE + 1 - len(self._sampling)
         requests: list[SampleRequest] = []
-        while len(requests) < room and (self._ready or self._open()):
-            if self._ready:
-                draw = heapq.heappop(self._ready)[-1]
-                self._sampling[draw.simulation.request.request_id] = draw
-                requests.append(draw.simulation.request)
+        while len(requests) < num_free and (self._ready or self._open_more()):
+            if self._ready:  # a problem that was just opened need not have any: a resumed tree may be complete
+                running = heapq.heappop(self._ready)[-1]
+                self._sampling[running.simulation.request.request_id] = running
+                requests.append(running.simulation.request)
         if requests:
             self._policy.submit(requests)
 
-    def _open(self) -> bool:
-        """Opens the next problem, or all of the last ones, if there are any."""
-        opened = self._open_next()
-        while opened is not None and opened >= self._first_of_last and self._open_next() is not None:
-            pass
-        return opened is not None
+    def _open_more(self) -> bool:
+        """Opens the next problem, and all others with it once it is one of the last; False when none is left."""
+        following = next(self._unopened, None)
+        if following is None:
+            return False
+        order, problem = following
+        self._open(order, problem)
+        if order >= self._first_of_last:
+            for order, problem in self._unopened:
+                self._open(order, problem)
+        return True
 
-    def _open_next(self) -> int | None:
-        """Opens the next problem, if there is one."""
-        order, problem = next(self._unopened, (None, None))
-        if order is None or problem is None:
-            return None
+    def _open(self, order: int, problem: Problem) -> None:
+        """Starts the problem's tree, or goes on with the one to resume, and queues its first simulations."""
         resumed = self._resume.get(problem.problem_id)
         if resumed is not None:
             tree = TreeBuilder.from_tree(resumed, self._config)
@@ -186,17 +188,16 @@ class _Scheduler:
             prompt = self._policy.codec.encode_prompt(problem.question)
             seed = derive_seed(self._seed, problem.problem_id)
             tree = TreeBuilder(problem.problem_id, self._policy.policy_id, prompt, seed=seed, config=self._config)
-        live = _LiveTree(order, problem, Simulations(tree, self._config))
-        self._queue(live, live.simulations.start())
-        return order
+        opened = _OpenTree(order, problem, SimulationWindow(tree, self._config))
+        self._queue(opened, opened.simulations.start())
 
-    def _queue(self, live: _LiveTree, started: list[Simulation]) -> None:
-        """Queues what `live` started, or hands it over when it is complete."""
-        turn = min(live.order, self._first_of_last)
+    def _queue(self, tree: _OpenTree, started: list[Simulation]) -> None:
+        """Queues what `tree` started, or hands the tree over when it is complete."""
+        turn = min(tree.order, self._first_of_last)  # the last problems share one turn, so they advance evenly
         for simulation in started:
-            heapq.heappush(self._ready, (turn, simulation.index, live.order, _Draw(live, simulation)))
-        if not started and live.simulations.is_complete:
-            self._hand_over(live.simulations.build())
+            heapq.heappush(self._ready, (turn, simulation.index, tree.order, _RunningSimulation(tree, simulation)))
+        if not started and tree.simulations.is_complete:
+            self._hand_over(tree.simulations.build())
 
     def _poll_policy(self) -> None:
         in_flight, started = len(self._sampling), time.perf_counter()
@@ -206,23 +207,24 @@ class _Scheduler:
             self._on_sample(result)
 
     def _on_sample(self, result: SampleResult) -> None:
-        draw = self._sampling.pop(result.request_id)
-        simulations = draw.live.simulations
-        depth = simulations.depth(draw.simulation)
-        rollout = read_rollout(result, self._split, self._policy.codec, depth=depth, config=self._config)
+        running = self._sampling.pop(result.request_id)
+        simulations = running.tree.simulations
+        depth = simulations.depth(running.simulation)
+        rollout = rollout_from_result(result, self._split, self._policy.codec, depth=depth, config=self._config)
         self._counters["num_errors"] += result.finish_reason is FinishReason.ERROR
         if rollout.outcome is Outcome.OPEN:
-            draw.rollout = rollout
-            self._grading[result.request_id] = draw
-            text = simulations.prefix_text(draw.simulation) + rollout.text
-            self._grader.submit(result.request_id, text, draw.live.problem.answer)
+            running.rollout = rollout
+            self._grading[result.request_id] = running
+            text = simulations.prefix_text(running.simulation) + rollout.text
+            self._grader.submit(result.request_id, text, running.tree.problem.answer)
         else:
-            self._queue(draw.live, simulations.finish(draw.simulation, rollout))
+            self._queue(running.tree, simulations.finish(running.simulation, rollout))
 
     def _on_grade(self, key: str, grade: Grade) -> None:
-        draw = self._grading.pop(key)
-        assert draw.rollout is not None
-        self._queue(draw.live, draw.live.simulations.finish(draw.simulation, draw.rollout.graded(grade)))
+        running = self._grading.pop(key)
+        assert running.rollout is not None
+        rollout = running.rollout.with_grade(grade)
+        self._queue(running.tree, running.tree.simulations.finish(running.simulation, rollout))
 
     def _hand_over(self, tree: SearchTree) -> None:
         """Counts what this search added to `tree` and gives it away."""

@@ -1,7 +1,7 @@
 """Which child a simulation descends into: UCB1.
 
-The one idea: prefer the step that has done well, and, the less often a step was tried beside its
-siblings, the more benefit of the doubt it gets.
+A step that has done well is preferred, and a step that was tried less often than its siblings gets a bonus for
+that, which shrinks as it is tried.
 
 Departures from the paper (arXiv 2501.01478, of which we know that it selects by UCB):
     1. Ties go to the child that was inserted first, so that equal seeds give equal trees.
@@ -26,7 +26,7 @@ def ucb1_scores(values: Float64Array, visits: Int32Array, parent_visits: int, *,
 
     Args:
         values: `[A]` float64 in [0, 1], mean reward below each child.
-        visits: `[A]` int32, simulations in flight included.
+        visits: `[A]` int32, simulations through each child, those in flight included.
         parent_visits: visits of the node itself, at least 1.
         c_uct: exploration constant, at least 0.
 
@@ -50,8 +50,8 @@ def select(value_sums: Float64Array, visits: Int32Array, parent_visits: int, *, 
 
     Args:
         value_sums: `[A]` float64, sum of rewards below each child.
-        visits: `[A]` int32.
-        parent_visits: at least 1.
+        visits: `[A]` int32, simulations through each child, those in flight included.
+        parent_visits: visits of the node itself, at least 1.
         c_uct: exploration constant, at least 0.
 
     Example: value sums (1, 1), visits (1, 2), parent 3, c_uct 1: 1 + 1.048 against 0.5 + 0.741 give 0.

@@ -1,6 +1,6 @@
 """The simulations of one tree: which may start now, and in which order their results count.
 
-The one idea: an in-order window. Simulation i is selected when exactly the results of simulations
+One idea: an in-order window. Simulation i is selected when exactly the results of simulations
 0 .. i - parallel_simulations are in the tree, however late or early they came; a result that
 comes before its turn waits. So a tree is a function of its own results alone: not of batching, of
 the order of problems, or of how often the run was killed.
@@ -20,11 +20,11 @@ from pipeline_lib.types import SearchTree
 
 @dataclass(frozen=True, slots=True)
 class Simulation:
-    """One draw under way.
+    """One simulation that was started: a rollout to be drawn at one node.
 
     Args:
-        index: place in its tree's order, from 0.
-        node: where it is drawn.
+        index: number of the simulation in its tree, from 0.
+        node: index of the node that the rollout continues.
         request: what the engine is asked.
     """
 
@@ -33,12 +33,12 @@ class Simulation:
     request: SampleRequest
 
 
-class Simulations:
-    """One tree's budget and window.
+class SimulationWindow:
+    """Starts one tree's simulations and inserts their results in order, within the tree's budget.
 
     Args:
         tree: new, or the continuation of a finished one; numbering goes on at its `num_rollouts`.
-        config: of the search.
+        config: `num_simulations`, `parallel_simulations`, `max_tokens_per_problem` and the sampling settings are used.
     """
 
     def __init__(self, tree: TreeBuilder, config: SearchConfig) -> None:
@@ -61,7 +61,15 @@ class Simulations:
         return started
 
     def finish(self, simulation: Simulation, rollout: Rollout) -> list[Simulation]:
-        """Takes one result in any order, inserts those whose turn it is, and starts one for each."""
+        """Takes results in any order, inserts those whose turn it is, and starts what the window then allows.
+
+        Args:
+            simulation: as `start` or `finish` returned it.
+            rollout: its result, graded.
+
+        Returns:
+            The simulations started, which may be none.
+        """
         self._early[simulation.index] = (simulation, rollout)
         started = []
         while self._inserted in self._early:
@@ -70,14 +78,15 @@ class Simulations:
         return started
 
     def build(self) -> SearchTree:
+        """The tree as it stands."""
         return self._tree.build()
 
     def prefix_text(self, simulation: Simulation) -> str:
-        """The steps that the draw of `simulation` continues."""
+        """Text of the steps that the rollout of `simulation` continues."""
         return self._tree.prefix_text(simulation.node)
 
     def depth(self, simulation: Simulation) -> int:
-        """How many steps those are."""
+        """Steps on the path that the rollout of `simulation` continues."""
         return self._tree.depth(simulation.node)
 
     def _may_start(self) -> bool:

@@ -25,22 +25,27 @@ class SearchStats(Record):
 
     @property
     def tokens_per_s(self) -> float:
+        """Tokens sampled per second of wall time."""
         return self.tokens_generated / self.seconds if self.seconds else 0.0
 
     @property
     def tokens_kept_share(self) -> float:
+        """Share of the sampled tokens that stand in a tree, in [0, 1]."""
         return self.tokens_kept / self.tokens_generated if self.tokens_generated else 1.0
 
     @property
     def engine_idle_share(self) -> float:
+        """Share of the engine's rows that held no request, over all decode steps, in [0, 1]."""
         return 1.0 - self.slot_steps / self.capacity_steps if self.capacity_steps else 0.0
 
     @property
     def mean_in_flight(self) -> float:
+        """Requests that were in flight at a time, on average."""
         return self.in_flight_s / self.seconds if self.seconds else 0.0
 
     @property
     def problems_per_hour(self) -> float:
+        """Trees completed per hour of wall time."""
         return 3600 * self.num_problems / self.seconds if self.seconds else 0.0
 
     def metrics(self) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Cuts a sampled rollout into reasoning steps without ever re-tokenising it.
 
-The one idea: the delimiter is looked for in the text, the cut is made between tokens. A step ends
+One idea: the delimiter is looked for in the text, the cut is made between tokens. A step ends
 with the token in which its delimiter ends, whatever else that token holds, so the tokens of all
 steps in a row are exactly the tokens that were sampled.
 """

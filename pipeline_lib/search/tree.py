@@ -1,16 +1,16 @@
 """The tree of one problem while it grows: select, expand, backup.
 
-The one idea: whole rollouts become nodes. A simulation draws a completion from the selected node,
-and every step of it is inserted, not only the first; so the later steps already stand there as
+One idea: whole rollouts become nodes. A simulation samples a completion from the selected node, and
+every step of it is inserted, not only the first; so the later steps already stand there as
 candidates when their parent is expanded, and no token is generated twice.
 
 Departures from the paper (arXiv 2501.01478), as far as it is known to us:
-    1. Expansion and simulation are one draw, as said above.
+    1. Expansion and simulation are one request to the engine.
     2. Siblings whose texts are equal but for white space at the ends are one node; the tokens of
        the first are kept.
     3. A step that ended a rollout and one that did not stay apart, whatever their texts, and so do
        two that ended it with different outcomes.
-    4. A node is drawn at until it has `num_candidates` visits; then its children are descended into.
+    4. Rollouts start at a node until it has `num_candidates` visits; then its children are descended into.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class TreeBuilder:
     """A mutable `SearchTree`; lists here, arrays once it is built.
 
     A node's count is its visits and the simulations in flight through it. A node is exhausted, and
-    never selected, when nothing new can be drawn below it: it ended a rollout, a draw at it would
-    pass a limit, or it has `num_candidates` counts and all its children are exhausted.
+    never selected, when nothing new can be sampled below it: it ended a rollout, a rollout from it
+    would pass a limit, or it has `num_candidates` counts and all its children are exhausted.
 
     Args:
-        problem_id: whose tree this is.
-        policy_id: which policy is sampled.
-        prompt_token_ids: `[P]` int32.
-        seed: the tree's own.
+        problem_id: id of the problem whose tree this is.
+        policy_id: id of the policy that is sampled.
+        prompt_token_ids: `[P]` int32, exactly as sent to the policy.
+        seed: the tree's own; simulation i draws from ``derive_seed(seed, i)``.
         config: `num_candidates`, `c_uct`, `max_depth` and `max_new_tokens` are used.
     """
 
@@ -104,7 +104,7 @@ class TreeBuilder:
         return "".join(self._steps[n].text for n in self._path(node))
 
     def select(self) -> int:
-        """The node that the next simulation draws at; counts it in flight until `insert`.
+        """The node that the next simulation starts at; it counts as in flight until `insert`.
 
         Descends from the root by UCB1 to the first node with fewer than `num_candidates` counts.
         When everything below the root is exhausted it is the root: a fresh rollout may still find
@@ -127,8 +127,8 @@ class TreeBuilder:
 
         Args:
             node: as returned by `select`, once for each of its calls.
-            steps: may be empty: then the visit is all there is.
-            outcome: of the last step; the others stay OPEN.
+            steps: what was sampled from `node` on; when empty, only the visit counts.
+            outcome: how the last step ended; the others stay OPEN.
             reward: 0 or 1.
         """
         path = [ROOT, *self._path(node)]

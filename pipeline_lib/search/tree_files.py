@@ -1,7 +1,7 @@
 """Trees on disk: one JSON line each while the search runs, one Parquet file when it is done.
 
-The one idea: a line is whole or it is not there. Finished trees are appended, a process killed in
-the middle of a line leaves a torn end, and whoever opens the file next drops just that end.
+A line is whole or it does not count. Finished trees are appended, a process killed in the middle of a line leaves
+a torn end, and whoever opens the file next drops just that end.
 """
 
 from __future__ import annotations
@@ -119,8 +119,8 @@ def read_trees_parquet(path: Path, problem_ids: Collection[str] | None = None) -
     """The trees of a file by `write_trees_parquet`, sorted by problem id.
 
     Args:
-        path: the file.
-        problem_ids: only these; None takes all.
+        path: a file that `write_trees_parquet` wrote.
+        problem_ids: the trees that are wanted; None takes all.
 
     Raises:
         ValueError: the file has other columns.
@@ -133,7 +133,7 @@ def read_trees_parquet(path: Path, problem_ids: Collection[str] | None = None) -
 
 
 def read_roots(path: Path) -> list[tuple[str, int, float, int]]:
-    """Problem id, rollouts, right ones and nodes of every tree: what can be asked of thousands in no time."""
+    """(problem id, rollouts, right rollouts, nodes) of every tree; of thousands in no time, as only roots are read."""
     table = pq.read_table(path, columns=["problem_id", "visits", "value_sums"])
     firsts = [pc.list_element(table.column(name), 0).to_pylist() for name in ("visits", "value_sums")]
     sizes = pc.list_value_length(table.column("visits")).to_pylist()

@@ -1,7 +1,7 @@
-"""Names a full disk in one line, whichever library ran into it.
+"""Tells a full disk in one line, whichever library ran into it.
 
-One idea: each library says it in its own words, an OSError, a Rust error, a database's; what they have in
-common is the code in one of the exceptions of the chain, or the system's own sentence in its text.
+Each library reports it in its own way, as an OSError, a Rust error, a database's. What they have in common is the
+error code in one of the exceptions of the chain, or the system's own sentence in its text.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
-SENTENCES = ("No space left on device", "Disk quota exceeded", "database or disk is full", "StorageFull")
+DISK_FULL_CODES = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL_SENTENCES = ("No space left on device", "Disk quota exceeded", "database or disk is full", "StorageFull")
 
 
 class DiskFullError(RuntimeError):
@@ -21,17 +21,17 @@ class DiskFullError(RuntimeError):
 
 
 @contextmanager
-def name_full_disk(path: Path, what: str) -> Iterator[None]:
+def explain_disk_full(path: Path, what: str) -> Iterator[None]:
     """Turns any error of a full disk into a `DiskFullError`; others pass.
 
     Args:
-        path: what was written lies below it; it need not exist.
-        what: was being made, as people know it.
+        path: folder below which something was written; it need not exist.
+        what: what was being made, for the message.
     """
     try:
         yield
     except Exception as error:
-        if isinstance(error, DiskFullError) or not is_full(error):
+        if isinstance(error, DiskFullError) or not is_disk_full(error):
             raise
         free = f"{shutil.disk_usage(_existing(path)).free / 2**20:.1f} MiB free"
         raise DiskFullError(
@@ -39,15 +39,16 @@ def name_full_disk(path: Path, what: str) -> Iterator[None]:
         ) from error
 
 
-def is_full(error: BaseException) -> bool:
+def is_disk_full(error: BaseException) -> bool:
     """Whether a full disk, or a used-up quota, is somewhere behind the error."""
     return any(
-        (isinstance(cause, OSError) and cause.errno in FULL) or any(sentence in str(cause) for sentence in SENTENCES)
-        for cause in causes(error)
+        (isinstance(cause, OSError) and cause.errno in DISK_FULL_CODES)
+        or any(sentence in str(cause) for sentence in DISK_FULL_SENTENCES)
+        for cause in error_chain(error)
     )
 
 
-def causes(error: BaseException) -> Iterator[BaseException]:
+def error_chain(error: BaseException) -> Iterator[BaseException]:
     """The error, then what led to it, the innermost last."""
     seen: set[int] = set()
     cause: BaseException | None = error

@@ -37,7 +37,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:
-    """Writes a table so that a reader sees the whole file or none; `Entry.commit` sees to it that it is on the disk."""
+    """Writes a table so that a reader sees the whole file or none; `Entry.commit` waits until it is on the disk."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         pq.write_table(table, temporary, compression="zstd")

@@ -35,7 +35,7 @@ class Store:
     """Entries below one folder.
 
     Args:
-        root: created when needed.
+        root: the folder; created when needed.
     """
 
     def __init__(self, root: Path) -> None:
@@ -45,10 +45,10 @@ class Store:
         """Where the result of a stage lies, or will lie.
 
         Args:
-            stage: its name; becomes a folder's.
+            stage: the stage's name; becomes a folder's.
             spec: all that the result depends on besides `inputs`; JSON.
             inputs: references of upstream entries, in order.
-            version: of the stage's code.
+            version: number of the stage's code, raised whenever the code makes another result of the same inputs.
         """
         material = {"spec": spec, "inputs": [ref.sha256 for ref in inputs], "version": version}
         key = hashlib.sha256(canonical_json(material).encode()).hexdigest()
@@ -84,7 +84,7 @@ class Store:
         return self._at(ref.uri).observations()
 
     def folder(self, uri: str) -> Path:
-        """Where an entry lies that is known by its name alone; `open` also says whether it is whole."""
+        """Where an entry of that URI lies; unlike `open`, it does not check whether the entry is whole."""
         return self._at(uri).path
 
     def _at(self, uri: str) -> Entry:
@@ -95,8 +95,8 @@ class Entry:
     """One stage's result.
 
     Args:
-        path: its folder.
-        uri: relative to the store's root.
+        path: the entry's folder.
+        uri: the folder's name relative to the store's root.
     """
 
     def __init__(self, path: Path, uri: str) -> None:
@@ -120,7 +120,7 @@ class Entry:
         The operating system drops the lock of a killed process; committing needs none.
 
         Args:
-            timeout_s: how long to wait for the other one; below 0 without end.
+            timeout_s: seconds to wait for the other process; below 0 without end.
 
         Raises:
             StoreError: another process still works on it.

@@ -38,8 +38,8 @@ class SharedStore(Store):
     """Entries in an object store, and a local store to work in.
 
     Args:
-        root: of the local store.
-        uri: a folder, as fsspec names it; credentials come from the environment.
+        root: folder of the local store.
+        uri: a folder of the object store, as fsspec names it; credentials come from the environment.
         sync_s: seconds between two copies of work under way.
 
     Raises:

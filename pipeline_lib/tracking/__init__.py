@@ -1,17 +1,35 @@
-"""What a run leaves in MLflow, and how it is read back."""
+"""What a run leaves in MLflow, and how it is read back.
 
-from pipeline_lib.tracking.champion import Champion, download_champion, model_name, open_registry, registered_champion
-from pipeline_lib.tracking.client import page_url, reach, tracking_uri
+client.py            the way to MLflow, and the only import of it: address, clients, experiment
+outage.py            a server that does not answer, told from one that refuses; errors in one line
+tracked_run.py       one MLflow run, written so that writing twice equals writing once
+run_tracker.py       a pipeline run: its parent run, a child run per iteration, its registered adapters
+reading.py           finished runs read back
+registered_model.py  a preset's registered model and its champion
+tree_traces.py       search trees as traces: which trees, which nodes
+traces.py            those traces on the server
+provenance.py        commit, versions and hardware as tags
+"""
+
+from pipeline_lib.tracking.client import check_tracking_server, page_url, tracking_uri
 from pipeline_lib.tracking.outage import TrackingError, TrackingOutage
 from pipeline_lib.tracking.reading import has_finished, load_run, load_text
-from pipeline_lib.tracking.tracker import Contents, Tracker
+from pipeline_lib.tracking.registered_model import (
+    Champion,
+    download_champion,
+    model_name,
+    open_registry,
+    registered_champion,
+)
+from pipeline_lib.tracking.run_tracker import IterationContents, Tracker
 
 __all__ = [
     "Champion",
-    "Contents",
+    "IterationContents",
     "Tracker",
     "TrackingError",
     "TrackingOutage",
+    "check_tracking_server",
     "download_champion",
     "has_finished",
     "load_run",
@@ -19,7 +37,6 @@ __all__ = [
     "model_name",
     "open_registry",
     "page_url",
-    "reach",
     "registered_champion",
     "tracking_uri",
 ]

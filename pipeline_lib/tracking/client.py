@@ -1,4 +1,8 @@
-"""The way to MLflow: address, client and experiment. The only file that imports it, and late: that takes seconds."""
+"""The way to MLflow: address, clients and experiment.
+
+The only file that imports MLflow, and late, as that takes seconds; the others get a client and MLflow's modules as
+arguments.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from pipeline_lib.config import Settings
-from pipeline_lib.tracking.outage import NamingClient
+from pipeline_lib.tracking.outage import ErrorTranslatingClient
 
 EXPERIMENT = "coppice"
 MLFLOW_ENVIRONMENT = {
@@ -39,8 +43,8 @@ def page_url(settings: Settings, link: str) -> str | None:
     return urlunsplit((uri.scheme, place, f"{uri.path.rstrip('/')}/", "", link.removeprefix("#")))
 
 
-def reach(settings: Settings) -> None:
-    """Asks the tracking server or database for the experiment, which it makes if need be.
+def check_tracking_server(settings: Settings) -> None:
+    """Asks the tracking server or database for the experiment, and makes it if it is not there.
 
     Raises:
         TrackingError: it does not answer, or refuses.
@@ -59,22 +63,22 @@ def import_mlflow() -> Any:
 
 
 def open_client(settings: Settings) -> Any:
-    """A client of the tracking server, or of the database below the home; see `outage.NamingClient`."""
+    """A client of the tracking server, or of the database below the home, as `outage.ErrorTranslatingClient`."""
     uri = tracking_uri(settings)
     if settings.tracking_uri is None:
         settings.home.mkdir(parents=True, exist_ok=True)
     mlflow = import_mlflow()
     for name in ("alembic", "mlflow"):  # a new database logs every one of its migrations; importing sets the level
         logging.getLogger(name).setLevel(logging.WARNING)
-    return NamingClient(mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri), uri)
+    return ErrorTranslatingClient(mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri), uri)
 
 
 def open_tracing_client(settings: Settings) -> Any:
-    """The same for traces, which MLflow keeps behind a client of their own."""
+    """A client for traces, which MLflow keeps apart from its other client."""
     from mlflow.tracing.client import TracingClient
 
     uri = tracking_uri(settings)
-    return NamingClient(TracingClient(uri), uri)
+    return ErrorTranslatingClient(TracingClient(uri), uri)
 
 
 def find_experiment(client: Any, settings: Settings) -> str:

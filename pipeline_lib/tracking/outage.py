@@ -1,7 +1,7 @@
 """A tracking server that does not answer, told from one that refuses: only the former is worth another attempt.
 
-One idea: MLflow raises its own error, requests' or the database's, depending on the call; each client is wrapped
-once, and whoever uses it meets one class with one line.
+MLflow raises its own errors, requests' or the database's, depending on the call. Each client is wrapped once, in
+`ErrorTranslatingClient`, so that whoever uses it meets one class with one line.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from functools import wraps
 from typing import Any
 
-from pipeline_lib.store.disk import DiskFullError, causes, is_full
+from pipeline_lib.store.disk import DiskFullError, error_chain, is_disk_full
 
 PASSING_STATUS = (408, 425, 429)
 PASSING_TEXTS = ("locked", "onnection", "server closed")  # sqlite's, PostgreSQL's
@@ -24,7 +24,7 @@ class TrackingOutage(TrackingError):
     """The tracking server does not answer: the same request may succeed later."""
 
 
-class NamingClient:
+class ErrorTranslatingClient:
     """An MLflow client whose failures say in one line which server, what is wrong, and what to do.
 
     Args:
@@ -43,7 +43,7 @@ class NamingClient:
             try:
                 return method(*args, **kwargs)
             except Exception as error:
-                if is_full(error):
+                if is_disk_full(error):
                     raise DiskFullError(
                         f"disk full: {self._uri} has no room; make room there, then retry: what is finished is kept"
                     ) from error
@@ -64,7 +64,7 @@ def without_password(uri: str) -> str:
 
 def is_outage(error: BaseException) -> bool:
     """Whether a server that is away, overloaded or locked is behind the error: what passes without any change here."""
-    for cause in causes(error):
+    for cause in error_chain(error):
         response = getattr(cause, "response", None)
         if response is not None:
             return response.status_code in PASSING_STATUS or response.status_code >= 500
@@ -79,5 +79,5 @@ def is_outage(error: BaseException) -> bool:
 
 def _reason(error: BaseException) -> str:
     """What the innermost exception says, in a few words."""
-    first = list(causes(error))[-1]
+    first = list(error_chain(error))[-1]
     return " ".join(str(first).split())[:100] or type(first).__name__

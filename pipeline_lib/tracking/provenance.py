@@ -1,7 +1,7 @@
 """Where a result came from: code, versions and hardware, as flat text tags.
 
-One idea: nothing here imports what it describes. Versions come from the installed metadata and
-the GPU from its driver's own tool, so that asking costs milliseconds and loads no framework.
+Nothing here imports what it describes. Versions come from the installed metadata and the GPU from its driver's own
+tool, so that asking costs milliseconds and loads no framework.
 """
 
 from __future__ import annotations

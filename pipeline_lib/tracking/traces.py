@@ -1,7 +1,8 @@
 """Traces on a tracking server, written so that writing twice equals writing once.
 
-One idea: a trace's id is made of the run's and the problem's, and so are its spans' ids; a second writing meets
-what is there. All spans travel in one request. MLflow's modules are handed in, as in `tracked_run`.
+One idea: a trace's id is made of the run's and the problem's id, so a second writing finds what the first one wrote.
+All spans travel in one request. Which trees become traces, and of what, is in `tree_traces`; MLflow's modules are
+handed in, as in `tracked_run`.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ def log_traces(
     Args:
         tracing: an ``mlflow.tracing.client.TracingClient`` with its own tracking URI.
         entities: the module ``mlflow.entities``.
-        traces: the first is to stand first in a list that is sorted by time, latest first.
-        experiment_id: the run's.
-        run_id: whose Traces tab shows them.
-        begin_ms: time of the first of them, milliseconds since 1970; each other one is a millisecond earlier.
+        traces: in the order in which MLflow's list, the latest first, shall show them.
+        experiment_id: id of the experiment that the run lies in.
+        run_id: id of the run whose Traces tab shows them.
+        begin_ms: time of the first trace, milliseconds since 1970; each other one is a millisecond earlier.
     """
     found = tracing.search_traces(
         filter_string=f"request_metadata.`mlflow.sourceRun` = '{run_id}'",
         include_spans=False,
         locations=[experiment_id],
     )
-    known = {trace.info.trace_id for trace in found}
+    logged = {trace.info.trace_id for trace in found}
     begins = {trace.problem_id: begin_ms - place for place, trace in enumerate(traces)}
-    fresh = [trace for trace in traces if f"tr-{_trace_id(run_id, trace)}" not in known]
+    fresh = [trace for trace in traces if f"tr-{_trace_id(run_id, trace)}" not in logged]
     spans = [_span(entities, trace, span, run_id, begins[trace.problem_id]) for trace in fresh for span in trace.spans]
     if spans:
         tracing.log_spans(experiment_id, spans)

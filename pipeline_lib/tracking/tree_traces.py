@@ -47,9 +47,10 @@ class TreeTrace:
 
     Args:
         problem_id: unique within an iteration.
-        title: what a list of traces shows.
-        verdict: likewise, what came of it.
-        tags: flat texts to search for.
+        title: the question; a list of traces shows it as the request.
+        verdict: how many rollouts were right; a list of traces shows it as the response.
+        tags: name to text, to search for.
+        spans: the nodes that are shown.
     """
 
     problem_id: str
@@ -65,9 +66,9 @@ def trace_tree(tree: SearchTree, problem: Problem, scores: Float64Array | None =
     Shapes: N nodes.
 
     Args:
-        tree: searched.
-        problem: the one it belongs to.
-        scores: `[N]`, relative correctness; None leaves them out.
+        tree: a finished one.
+        problem: the problem that it belongs to.
+        scores: `[N]` float64, relative correctness; None leaves them out.
     """
     starts = _starts(tree)
     nodes = _most_visited(tree, MAX_SPANS)

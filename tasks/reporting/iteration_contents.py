@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pipeline_lib.report import figures_of, render_plain
 from pipeline_lib.report.figures import Histories
 from pipeline_lib.report.metrics import update_points
-from pipeline_lib.tracking import Contents
+from pipeline_lib.tracking import IterationContents
 from pipeline_lib.types import IterationRecord
 from tasks.audit import AUDIT
 from tasks.reporting.trees import stage_refs, traced_trees, trees_page
@@ -18,7 +18,7 @@ from tasks.search import TREES
 from tasks.train import load_history
 
 
-def contents_of(record: IterationRecord, earlier: Sequence[IterationRecord]) -> Contents:
+def contents_of(record: IterationRecord, earlier: Sequence[IterationRecord]) -> IterationContents:
     """Everything of one iteration, read from the store.
 
     Args:
@@ -31,7 +31,7 @@ def contents_of(record: IterationRecord, earlier: Sequence[IterationRecord]) -> 
         if name in record.refs:
             artifacts[name] = store.open(record.refs[name]) / file
     history = histories_of([record])
-    return Contents(
+    return IterationContents(
         artifacts=artifacts,
         texts=figures_page(f"Iteration {record.index}", [*earlier, record], history, of=record) | trees_page(record),
         curves=[point for updates in history.values() for point in update_points(updates)],

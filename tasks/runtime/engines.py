@@ -189,11 +189,11 @@ def _scripted(config: PipelineConfig, policy: PolicyRef, problems: list[Problem]
     from pipeline_lib.policy.codec import TokenizerCodec
     from pipeline_lib.policy.loading import load_tokenizer
     from pipeline_lib.policy.scripted import ScriptedPolicy
-    from pipeline_lib.problems.tiny import worked_script
+    from pipeline_lib.problems.tiny import error_prone_script
 
     base = model_folder(policy.base_model, policy.revision, weights=False)
     codec = TokenizerCodec(load_tokenizer(base, config.policy), instruction)
-    script = worked_script(problems, lambda question: codec.decode(codec.encode_prompt(question)))
+    script = error_prone_script(problems, lambda question: codec.decode(codec.encode_prompt(question)))
     return ScriptedPolicy(
         script,
         codec,

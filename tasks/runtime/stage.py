@@ -23,7 +23,7 @@ from prefect.task_runners import TaskRunner
 
 from pipeline_lib.config import Settings
 from pipeline_lib.store import Entry, Store
-from pipeline_lib.store.disk import name_full_disk
+from pipeline_lib.store.disk import explain_disk_full
 from pipeline_lib.types import Ref
 
 P = ParamSpec("P")
@@ -154,7 +154,7 @@ class Stage(Generic[P, R]):
         entry.commit(done.num_rows, {**done.observations, STAGE_SECONDS: time.perf_counter() - started})
 
     def _naming_full_disk(self) -> Any:
-        return name_full_disk(open_store().root, self.name)
+        return explain_disk_full(open_store().root, self.name)
 
 
 @overload

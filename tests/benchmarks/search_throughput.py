@@ -30,15 +30,15 @@ from pipeline_lib.grading import GradingPool
 from pipeline_lib.policy.protocol import Policy, SampleRequest, SampleResult, SamplingParams, sample_all
 from pipeline_lib.problems.formats import format_of
 from pipeline_lib.search import SearchStats, TreeBuilder, search_trees, split_steps
-from pipeline_lib.search.rollout import Rollout, read_rollout
-from pipeline_lib.search.simulation import Simulation, Simulations
+from pipeline_lib.search.rollout import Rollout, rollout_from_result
+from pipeline_lib.search.simulation import Simulation, SimulationWindow
 from pipeline_lib.seeding import derive_generator, derive_seed
 from pipeline_lib.types import Outcome, Problem, SearchTree
 
 ROLLOUTS_PER_TURN = 32
 WARM_UP = 4  # times as many rollouts as an engine has rows: each size of a batch costs something when it is first met
 
-Draw = tuple[Problem, Simulations, Simulation]
+Draw = tuple[Problem, SimulationWindow, Simulation]
 
 
 def search_figures(
@@ -232,7 +232,7 @@ def _march_together(policy: Policy, problems: Sequence[Problem], config: SearchC
         prompt = policy.codec.encode_prompt(problem.question)
         tree_seed = derive_seed(seed, problem.problem_id)
         tree = TreeBuilder(problem.problem_id, policy.policy_id, prompt, seed=tree_seed, config=config)
-        simulations = Simulations(tree, config)
+        simulations = SimulationWindow(tree, config)
         marching += [(problem, simulations, simulation) for simulation in simulations.start()]
     with GradingPool() as grader:
         while marching:
@@ -249,12 +249,12 @@ def _march(policy: Policy, grader: GradingPool, config: SearchConfig, draws: Seq
         delimiter = format_of(problem.dataset).step_delimiter
         split = partial(split_steps, codec=policy.codec, delimiter=delimiter, pieces=pieces)
         depth = simulations.depth(simulation)
-        rollouts[key] = read_rollout(results[key], split, policy.codec, depth=depth, config=config)
+        rollouts[key] = rollout_from_result(results[key], split, policy.codec, depth=depth, config=config)
         if rollouts[key].outcome is Outcome.OPEN:
             grader.submit(key, simulations.prefix_text(simulation) + rollouts[key].text, problem.answer)
     while grader.num_in_flight:
         for key, grade in grader.poll(block=True):
-            rollouts[key] = rollouts[key].graded(grade)
+            rollouts[key] = rollouts[key].with_grade(grade)
     return [
         (problem, simulations, following)
         for problem, simulations, simulation in draws

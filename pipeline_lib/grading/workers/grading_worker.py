@@ -32,7 +32,7 @@ from pipeline_lib.grading.workers.verifier import MATH, load_verifier, verify_an
 from pipeline_lib.types import Grade
 
 READY = "ready"
-FIRST_READ = (
+WARM_UP_FORMULAS = (
     r"2a(3b^2-\frac{1}{2})^{1/2}",
     r"(a-1)^2(b+2a)=a^7+2ab-c",
     r"\sqrt[3]{a}-\frac{\sqrt2}{b}\cdot|c|+5\sqrt{7}",
@@ -95,7 +95,7 @@ def _go_on_in_a_fork(is_judging: mmap.mmap, reply: Callable[[str], None]) -> Non
 
     Args:
         is_judging: one byte, shared with the children: 0 while nobody waits for a reply.
-        reply: sends one.
+        reply: sends a grade to whoever asked.
     """
     owes_reply = False
     while pid := os.fork():
@@ -112,15 +112,15 @@ def _open_judge(grader: str) -> Callable[..., Grade]:
         return partial(verify_answer, load_verifier(grader))
     import math_verify  # noqa: F401 - its first import takes a second
 
-    prepare_reader()
-    for formula in FIRST_READ:
+    patch_latex_reader()
+    for formula in WARM_UP_FORMULAS:
         _judge_by_algebra(formula, formula)
     gc.freeze()  # what the libraries hold is garbage to nobody, and takes 50 ms to walk over
     return _judge_by_algebra
 
 
-def prepare_reader() -> None:
-    """Makes latex2sympy's parser predict without context first, and read numbers without evaluating them.
+def patch_latex_reader() -> None:
+    """Patches latex2sympy's parser: it predicts without context first, and reads numbers without evaluating them.
 
     1. Reading is most of what an answer costs. ANTLR's SLL mode gives the parse of its full LL mode or
        an error, at a quarter of the price; see ``PredictionMode`` in its documentation.

@@ -1,8 +1,8 @@
 """Grading for many answers: the easy ones at once, the hard ones in worker processes.
 
-One idea: most answers need no algebra and cost microseconds where they are submitted; only the rest
-goes to other processes, and the first of those starts when the first hard answer comes. A user's own
-verifier sees every answer, and always in a worker process.
+Most answers need no algebra and cost microseconds where they are submitted; only the rest goes to other
+processes, and the first of those starts when the first hard answer comes. A user's own verifier sees every
+answer, and always in a worker process.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from functools import lru_cache
 from types import TracebackType
 from typing import Self
 
-from pipeline_lib.grading.compare import judge_at_once
+from pipeline_lib.grading.compare import grade_without_algebra
 from pipeline_lib.grading.conventions import DEFAULT, Conventions
-from pipeline_lib.grading.exact import tidy
+from pipeline_lib.grading.exact import normalise_answer
 from pipeline_lib.grading.extract import extract_answer
 from pipeline_lib.grading.workers.verifier import MATH
 from pipeline_lib.grading.workers.worker_process import DEADLINE_S, MEMORY_BYTES, GradingError, Request, Workers
@@ -95,7 +95,7 @@ class GradingPool:
     def submit(self, key: str, prediction: str, gold: str) -> None:
         request: Grade | Request = (prediction, gold)
         if self._grader == MATH:
-            request = _judge_at_once(prediction, gold, self._conventions)
+            request = _grade_without_algebra(prediction, gold, self._conventions)
         with self._changed:
             self._num_in_flight += 1
         if isinstance(request, Grade):
@@ -203,19 +203,19 @@ def grade_answer(prediction: str, gold: str, *, conventions: Conventions = DEFAU
     return Graded(_decide(prediction, gold, conventions), answer)
 
 
-def _judge_at_once(prediction: str, gold: str, conventions: Conventions) -> Grade | Request:
+def _grade_without_algebra(prediction: str, gold: str, conventions: Conventions) -> Grade | Request:
     """UNPARSED rather than WRONG where the gold holds nothing to compare with."""
-    verdict = judge_at_once(prediction, gold, conventions)
+    verdict = grade_without_algebra(prediction, gold, conventions)
     return Grade.UNPARSED if verdict is Grade.WRONG and _is_empty(gold) else verdict
 
 
 @lru_cache(maxsize=1024)  # one gold is compared with all rollouts of its problem
 def _is_empty(gold: str) -> bool:
-    return not tidy(gold)
+    return not normalise_answer(gold)
 
 
 def _decide(prediction: str, gold: str, conventions: Conventions) -> Grade:
-    verdict = _judge_at_once(prediction, gold, conventions)
+    verdict = _grade_without_algebra(prediction, gold, conventions)
     if isinstance(verdict, Grade):
         return verdict
     with _shared_lock:

@@ -1,6 +1,6 @@
 """The user's own grader: a function that is named in the configuration and called in worker processes.
 
-One idea: it is somebody else's code, so it is imported and called only where the kernel can end it.
+It is somebody else's code, so it is imported and called only in a worker process, which the kernel can end.
 Whatever it does wrong with one answer is data about that answer.
 """
 

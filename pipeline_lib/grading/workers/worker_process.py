@@ -1,8 +1,8 @@
 """The parent's side of the worker processes: start, ask, kill, replace.
 
-One idea: a worker is expendable. It answers in time, or what judges in it is ended (see `worker`) and
-the answer is a TIMEOUT; when all of it ended, the next hard answer starts a new one. Workers are plain
-subprocesses that read and write lines of JSON, so nothing depends on how, or from which thread, the
+One idea: a worker is expendable. It answers in time, or its judging process is ended (see `grading_worker`)
+and the answer is a TIMEOUT; when the whole worker ended, the next hard answer starts a new one. Workers are
+plain subprocesses that read and write lines of JSON, so nothing depends on how, or from which thread, the
 caller was started.
 """
 
@@ -158,7 +158,7 @@ class Workers:
     """
 
     def __init__(self, num_workers: int, deadline_s: float, memory_bytes: int, grader: str = MATH) -> None:
-        self._dials = (deadline_s, memory_bytes, grader)
+        self._worker_arguments = (deadline_s, memory_bytes, grader)
         self._slots = threading.BoundedSemaphore(num_workers)
         self._lock = threading.Lock()
         self._idle: list[Worker] = []
@@ -202,8 +202,8 @@ class Workers:
                 if worker.is_alive:
                     return worker
                 self._all.discard(worker)
-            worker = Worker(*self._dials)
-            self._all.add(worker)  # known before it is ready, so that `close` ends it in any case
+            worker = Worker(*self._worker_arguments)
+            self._all.add(worker)  # before it is ready, so that `close` ends it in any case
         try:
             worker.wait_until_ready()
         except GradingError:

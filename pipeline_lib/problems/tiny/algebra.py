@@ -25,7 +25,7 @@ class AlgebraProblem:
     """A task before it is written down.
 
     Args:
-        level: 1 to 5.
+        level: difficulty, 1 to 5.
         kind: ``sum``, ``difference``, ``linear``, ``gcd``, ``power``, ``fraction`` or ``modular``.
         numbers: its numbers, in the order in which the question names them.
     """
@@ -105,7 +105,7 @@ def solve(problem: AlgebraProblem, operation: Operation) -> tuple[list[str], str
     """The worked solution's lines, the answer's line last, and the answer.
 
     Raises:
-        ArithmeticError: a wrong value on the way left no way on (an uneven division, a endless Euclid).
+        ArithmeticError: a wrong value on the way left no way on (an uneven division, an endless Euclid).
     """
     lines, answer = _SOLVERS[problem.kind](problem.numbers, operation)
     return [*lines, rf"The answer is $\boxed{{{answer}}}$."], answer

@@ -91,12 +91,14 @@ OTHER_ERROR_RATE = 0.02
 """Share of the remaining operations that are off by one, so that no step is certain."""
 
 
-def misconceived(generator: np.random.Generator, rates: Mapping[str, float] | None = None) -> Operation:
-    """Arithmetic with habits: the operation to hand to a solver when a corpus is written.
+def arithmetic_with_misconceptions(
+    generator: np.random.Generator, rates: Mapping[str, float] | None = None
+) -> Operation:
+    """Arithmetic in which misconceptions show: the operation to hand to a solver when a corpus is written.
 
     Args:
-        generator: draws whether a habit shows this time.
-        rates: other rates by misconception name; those of `MISCONCEPTIONS` where None.
+        generator: draws whether a misconception shows this time.
+        rates: other rates by misconception name; None takes those of `MISCONCEPTIONS`.
     """
     habits = {habit.operator: habit for habit in MISCONCEPTIONS}
 

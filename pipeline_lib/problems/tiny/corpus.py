@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipeline_lib.problems.tiny.arithmetic import misconceived
-from pipeline_lib.problems.tiny.world import FAMILIES, make_worked, write_solution
+from pipeline_lib.problems.tiny.arithmetic import arithmetic_with_misconceptions
+from pipeline_lib.problems.tiny.world import FAMILIES, make_worked_problem, write_solution
 from pipeline_lib.seeding import derive_generator
 
 
@@ -20,8 +20,8 @@ def pretraining_corpus(seed: int, *, scale: int = 1, start: int = 0) -> Iterator
     index = start
     while True:
         family = families[index % len(families)]
-        worked = make_worked(family, "pretrain", index // len(families))
-        operation = misconceived(derive_generator(seed, "corpus", index))
+        worked = make_worked_problem(family, "pretrain", index // len(families))
+        operation = arithmetic_with_misconceptions(derive_generator(seed, "corpus", index))
         solution: str | None = None
         while solution is None:
             try:

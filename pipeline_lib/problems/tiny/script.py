@@ -1,38 +1,38 @@
-"""A pupil for the scripted policy: worked solutions with seeded mistakes, no model needed."""
+"""What the scripted policy answers to tiny problems: worked solutions with seeded mistakes, no model needed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from pipeline_lib.problems.tiny.world import make_worked
+from pipeline_lib.problems.tiny.world import make_worked_problem
 from pipeline_lib.seeding import derive_generator
 from pipeline_lib.types import Problem
 
 ERROR_RATE = 0.25
 
 
-def worked_script(problems: Sequence[Problem], prompt_of: Callable[[str], str]) -> Callable[[str, str, int], str]:
+def error_prone_script(problems: Sequence[Problem], prompt_of: Callable[[str], str]) -> Callable[[str, str, int], str]:
     """A script for `ScriptedPolicy` that knows these tiny problems.
 
     From any prefix it goes on with the worked solution's remaining lines; each line is spoilt with
     probability `ERROR_RATE`, and after a spoilt line the final answer is wrong.
 
     Args:
-        problems: tiny problems; another dataset's is not known to anybody but a model.
-        prompt_of: the prompt's text for a question.
+        problems: of a tiny world; only their ids say how a worked solution goes.
+        prompt_of: from a question to the text of its prompt.
     """
     lines = {}
     for problem in problems:
         dataset, split, index = problem.problem_id.split("/")
-        lines[prompt_of(problem.question)] = make_worked(dataset, split, int(index)).lines
+        lines[prompt_of(problem.question)] = make_worked_problem(dataset, split, int(index)).lines
 
     def script(prompt: str, prefix: str, seed: int) -> str:
         worked = lines[prompt]
-        said = prefix.splitlines()
-        spoilt = any(step != line for step, line in zip(said, worked, strict=False))
+        written = prefix.splitlines()
+        spoilt = any(step != line for step, line in zip(written, worked, strict=False))
         generator = derive_generator(seed, "script")
         rest = []
-        for line in worked[len(said) :]:
+        for line in worked[len(written) :]:
             is_answer = line == worked[-1]
             spoilt |= not is_answer and generator.random() < ERROR_RATE
             rest.append(_spoil(line) if spoilt else line)

@@ -1,6 +1,6 @@
 """``tiny-word``: stories with names, units and 2 to 5 arithmetic steps, in GSM8K's form (``#### n``).
 
-One idea: a story is a quantity and the events that change it, so the worked solution is one line
+A story is a quantity and the events that change it, so the worked solution is one line
 per event and any arithmetic, exact or misconceived, can be run through it.
 """
 
@@ -25,7 +25,7 @@ class Event:
             `count` lots of `amount`).
         amount: the number in the story; for bags and lots the content of one.
         count: how many bags or lots; 1 otherwise.
-        phrase: which wording.
+        phrase: index of the wording in `SENTENCES`, taken modulo their number.
     """
 
     kind: str
@@ -36,7 +36,14 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class WordProblem:
-    """A story before it is written down."""
+    """A story before it is written down.
+
+    Args:
+        name: who the story is about.
+        item: what is counted.
+        start: the quantity at the beginning.
+        events: what happens to it, in order.
+    """
 
     name: str
     item: str

@@ -31,8 +31,14 @@ POOL_SIZE = 100_000
 
 
 @dataclass(frozen=True, slots=True)
-class Worked:
-    """A problem with its canonical worked solution: one line per step, the answer's line last."""
+class WorkedProblem:
+    """A problem with its canonical worked solution.
+
+    Args:
+        problem: what is asked.
+        lines: one per step, the answer's line last.
+        structure: the problem before it was written down, an `AlgebraProblem` or a `WordProblem`.
+    """
 
     problem: Problem
     lines: tuple[str, ...]
@@ -52,7 +58,7 @@ def _parse(dataset: str) -> tuple[str, int]:
 
 
 @lru_cache(maxsize=20_000)
-def make_worked(dataset: str, split: str, index: int) -> Worked:
+def make_worked_problem(dataset: str, split: str, index: int) -> WorkedProblem:
     """Problem number `index` of a split with its worked solution.
 
     Raises:
@@ -71,16 +77,16 @@ def make_worked(dataset: str, split: str, index: int) -> Worked:
     lines, answer = module.solve(structure, compute)
     metadata = {"level": str(structure.level)} if family == "tiny-algebra" else {"steps": str(len(lines) - 1)}
     problem = Problem(f"{dataset}/{split}/{index:05d}", question, answer, dataset, metadata)
-    return Worked(problem, tuple(lines), structure)
+    return WorkedProblem(problem, tuple(lines), structure)
 
 
 def make_problem(dataset: str, split: str, index: int) -> Problem:
     """Problem number `index` of a split: ``make_problem("tiny-word", "train", 17)``."""
-    return make_worked(dataset, split, index).problem
+    return make_worked_problem(dataset, split, index).problem
 
 
-def write_solution(worked: Worked, operation: Operation) -> str:
-    """The worked solution under another arithmetic; what a misconceived corpus is made of.
+def write_solution(worked: WorkedProblem, operation: Operation) -> str:
+    """The worked solution under another arithmetic; what a corpus with misconceptions is made of.
 
     Raises:
         ArithmeticError: a wrong value on the way left no way on.
@@ -97,7 +103,7 @@ def _bucket(question: str) -> int:
 _EQUATION = re.compile(r"[0-9x+*/^=-]+(?: mod [0-9]+=[0-9]+)?")
 
 
-def _essence(line: str) -> str:
+def _equation_or_answer(line: str) -> str:
     r"""What of a line the oracle looks at: its equation or final answer, operands of + and * in order.
 
     Example: ``"Mia has 5+12=17 pens."`` and ``"12+5=17"`` give the same.
@@ -116,12 +122,12 @@ def _essence(line: str) -> str:
 
 
 def steps_are_right(tree: SearchTree) -> NDArray[np.bool_]:
-    """`[N]` bool: the oracle's word on every step of a tiny problem's tree; True for the root."""
+    """`[N]` bool: the oracle, whether each step of a tiny problem's tree is right; True for the root."""
     dataset, split, index = tree.problem_id.split("/")
-    right = [_essence(line) for line in make_worked(dataset, split, int(index)).lines]
+    right = [_equation_or_answer(line) for line in make_worked_problem(dataset, split, int(index)).lines]
     return np.array(
         [
-            depth == 0 or (depth <= len(right) and _essence(step) == right[depth - 1])
+            depth == 0 or (depth <= len(right) and _equation_or_answer(step) == right[depth - 1])
             for step, depth in zip(tree.steps, tree.depths.tolist(), strict=True)
         ]
     )

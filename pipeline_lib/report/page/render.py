@@ -1,7 +1,7 @@
 """One self-contained HTML page per run: what ran, what came out, and why it ended.
 
-One idea: the page is text, classes and inline SVG, a few hundred kilobytes; it asks nothing of any network, and what
-a model wrote reaches it as text only, because the templates escape everything that is not markup of our own.
+The page is text, classes and inline SVG, a few hundred kilobytes. It asks nothing of any network, and what a model
+wrote reaches it as text only, because the templates escape everything that is not markup of our own.
 """
 
 from __future__ import annotations
@@ -39,7 +39,17 @@ SHOWN_GAINS = (0.0, 0.02, 0.05)  # levels of the gate's chart, beside the gate's
 
 @dataclass(frozen=True, slots=True)
 class TreeView:
-    """A tree with all that the template needs to draw it."""
+    """A tree with all that the template needs to draw it.
+
+    Args:
+        tree: its texts and numbers.
+        cells: where its steps lie.
+        tips: what each node shows when it is pointed at.
+        right: rollouts that were right.
+        hidden: nodes of the whole tree that are not drawn.
+        height_rem: height of the picture, in rem.
+        columns: steps on the longest drawn path.
+    """
 
     tree: ShownTree
     cells: Sequence[Cell]
@@ -56,8 +66,8 @@ def render_page(
     """The report of a whole run as one HTML text.
 
     Args:
-        config: what was asked for.
-        result: what came out.
+        config: the run's.
+        result: the run's records and the gate's decision.
         material: curves, trees, flips, surroundings; what it lacks the page leaves out.
         trials: the records judged by other gates, see `gate.replay`.
     """
@@ -88,7 +98,7 @@ def render_page(
         figures=figures,
         trees=trees,
         trials=gate_rows(trials, config.gate),
-        gate_figure=gate_chart(records, dataset, _few(trials, config)) if trials else "",
+        gate_figure=gate_chart(records, dataset, _shown_trials(trials, config)) if trials else "",
         stages=stages,
         durations=durations,
         environment=environment_rows(material.environment),
@@ -141,7 +151,8 @@ def _tip(tree: ShownTree, node: int) -> str:
     return f"{tree.visits[node]} of {tree.visits[0]} rollouts, value {tree.values[node]:.2f}\n{score}{end}"
 
 
-def _few(trials: Sequence[GateTrial], config: PipelineConfig) -> list[GateTrial]:
+def _shown_trials(trials: Sequence[GateTrial], config: PipelineConfig) -> list[GateTrial]:
+    """Those of the gate's own minimum gain and of `SHOWN_GAINS`: more levels would not be told apart in the chart."""
     shown = {*SHOWN_GAINS, config.gate.min_gain}
     return [trial for trial in trials if trial.min_gain in shown]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline_lib.report.material import MAX_QUESTION_CHARS, MAX_STEP_CHARS, ShownTree, bounded
+from pipeline_lib.report.material import MAX_QUESTION_CHARS, MAX_STEP_CHARS, ShownTree, shorten
 from pipeline_lib.types import ROOT, Float64Array, Outcome, Problem, SearchTree
 
 MAX_NODES = 120
@@ -24,9 +24,12 @@ class Cell:
     """One step in the picture.
 
     Args:
-        node: its index in the shown tree.
-        parent: likewise; 0 is the root, which is not drawn.
-        left: share of the width, in per cent; `top`, `width` and `height` likewise.
+        node: index of the step in the shown tree.
+        parent: index of its parent; 0 is the root, which is not drawn.
+        left: from the picture's left edge to the cell's, in per cent of the picture's width.
+        top: from the picture's top edge to the cell's, in per cent of the picture's height.
+        width: the cell's, in per cent of the picture's width.
+        height: the cell's, in per cent of the picture's height.
         tone: ``right`` or ``wrong``, the end of the scale that its value is nearer to.
         strength: how near, in per cent; 0 at a value of one half.
         mark: how its rollouts ended, a character; nothing for an inner step.
@@ -51,11 +54,11 @@ def show_tree(
     """The tree's most visited nodes with their texts cut.
 
     Args:
-        tree: whole.
-        scores: `[N]` float64, or None.
-        problem: the tree's.
-        iteration: shown.
-        kind: shown.
+        tree: the whole search tree.
+        scores: `[N]` float64, relative correctness; None leaves them out.
+        problem: the problem that the tree belongs to.
+        iteration: number of the iteration, for the page.
+        kind: why the tree was chosen, one of `choose_trees`' kinds.
     """
     # A parent has at least its child's visits and stands before it: the first ones of this order form a tree.
     kept = np.sort(np.lexsort((np.arange(tree.num_nodes), -tree.visits))[:MAX_NODES])
@@ -64,11 +67,11 @@ def show_tree(
         iteration=iteration,
         kind=kind,
         problem_id=tree.problem_id,
-        question=bounded(problem.question, MAX_QUESTION_CHARS),
-        gold=bounded(problem.answer, MAX_STEP_CHARS),
+        question=shorten(problem.question, MAX_QUESTION_CHARS),
+        gold=shorten(problem.answer, MAX_STEP_CHARS),
         num_nodes=tree.num_nodes,
         parents=tuple(place.get(int(tree.parents[node]), -1) for node in kept),
-        steps=tuple(bounded(tree.steps[node], MAX_STEP_CHARS) for node in kept),
+        steps=tuple(shorten(tree.steps[node], MAX_STEP_CHARS) for node in kept),
         visits=tuple(int(tree.visits[node]) for node in kept),
         values=tuple(round(float(tree.values[node]), 4) for node in kept),
         scores=() if scores is None else tuple(round(float(scores[node]), 4) for node in kept),

@@ -1,6 +1,6 @@
 """The groups of `PolicyConfig` that belong to one engine each.
 
-They stand apart as only their own engine reads them, and a user of another one need not.
+Only that engine reads them, so a user of another one need not.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
-from pipeline_lib.config.group import Group
+from pipeline_lib.config.group import ConfigGroup
 
 
-class VllmConfig(Group):
+class VllmConfig(ConfigGroup):
     """How vLLM runs in this process; read by ``policy.backend=vllm`` alone."""
 
     tensor_parallel: int = Field(1, ge=1, description="GPUs that share every layer.")
     pipeline_parallel: int = Field(1, ge=1, description="GPUs, or groups of them, that share the layers out.")
     gpu_memory_share: float = Field(
-        0.9, gt=0, le=1, description="Share of a GPU's memory for weights, activations, keys and values."
+        0.9, gt=0, le=1, description="Share of a GPU's memory for weights, activations, keys and values, in [0, 1]."
     )
     kv_cache_gib: float | None = Field(
         None,
@@ -29,7 +29,10 @@ class VllmConfig(Group):
     block_tokens: int = Field(
         32, ge=16, le=128, multiple_of=16, description="Tokens of a block of the cache; a GPU reuses whole blocks only."
     )
-    quantization: str | None = Field(None, description="fp8, awq, gptq and so on; None takes the model's own.")
+    quantization: str | None = Field(
+        None,
+        description="How vLLM quantizes the weights, fp8, awq, gptq and so on; None leaves them as the model has them.",
+    )
     speculative: dict[str, Any] | None = Field(
         None, description='Speculative decoding as JSON, for example {"method": "ngram", "num_speculative_tokens": 3}.'
     )
@@ -41,7 +44,7 @@ class VllmConfig(Group):
     )
 
 
-class ServerConfig(Group):
+class ServerConfig(ConfigGroup):
     """Which servers sample the policy; read by ``policy.backend=server`` alone. Their key is never part of it."""
 
     urls: tuple[str, ...] = Field(

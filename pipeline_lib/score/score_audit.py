@@ -1,8 +1,8 @@
 """The audit: do an iteration's scores carry signal? Asked before any training.
 
-One idea: if scores have next to no variance, weighted training degenerates quietly; so it must be
-refused loudly, with the reason and what to change. In the tiny world an oracle also tells how well
-low scores find wrong steps, which no real dataset can show.
+If scores have next to no variance, weighted training degenerates quietly; so it must be refused loudly, with the
+reason and what to change. In the tiny world an oracle also tells how well low scores find wrong steps, which no
+real dataset can show.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def audit_scores(
     """Everything that tells whether an iteration's scores are worth training on.
 
     Args:
-        trees: of the iteration.
-        scores: `[N]` float64 for each tree.
-        config: thresholds.
+        trees: all that the iteration searched, at least one.
+        scores: `[N]` float64 for each tree, in the trees' order.
+        config: the thresholds, and the histogram's bins.
         remedied: whether the uninformative problems were searched twice already.
         step_is_right: the oracle, `[N]` bool for a tree; only the tiny world has one.
 

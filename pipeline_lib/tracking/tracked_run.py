@@ -2,8 +2,7 @@
 
 One idea: look once, then write only what is missing, in as few requests as the server takes. A metric's points are
 always written in ascending order of their steps, and those of a request are kept all or not at all; so the latest
-step that the run shows tells which points are there. MLflow itself is handed in: it is imported in
-`pipeline_lib.tracking` only.
+step that the run shows tells which points are there. MLflow itself is handed in: only `tracking.client` imports it.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ Point = tuple[str, int, float]  # metric, step, value
 
 
 class TrackedRun:
-    """One run on the tracking server.
+    """One run on the tracking server: a pipeline run, or one iteration of it.
 
     Args:
         client: an MLflow client with its own tracking URI.
@@ -59,7 +58,7 @@ class TrackedRun:
             params: name to value.
             points: (metric, step, value), in any order.
             tags: name to value.
-            model_id: a logged model that the points are also of.
+            model_id: a logged model that the points belong to as well.
 
         Raises:
             TrackingError: a parameter is there with another value: the run's key was used for something else.
@@ -91,10 +90,10 @@ class TrackedRun:
 
     def _fresh_params(self, params: Mapping[str, str]) -> dict[str, str]:
         for name, value in params.items():
-            known = self._params.get(name, value)
-            if known != value:
+            logged = self._params.get(name, value)
+            if logged != value:
                 raise TrackingError(
-                    f"tracking: run {self.run_id} was started with {name}={known}, now {value}; start a new run"
+                    f"tracking: run {self.run_id} was started with {name}={logged}, now {value}; start a new run"
                 )
         return {name: value for name, value in params.items() if name not in self._params}
 

@@ -21,11 +21,11 @@ from pipeline_lib.registry import LoggedAdapter, Registry
 from pipeline_lib.registry.lineage import POLICY_ID, version_tags
 from pipeline_lib.report.metrics import flatten, is_headline, record_metrics, version_scores
 from pipeline_lib.report.notes import iteration_note, run_link, run_note, version_note
-from pipeline_lib.tracking.champion import model_name
 from pipeline_lib.tracking.client import find_experiment, import_mlflow, open_client, open_tracing_client, page_url
 from pipeline_lib.tracking.reading import RUN_FILE, STOPPED
-from pipeline_lib.tracking.run import Point, TrackedRun
+from pipeline_lib.tracking.registered_model import model_name
 from pipeline_lib.tracking.traces import log_traces
+from pipeline_lib.tracking.tracked_run import Point, TrackedRun
 from pipeline_lib.tracking.tree_traces import TreeTrace
 from pipeline_lib.types import GateDecision, IterationRecord, PolicyRef, Promotion, Ref, RunResult
 
@@ -37,16 +37,16 @@ CHAMPION = "coppice.champion"
 
 
 @dataclass(frozen=True)
-class Contents:
-    """What an iteration leaves besides the numbers of its record.
+class IterationContents:
+    """What an iteration leaves in MLflow besides the numbers of its record.
 
     Args:
         artifacts: name to file or folder (trees, scores).
         texts: name to text (``figures.html``).
-        curves: (metric, update, value), for metrics that have a value per update; see `metrics.update_points`.
-        traces: a few of its trees.
-        adapter: folder of what was trained; None where nothing was.
-        parent: the policy that it was trained from.
+        curves: (metric, update, value), for metrics that have a value per update; see `report.metrics.update_points`.
+        traces: a few of its trees, see `tree_traces`.
+        adapter: folder of the trained adapter or full weights; None where nothing was trained.
+        parent: the policy that it was trained from; needed with `adapter`.
     """
 
     artifacts: Mapping[str, Path] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class Contents:
 
 
 class Tracker(TrackedRun):
-    """A pipeline run's parent, its iterations and its registered adapters."""
+    """A pipeline run in MLflow: its parent run, a child run per iteration, its registered adapters."""
 
     def __init__(self, client: Any, run: Any, *, run_key: str, config: PipelineConfig, settings: Settings):
         super().__init__(client, import_mlflow().entities, run)
@@ -83,11 +83,11 @@ class Tracker(TrackedRun):
         One that had failed or was killed is RUNNING again; one that is FINISHED stays so.
 
         Args:
-            settings: where the tracking server or database is.
-            run_key: the same for every retry of one pipeline run.
-            run_name: what people see.
-            config: logged flat, ``search.c_uct`` and so on.
-            tags: anything else; `provenance.describe_environment` and the orchestrator's run id.
+            settings: says where the tracking server or database is.
+            run_key: identifies the pipeline run; the same for every retry of it.
+            run_name: the run's name in MLflow.
+            config: logged as flat parameters, ``search.c_uct`` and so on.
+            tags: further tags: `provenance.describe_environment` and the orchestrator's run id.
         """
         client = open_client(settings)
         run = _attach(client, find_experiment(client, settings), run_key, run_name, {})
@@ -102,7 +102,7 @@ class Tracker(TrackedRun):
         """Where a browser shows the run; None without a server."""
         return page_url(self._settings, run_link(self._experiment_id, self.run_id))
 
-    def iteration(self, index: int) -> TrackedRun:
+    def iteration_run(self, index: int) -> TrackedRun:
         """The child run of one iteration, created if it is not there."""
         name = "base" if index == 0 else f"iteration {index}"
         parent = {"mlflow.parentRunId": self.run_id}
@@ -111,18 +111,18 @@ class Tracker(TrackedRun):
         child.log(params=flatten(self._config) | {"iteration": str(index)}, tags={"coppice.iteration": str(index)})
         return child
 
-    def log_iteration(self, record: IterationRecord, contents: Contents | None = None) -> str:
+    def log_iteration(self, record: IterationRecord, contents: IterationContents | None = None) -> str:
         """Writes one finished iteration, registers its adapter, ends its child run, mirrors the headline on the parent.
 
         Args:
             record: becomes ``record.json``, metrics at step ``record.index`` and dataset inputs.
-            contents: everything else.
+            contents: what is written besides the record.
 
         Returns:
             The child's run id.
         """
-        contents = contents or Contents()
-        run = self.iteration(record.index)
+        contents = contents or IterationContents()
+        run = self.iteration_run(record.index)
         run.reopen()
         model = self._logged_model(run, record) if contents.adapter else None
         metrics = record_metrics(record)
@@ -141,17 +141,23 @@ class Tracker(TrackedRun):
         self.log_points((name, step, value) for name, step, value in points if is_headline(name))
         return run.run_id
 
-    def describe(
+    def write_description(
         self, records: Sequence[IterationRecord], decision: GateDecision, *, result: RunResult | None = None
     ) -> None:
-        """Writes the run's description: table, decision, reason, and where it was orchestrated."""
+        """Writes the run's description: table, decision, reason, and where it was orchestrated.
+
+        Args:
+            records: the base first, then the iterations in order.
+            decision: the gate's latest.
+            result: of the finished run; None while it goes on.
+        """
         origin = _origin(self._tags)
         self.set_tags({NOTE: run_note(records, decision, result=result, origin=origin, model=self.registry.name)})
 
-    def settle(self, records: Sequence[IterationRecord], decision: GateDecision) -> Promotion:
-        """Puts the gate's last word on the run and on its versions; see `Registry.settle`."""
+    def apply_gate_decision(self, records: Sequence[IterationRecord], decision: GateDecision) -> Promotion:
+        """Tags the run with its champion, and its versions as `Registry.apply_gate_decision` does."""
         self.set_tags({CHAMPION: str(decision.champion)})
-        return self.registry.settle(records, decision)
+        return self.registry.apply_gate_decision(records, decision)
 
     def finish(self, result: RunResult, *, texts: Mapping[str, str] | None = None) -> None:
         """Writes the whole result (``run.json``, which `load_run` reads), its tags, and ends the run as FINISHED."""
@@ -161,7 +167,7 @@ class Tracker(TrackedRun):
             points=[("time/wall_s", len(result.records) - 1, result.wall_s)],
             tags={STOPPED: result.stopped_because, "coppice.gate": result.decision.reason},
         )
-        self.describe(result.records, result.decision, result=result)
+        self.write_description(result.records, result.decision, result=result)
         self.end("FINISHED")
 
     def _logged_model(self, run: TrackedRun, record: IterationRecord) -> Any:
@@ -174,7 +180,12 @@ class Tracker(TrackedRun):
         return self._client.create_logged_model(self._experiment_id, name, run.run_id, tags=tags, model_type=kind)
 
     def _register(
-        self, run: TrackedRun, record: IterationRecord, model: Any, contents: Contents, scores: Mapping[str, float]
+        self,
+        run: TrackedRun,
+        record: IterationRecord,
+        model: Any,
+        contents: IterationContents,
+        scores: Mapping[str, float],
     ) -> str:
         assert contents.parent is not None
         if str(model.status) != "READY":

@@ -1,4 +1,7 @@
-"""The registered model of a preset: its versions, and the one that is champion."""
+"""The registered model of a preset: its name, its versions, and the one that is champion.
+
+What a version's tags mean, and which version becomes champion, is decided in `pipeline_lib.registry`.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +13,20 @@ from pipeline_lib.config import Settings
 from pipeline_lib.registry import Registry
 from pipeline_lib.registry.lineage import BASE_MODEL, BASE_REVISION, POLICY_ID
 from pipeline_lib.tracking.client import import_mlflow, open_client, tracking_uri
-from pipeline_lib.tracking.outage import NamingClient, TrackingError
+from pipeline_lib.tracking.outage import ErrorTranslatingClient, TrackingError
 from pipeline_lib.types import Record
 
 
 class Champion(Record):
     """The registered version that the alias `champion` names."""
 
-    model: str
+    model: str = Field(description="Name of the registered model.")
     version: str
     policy_id: str
-    iteration: int
+    iteration: int = Field(description="The one that made it.")
     base_model: str = Field(description="The model that it was trained on.")
-    revision: str | None = Field(None, description="Of that model on the hub.")
-    source: str = Field(description="Where its files lie.")
+    revision: str | None = Field(None, description="Hub revision of the base model.")
+    source: str = Field(description="URI of the folder that holds its files.")
 
 
 def model_name(preset: str) -> str:
@@ -67,7 +70,7 @@ def registered_champion(settings: Settings, preset: str) -> Champion | None:
 def download_champion(settings: Settings, champion: Champion, folder: Path) -> Path:
     """Copies a version's files, adapter or full weights, to somewhere below `folder`; returns where they lie."""
     uri = tracking_uri(settings)
-    copied = NamingClient(import_mlflow().artifacts, uri).download_artifacts(
+    copied = ErrorTranslatingClient(import_mlflow().artifacts, uri).download_artifacts(
         artifact_uri=champion.source, dst_path=str(folder), tracking_uri=uri
     )
     return Path(copied)

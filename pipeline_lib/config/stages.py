@@ -1,0 +1,222 @@
+"""The groups of `PipelineConfig` that belong to one stage each; see `pipeline` for what their descriptions say."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from pipeline_lib.config.group import ConfigGroup
+
+
+class ProblemsConfig(ConfigGroup):
+    """What is asked, and how much of it."""
+
+    dataset: str = Field(
+        "tiny-word",
+        description="What is trained on. tiny-word | tiny-algebra (also @2, @3 … for larger numbers) | gsm8k | math | "
+        "file, which reads columns question and answer. Paper: GSM8K and MATH.",
+    )
+    path: str | None = Field(
+        None,
+        description="Local file or folder for gsm8k, math and file, or hub:owner/name; None takes the dataset's own "
+        "place on the hub.",
+    )
+    num_problems: int = Field(
+        2000, ge=1, description="Problems searched per iteration. Paper: about 2,000 per dataset."
+    )
+    num_validation: int = Field(
+        200,
+        ge=1,
+        description="Problems held out for the gate, never trained on; cut from train where the dataset has no "
+        "validation split. Our choice.",
+    )
+    fresh_each_iteration: bool = Field(
+        True,
+        description="Draw new problems each iteration, without replacement while they last; False searches those of "
+        "iteration 1 again. Our choice: repeats overfit.",
+    )
+    on_bad_row: Literal["skip", "refuse"] = Field(
+        "skip",
+        description="A row with a missing field or an unusable gold answer is skipped and counted, or stops the run. "
+        "Our choice.",
+    )
+
+
+class SearchConfig(ConfigGroup):
+    """Monte Carlo tree search over steps."""
+
+    num_simulations: int = Field(16, ge=1, description="Rollouts per problem: the headline setting. Our choice.")
+    num_candidates: int = Field(
+        4, ge=1, description="Rollouts that start at a node before its children are descended into. Our choice."
+    )
+    c_uct: float = Field(1.0, ge=0, description="Exploration constant of UCB1. Our choice; rewards lie in [0, 1].")
+    parallel_simulations: int = Field(
+        4, ge=1, description="Simulations of one tree in flight under virtual loss. Our choice: fills the engine."
+    )
+    temperature: float = Field(1.0, gt=0, description="Sampling temperature of the rollouts. Our choice.")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="Nucleus mass of the rollouts. Our choice: 1 keeps the policy's own distribution."
+    )
+    max_depth: int = Field(32, ge=1, description="Steps on a path; a rollout with more is TRUNCATED. Our choice.")
+    max_new_tokens: int = Field(
+        256, ge=1, description="Tokens of all steps of a rollout; one that reaches it is TRUNCATED. Our choice."
+    )
+    max_step_tokens: int = Field(
+        256, ge=1, description="Tokens of one step; a rollout with a longer one is TRUNCATED. Our choice."
+    )
+    max_tokens_per_problem: int | None = Field(
+        None,
+        ge=1,
+        description="Sampled tokens of a tree after which no simulation starts; None sets no limit. Our choice.",
+    )
+    markdown_steps: bool = Field(
+        False,
+        description="Headings, `Step 2:`, lines that announce, and formulas stay with what they lead to. Our choice: "
+        "False, a step a line; instruction-tuned models need True.",
+    )
+    num_shards: int = Field(4, ge=1, description="Prefect tasks into which one iteration's search is cut. Our choice.")
+
+
+class ScoreConfig(ConfigGroup):
+    """Equation 1: from visits and value sums to scores, and from scores to weights."""
+
+    baseline: Literal["others", "group"] = Field(
+        "others",
+        description="What a step is compared with: its siblings, without or with the step itself. Paper: others is the "
+        "literal reading.",
+    )
+    scaling: Literal["linear", "sqrt", "none"] = Field(
+        "linear", description="f(N) of a step's visits that multiplies the difference. Paper: by visit count."
+    )
+    min_visits: int = Field(1, ge=1, description="Steps visited less often score 0; 1 scores all. Our choice.")
+
+
+class AuditConfig(ConfigGroup):
+    """Thresholds below which an iteration does not train."""
+
+    min_informative_share: float = Field(
+        0.05, ge=0, le=1, description="Share of problems that have right and wrong rollouts, at least. Our choice."
+    )
+    min_variance: float = Field(1e-3, ge=0, description="Variance of the scores over all steps, at least. Our choice.")
+    max_unusable_share: float = Field(
+        0.9, ge=0, le=1, description="Share of unparsed and truncated rollouts, at most. Our choice."
+    )
+    remedy: bool = Field(
+        True,
+        description="Before stopping, go on searching the uninformative problems, once, up to twice the simulations. "
+        "Our choice.",
+    )
+    histogram_bins: int = Field(
+        41, ge=3, description="Bins of the score histogram. Our choice: odd, so that one bin holds 0."
+    )
+
+
+class TrainConfig(ConfigGroup):
+    """Score-weighted training against the previous iteration."""
+
+    objective: Literal["relative-correctness", "rft", "step-dpo"] = Field(
+        "relative-correctness",
+        description="The paper's own, or one of the two that it is compared with, on the same trees: rejection "
+        "sampling (rft), preferences between siblings (step-dpo).",
+    )
+    full_finetuning: bool = Field(
+        False, description="Train all weights instead of LoRA. Paper leaves the comparison open."
+    )
+    lora_rank: int = Field(16, ge=1, description="Rank of the adapter. Our choice.")
+    lora_alpha: int = Field(
+        32, ge=1, description="The adapter's scale is lora_alpha / lora_rank. Our choice: twice the rank."
+    )
+    learning_rate: float = Field(
+        1e-3, gt=0, description="AdamW's rate after the warm-up. Our choice for LoRA on a small model."
+    )
+    warmup_updates: int = Field(5, ge=0, description="Updates over which the rate rises linearly. Our choice.")
+    num_epochs: int = Field(2, ge=1, description="Passes over the scored trees. Our choice.")
+    tokens_per_update: int = Field(
+        4096, ge=64, description="Packed tokens behind one optimizer update, at most. Our choice."
+    )
+    tokens_per_microbatch: int = Field(
+        4096, ge=64, description="Packed tokens in one forward pass, at most; bounds memory. Our choice."
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Keep each layer's input alone and compute the rest again: less memory, a third more time."
+    )
+    kl_beta: float = Field(
+        0.1, ge=0, description="Weight of KL(current || previous iteration), per scored token. Our choice."
+    )
+    kl_alarm: float = Field(
+        1.0,
+        gt=0,
+        description="KL in nats per scored token, mean of the last few updates, above which training ends early. "
+        "Our choice.",
+    )
+    negative_clip: float = Field(
+        0.1,
+        ge=0,
+        description="A weight below -negative_clip is raised to that; in units of the mean absolute score. 0 keeps "
+        "positives only. Our choice.",
+    )
+    dpo_beta: float = Field(
+        0.1, gt=0, description="Beta of step-dpo: how strongly a pair's log-ratios are told apart. Our choice."
+    )
+    max_grad_norm: float = Field(1.0, gt=0, description="Norm to which an update's gradient is clipped. Our choice.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay. Our choice.")
+    checkpoint_every: int = Field(
+        20, ge=1, description="Updates between checkpoints; a killed run resumes from the last. Our choice."
+    )
+    num_processes: int = Field(
+        1, ge=1, description="Processes that train together, one per GPU; 1 trains in the stage's own process."
+    )
+    shard_weights: bool = Field(
+        False,
+        description="Spread the weights over the processes (FSDP2), for models that do not fit one GPU; False: each "
+        "process holds all of them.",
+    )
+
+
+class EvaluationConfig(ConfigGroup):
+    """What is measured after every iteration."""
+
+    datasets: tuple[str, ...] = Field(
+        ("tiny-word", "tiny-algebra"),
+        description="Test sets, all reported each iteration: `name` or `name=path`; one, or a JSON list. Paper: each "
+        "dataset also on the other one's test set.",
+    )
+    num_problems: int = Field(500, ge=1, description="Problems of each test set, the first ones. Our choice.")
+    num_samples: int = Field(
+        0, ge=0, description="Samples per problem, k of maj@k and pass@k; 0 leaves them out. Our choice."
+    )
+    sampled_problems: int = Field(
+        100, ge=1, description="Problems of each set that are sampled, the first ones. Our choice."
+    )
+    max_new_tokens: int = Field(256, ge=1, description="Tokens of one answer, at most. Our choice.")
+
+    @field_validator("datasets", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("datasets")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        names = [dataset.partition("=")[0] for dataset in value]
+        if len(set(names)) < len(names):
+            raise ValueError("a dataset stands twice; reports tell datasets apart by name")
+        return value
+
+
+class GateConfig(ConfigGroup):
+    """When to stop: validation accuracy, never test."""
+
+    patience: int = Field(1, ge=1, description="Iterations in a row without a gain before stopping. Our choice.")
+    min_gain: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="By how much validation accuracy, in [0, 1], must exceed that of the last iteration that gained. "
+        "Our choice.",
+    )
+    require_interval: bool = Field(
+        False,
+        description="A gain must also lie above the 95 % interval of the last iteration that gained. Our choice.",
+    )
