@@ -5,16 +5,16 @@ from __future__ import annotations
 from pydantic import Field
 
 from deployments.presets import PRESETS
-from pipeline_lib.config import Group
+from pipeline_lib.config import ConfigGroup
 from tasks.runtime.keys import key_of
 
 
-class Inner(Group):
+class Inner(ConfigGroup):
     depth: int = 3
     width: int = Field(2, json_schema_extra={"before": 1})
 
 
-class Outer(Group):
+class Outer(ConfigGroup):
     inner: Inner = Inner()
     many: tuple[Inner, ...] = (Inner(), Inner(width=1))
     named: dict[str, Inner] = {"a": Inner(width=1)}  # noqa: RUF012 - pydantic copies it

@@ -16,7 +16,7 @@ import typer
 
 from deployments.command.app import app
 from deployments.presets import preset_names
-from pipeline_lib.config import dial_names
+from pipeline_lib.config import setting_names
 
 ROOT = Path(__file__).resolve().parents[1]
 FIRST_PAGE = ROOT / "README.md"
@@ -107,7 +107,7 @@ def test_targets_that_are_named_exist(page: Path) -> None:
 @living_page
 def test_settings_and_presets_that_are_named_exist(page: Path) -> None:
     settings = {name for code in code_of(page) for name in re.findall(r"--set '?([a-z][\w.]*)=", code)}
-    assert settings - set(dial_names()) == set()
+    assert settings - set(setting_names()) == set()
     presets = {name for code in code_of(page) for name in re.findall(r"--preset ([a-z][\w-]*)", code)}
     assert presets - set(preset_names()) == set()
 
@@ -127,7 +127,7 @@ def test_options_that_are_named_exist(page: Path) -> None:
 
 @living_page
 def test_dotted_names_are_settings_or_stand_in_the_code(page: Path) -> None:
-    settings = set(dial_names())
+    settings = set(setting_names())
     groups = {name.rpartition(".")[0] for name in settings}
     rooms = {path.stem for path in (ROOT / "pipeline_lib").iterdir()}
     named = set(re.findall(r"`([a-z_]+(?:\.\w+)+)(?:=[^`]*|\([^`]*\))?`", text_of(page))) - settings - groups

@@ -14,8 +14,8 @@ from pipeline_lib.report.notes import promotion_line
 from pipeline_lib.report.sanity import single_iteration_checks
 from pipeline_lib.report.signatures import failure_signatures
 from pipeline_lib.report.tables import IterationRow, format_accuracy, records_table, tested_datasets
-from pipeline_lib.tracking.registered_model import model_name
 from pipeline_lib.tracking.outage import without_password
+from pipeline_lib.tracking.registered_model import model_name
 from pipeline_lib.types import EvalReport, RunResult
 
 
