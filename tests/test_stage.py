@@ -104,9 +104,9 @@ def entries(config: PipelineConfig) -> set[str]:
     """Where the stages of one iteration would put their results."""
     from tasks.audit import audit_iteration
     from tasks.evaluate import evaluate_policy
-    from tasks.problems import draw_problems, draw_test_problems
     from tasks.gate import decide_gate
-    from tasks.runtime.engines import base_policy
+    from tasks.problems import draw_problems, draw_test_problems
+    from tasks.runtime.policies import base_policy
     from tasks.score import score_steps
     from tasks.search import search_shard
     from tasks.train import train_policy

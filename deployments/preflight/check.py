@@ -19,7 +19,6 @@ from pipeline_lib.config import ConfigError, PipelineConfig, Settings
 from pipeline_lib.grading import Grade, extract_answer
 from pipeline_lib.policy.model_folders import model_folder
 from pipeline_lib.policy.protocol import Codec
-from pipeline_lib.problems.formats import format_of
 from pipeline_lib.problems.sources import ProblemPool, load_problems
 from pipeline_lib.tracking.outage import without_password
 from pipeline_lib.types import Problem
@@ -117,15 +116,13 @@ def ask_golds(config: PipelineConfig, settings: Settings, known: Known) -> str:
 
 def ask_prompts(config: PipelineConfig, settings: Settings, known: Known) -> str:
     """The tokenizer loads, has a template, and prompts leave room for an answer."""
-    from pipeline_lib.policy.codec import TokenizerCodec
-    from pipeline_lib.policy.loading import load_tokenizer
+    from pipeline_lib.policy.tokenizers import load_codec
+    from tasks.runtime.engines import instruction_for
 
     assert known.training is not None
-    dataset = known.training[0].dataset
-    instruction = config.policy.instruction
-    instruction = format_of(dataset).instruction if instruction is None else instruction
+    instruction = instruction_for(config, known.training[0].dataset)
     model = model_folder(config.policy.model, config.policy.revision, weights=False)
-    known.codec = codec = TokenizerCodec(load_tokenizer(model, config.policy), instruction)
+    known.codec = codec = load_codec(model, config.policy, instruction)
     some = known.training[:MAX_PROMPTS]
     lengths = [len(codec.encode_prompt(problem.question)) for problem in some]
     longest = max(lengths)
@@ -164,7 +161,8 @@ def ask_model(config: PipelineConfig, settings: Settings, known: Known) -> str:
 
 def ask_memory(config: PipelineConfig, settings: Settings, known: Known) -> str:
     """Sampling and training, one after the other, fit into the device's memory."""
-    from pipeline_lib.policy.transformers_engine.sampling_memory import free_memory, sampling_memory
+    from pipeline_lib.policy.devices import free_memory
+    from pipeline_lib.policy.transformers_engine.sampling_memory import sampling_memory
     from pipeline_lib.training.processes.launch import check_processes
     from pipeline_lib.training.training_memory import training_memory
 

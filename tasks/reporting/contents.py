@@ -14,7 +14,7 @@ from pipeline_lib.types import IterationRecord, Ref
 from tasks.audit import AUDIT
 from tasks.problems import PROBLEMS
 from tasks.reporting.gather import trees_page
-from tasks.runtime.engines import adapter_folder
+from tasks.runtime.policies import adapter_folder
 from tasks.runtime.stage import open_store
 from tasks.score import SCORES, load_scores
 from tasks.search import TREES, load_trees
