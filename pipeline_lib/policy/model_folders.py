@@ -1,7 +1,7 @@
 """Where a model's name leads, and what identifies its weights.
 
-One idea: a hub model that was fetched once is a folder like any other. The hub is asked for what is not in its cache
-here, and for nothing else, so a run whose model is there needs no network.
+A hub model that was fetched once is a folder like any other. The hub is asked for what is not in its cache here, and
+for nothing else, so a run whose model is there needs no network.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """One endpoint of `vllm serve`: what it serves, the adapters it is given, and completions by token ids.
 
-One idea: whatever goes wrong is one of three things, and each has its class. The endpoint is lost, and another one
-may serve the request (`EndpointLost`); the request is refused, by whomever (`RequestRefused`); or a person must put
-something right (`ConfigError`). No text of theirs holds the API key.
+Whatever goes wrong is one of three things, and each has its class. The endpoint is lost, and another one may serve the
+request (`EndpointLost`); the request is refused, by whomever (`RequestRefused`); or a person must put something right
+(`ConfigError`). No text of theirs holds the API key.
 
 Besides OpenAI's completions this needs three things of vLLM's own: ``return_token_ids``, ``prompt_logprobs`` and
 ``/v1/load_lora_adapter``.

@@ -1,7 +1,7 @@
 """The server backend: a model that runs elsewhere, behind any number of `vllm serve`, as a `Policy`.
 
-One idea: the search keeps ``policy.max_batch`` requests in flight over all endpoints together, as token ids in and
-token ids out; which endpoint answers a request is no part of its result, nor is how often it had to be asked.
+The search keeps ``policy.max_batch`` requests in flight over all endpoints together, as token ids in and token ids out.
+Which endpoint answers a request is no part of its result, nor is how often it had to be asked.
 
 The tokenizer is local; only adapters can be given to a server over its API, and only from a folder that it sees too.
 They stay loaded there, since others may sample them.

@@ -1,7 +1,7 @@
 """The vLLM backend: any model that vLLM serves as a `Policy`, on GPUs or, with its CPU build, without.
 
-One idea: the scheduler of the search drives vLLM's own step loop. Requests enter between any two passes, finished
-ones leave at once, and there is neither a barrier nor a server in between; token ids go in and come out.
+The scheduler of the search drives vLLM's own step loop. Requests enter between any two passes, finished ones leave at
+once, and there is neither a barrier nor a server in between; token ids go in and come out.
 
 Departures from the transformers backend:
 
