@@ -11,7 +11,7 @@ from pipeline_lib.types import EvalReport
 from tasks.evaluate import evaluate_policy as evaluate_on
 from tasks.evaluate import load_report
 from tasks.problems import evaluation_sets
-from tasks.runtime.engines import base_policy, folder_policy
+from tasks.runtime.policies import base_policy, folder_policy
 
 
 @flow(name="evaluate-policy", flow_run_name="{config.preset}-{split}")

@@ -13,8 +13,8 @@ from tasks.gate import decide_gate
 from tasks.problems import draw_problems, evaluation_sets
 from tasks.record import record_iteration
 from tasks.runtime.artifacts import drop_doubles
-from tasks.runtime.engines import base_policy, trained_policy
 from tasks.runtime.flow_tracking import begin_tracking, end_unfinished
+from tasks.runtime.policies import base_policy, trained_policy
 from tasks.score import score_steps
 from tasks.search import search_problems
 from tasks.train import check_training, train_policy

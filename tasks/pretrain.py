@@ -55,11 +55,12 @@ def pretrain_base(entry: Entry, *, scale: int, seed: int, num_threads: int) -> D
 @task(name="measure-base")
 def measure_base(*, base: Ref, scale: int, num_threads: int) -> dict[str, float]:
     """Greedy accuracy on both families' validation splits, by dataset."""
+    from pipeline_lib.policy.tokenizers import load_codec
     from pipeline_lib.policy.transformers_engine.transformers_policy import TransformersPolicy
 
     folder = open_store().open(base) / "model"
     config = PolicyConfig(num_threads=num_threads)
-    policy = TransformersPolicy(folder, policy_id=fingerprint(folder), config=config, instruction="")
+    policy = TransformersPolicy(folder, policy_id=fingerprint(folder), config=config, codec=load_codec(folder, config))
     suffix = f"@{scale}" if scale > 1 else ""
     accuracies = {}
     for dataset in (f"tiny-word{suffix}", f"tiny-algebra{suffix}"):

@@ -10,7 +10,8 @@ from pipeline_lib.seeding import derive_seed
 from pipeline_lib.store import PARTIAL, Entry, read_json, write_json
 from pipeline_lib.training.batches.examples import build_examples, count_examples
 from pipeline_lib.types import PolicyRef, Ref
-from tasks.runtime.engines import engines, policy_folder
+from tasks.runtime.engines import engines
+from tasks.runtime.policies import policy_folder
 from tasks.runtime.progress import Progress
 from tasks.runtime.stage import Done, open_store, stage
 from tasks.score import load_scores
@@ -41,10 +42,10 @@ def train_policy(
 
     The entry holds ``policy/``, an adapter or full weights, and ``history.json``, a row per update.
     """
-    from pipeline_lib.policy.loading import load_tokenizer
+    from pipeline_lib.policy.tokenizers import load_tokenizer
     from pipeline_lib.training.loop import train
 
-    engines.lend_memory()
+    engines.free_for_training()
     searched = load_trees(trees)
     examples = build_examples(searched, load_scores(scores), config.train)
     model_dir = model_folder(policy.base_model, policy.revision)
@@ -71,7 +72,7 @@ def train_policy(
 def check_training(config: PipelineConfig) -> None:
     """Raises ConfigError where this machine lacks the device or the processes to train, before a search is paid for."""
     if config.policy.device.startswith("cuda"):
-        from pipeline_lib.policy.loading import resolve_device
+        from pipeline_lib.policy.devices import resolve_device
 
         resolve_device(config.policy.device)
     if config.train.num_processes > 1 or config.train.shard_weights:

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 from pipeline_lib.config import PolicyConfig, ServerConfig
 from pipeline_lib.policy.model_folders import TINY_BASE
 from pipeline_lib.policy.server_engine.server_policy import ServerPolicy
+from pipeline_lib.policy.tokenizers import load_codec
 
 BASE = "base"
 Body = dict[str, Any]
@@ -188,7 +189,8 @@ def server_config(*urls: str, **options: Any) -> PolicyConfig:
 @contextmanager
 def server_policy(config: PolicyConfig, **options: Any) -> Iterator[ServerPolicy]:
     """An open policy."""
-    policy = ServerPolicy(TINY_BASE, policy_id="test", config=config, instruction="", **options)
+    codec = load_codec(TINY_BASE, config)
+    policy = ServerPolicy(TINY_BASE, policy_id="test", config=config, codec=codec, **options)
     try:
         yield policy
     finally:

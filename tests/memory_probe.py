@@ -17,6 +17,7 @@ from benchmarks.random_model import NoGrader, rewarded_in_turns
 from pipeline_lib.config import EvaluationConfig, PolicyConfig, ScoreConfig, SearchConfig, TrainConfig
 from pipeline_lib.evaluation import evaluate
 from pipeline_lib.grading import GradingPool, extract_answer
+from pipeline_lib.policy.tokenizers import load_codec
 from pipeline_lib.policy.transformers_engine.sampling_memory import sampling_memory
 from pipeline_lib.policy.transformers_engine.transformers_policy import TransformersPolicy
 from pipeline_lib.score import score_tree
@@ -58,7 +59,8 @@ def _status(name: str) -> int:
 def search(folder: Path) -> dict[str, object]:
     estimate = sampling_memory(folder / "model", POLICY)
     before = memory()
-    policy = TransformersPolicy(folder / "model", policy_id="large", config=POLICY, instruction="")
+    codec = load_codec(folder / "model", POLICY)
+    policy = TransformersPolicy(folder / "model", policy_id="large", config=POLICY, codec=codec)
     trees: list[SearchTree] = []
     search_trees(PROBLEMS, policy, NoGrader(), SEARCH, seed=0, step_delimiter=" ", on_tree=trees.append)
     write_trees_parquet([rewarded_in_turns(tree) for tree in trees], folder / "trees.parquet")
@@ -86,7 +88,11 @@ def train_once(folder: Path) -> dict[str, object]:
 
 def evaluate_adapter(folder: Path) -> dict[str, object]:
     policy = TransformersPolicy(
-        folder / "model", adapter_dir=folder / "adapter", policy_id="trained", config=POLICY, instruction=""
+        folder / "model",
+        adapter_dir=folder / "adapter",
+        policy_id="trained",
+        config=POLICY,
+        codec=load_codec(folder / "model", POLICY),
     )
     config = EvaluationConfig(num_problems=len(PROBLEMS), max_new_tokens=20)
     with GradingPool(1) as grader:

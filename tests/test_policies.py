@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline_lib.config import PipelineConfig, PolicyConfig
-from tasks.runtime.engines import folder_policy
+from tasks.runtime.policies import folder_policy
 
 
 def test_one_adapter_on_two_bases_is_two_policies(tmp_path: Path) -> None:

@@ -231,11 +231,11 @@ def test_weights_stay_while_requests_run_and_ids_are_unique(make: Make) -> None:
         policy.submit([request])
         with pytest.raises(ValueError, match="in flight already"):
             policy.submit([request])
-        for change in (lambda: policy.load(TINY_BASE, adapter_dir=None, policy_id="x"), policy.rest):
+        for change in (lambda: policy.load(TINY_BASE, adapter_dir=None, policy_id="x"), policy.free_for_training):
             with pytest.raises(RuntimeError, match="1 requests are in flight"):
                 change()
         assert [result.request_id for result in policy.poll()] == ["r0"]
-        policy.rest()
+        policy.free_for_training()
 
 
 def test_requests_that_cannot_run_are_data(make: Make) -> None:

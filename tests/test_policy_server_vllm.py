@@ -18,8 +18,9 @@ from pipeline_lib.policy.server_engine.server_policy import ServerPolicy
 from pipeline_lib.problems.tiny import make_problem
 from pipeline_lib.search import search_trees
 from pipeline_lib.types import SearchTree
-from tasks.runtime.engines import base_policy, engines, open_policy
+from tasks.runtime.engines import engines, open_policy
 from tasks.runtime.graders import open_grader
+from tasks.runtime.policies import base_policy
 
 pytestmark = NEEDS_VLLM
 KEY = "a-key-of-these-tests"

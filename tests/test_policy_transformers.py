@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
 from pipeline_lib.config import ConfigError, PolicyConfig
 from pipeline_lib.policy import FinishReason, Policy, SampleRequest, SamplingParams, sample_all
+from pipeline_lib.policy.tokenizers import load_codec
 from pipeline_lib.policy.transformers_engine.kv_cache import BlockCache, RowCopy
 from pipeline_lib.policy.transformers_engine.transformers_policy import TransformersPolicy
 
@@ -20,7 +21,8 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def open_policy(folder: Path, *, adapter: Path | None = None, **dials: object) -> TransformersPolicy:
     config = PolicyConfig.model_validate({"model": str(folder), "max_batch": 48, "device": "cpu"} | dials)
-    return TransformersPolicy(folder, adapter_dir=adapter, policy_id="test", config=config, instruction="")
+    codec = load_codec(folder, config)
+    return TransformersPolicy(folder, adapter_dir=adapter, policy_id="test", config=config, codec=codec)
 
 
 def one(ids: list[int], *, max_new_tokens: int = 8, name: str = "a", temperature: float = 0.0) -> SampleRequest:
@@ -109,7 +111,7 @@ def test_rows_copied_all_at_once_equal_those_copied_one_after_the_other(monkeypa
     held = {}
     for in_turn in (True, False):
         cache = BlockCache(6, torch.device("cpu"))
-        cache._on_cpu = in_turn
+        cache.on_cpu = in_turn
         cache.keys[0], cache.values[0] = start.clone(), -start
         cache.copy_rows(copies)
         assert torch.equal(cache.values[0], -cache.keys[0])

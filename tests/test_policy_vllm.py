@@ -24,15 +24,16 @@ from vllm_fixtures import (
 from pipeline_lib.config import ConfigError, PolicyConfig
 from pipeline_lib.policy import Reloadable, SampleRequest, SamplingParams, sample_all
 from pipeline_lib.policy.adapters import StaleWeightsError
-from pipeline_lib.policy.loading import load_tokenizer
 from pipeline_lib.policy.model_folders import TINY_BASE
+from pipeline_lib.policy.tokenizers import load_codec, load_tokenizer
 from pipeline_lib.policy.vllm_engine.vllm_policy import VllmPolicy
 
 pytestmark = NEEDS_VLLM
 
 
 def open_vllm(config: PolicyConfig = TINY, *, lora_rank: int = 4, model_dir: Path = TINY_BASE) -> VllmPolicy:
-    return VllmPolicy(model_dir, policy_id="test", config=config, instruction="", lora_rank=lora_rank)
+    codec = load_codec(model_dir, config)
+    return VllmPolicy(model_dir, policy_id="test", config=config, codec=codec, lora_rank=lora_rank)
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +189,7 @@ def test_a_request_id_in_flight_is_refused_and_weights_stay_while_requests_run(p
     policy.submit([request])
     with pytest.raises(ValueError, match="in flight already"):
         policy.submit([request])
-    for change in (lambda: policy.load(TINY_BASE, adapter_dir=None, policy_id="x"), policy.rest):
+    for change in (lambda: policy.load(TINY_BASE, adapter_dir=None, policy_id="x"), policy.free_for_training):
         with pytest.raises(RuntimeError, match="1 requests are in flight"):
             change()
     assert [result.request_id for result in policy.poll()] == [request.request_id]
@@ -226,7 +227,7 @@ def test_full_weights_and_a_larger_adapter_get_an_engine_of_their_own(engine: Vl
     config = TINY.model_copy(update={"vllm": TINY.vllm.model_copy(update={"keep_while_training": False})})
     policy = open_vllm(config, lora_rank=0)
     assert isinstance(policy, Reloadable)
-    policy.rest()
+    policy.free_for_training()
     assert policy._engine._engine is None
     full = AutoModelForCausalLM.from_pretrained(TINY_BASE, dtype=torch.float32)
     with torch.no_grad():

@@ -25,7 +25,7 @@ from pipeline_lib.search.tree_files import read_trees_parquet, tree_to_dict
 from pipeline_lib.store import Entry, Store
 from pipeline_lib.types import Ref
 from tasks.problems import draw_problems
-from tasks.runtime.engines import base_policy
+from tasks.runtime.policies import base_policy
 from tasks.runtime.runner import RunnerError, check_runner, ray_cluster, ray_tasks, run_each
 from tasks.runtime.stage import Done, stage
 from tasks.search import TREES, search_problems

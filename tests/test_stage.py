@@ -108,7 +108,7 @@ def entries(config: PipelineConfig) -> set[str]:
     from tasks.evaluate import evaluate_policy
     from tasks.gate import decide_gate
     from tasks.problems import draw_problems, draw_test_problems
-    from tasks.runtime.engines import base_policy
+    from tasks.runtime.policies import base_policy
     from tasks.score import score_steps
     from tasks.search import search_shard
     from tasks.train import train_policy

@@ -312,6 +312,7 @@ def test_a_promised_error_comes_from_the_processes_as_it_is(tmp_path, monkeypatc
 )
 def test_processes_that_cannot_be_had_are_refused(monkeypatch, changes, device, num_gpus, message):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: num_gpus > 0)
     with pytest.raises(ConfigError, match=message) as refused:
         check_processes(with_(**changes), PolicyConfig(device=device))
     assert "\n" not in str(refused.value)

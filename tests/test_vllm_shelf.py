@@ -13,6 +13,7 @@ from vllm_fixtures import NEEDS_VLLM, TINY, answers, tiny_requests, transformers
 
 from pipeline_lib.policy import SampleRequest, SamplingParams
 from pipeline_lib.policy.model_folders import TINY_BASE
+from pipeline_lib.policy.tokenizers import load_codec
 from pipeline_lib.policy.vllm_engine.vllm_policy import VllmPolicy
 
 pytestmark = NEEDS_VLLM
@@ -25,7 +26,8 @@ def engines() -> Iterator[tuple[VllmPolicy, VllmPolicy]]:
     engines = []
     for gib in (None, 0.006):
         config = TINY.model_copy(update={"vllm": TINY.vllm.model_copy(update={"kv_cache_gib": gib})})
-        engines.append(VllmPolicy(TINY_BASE, policy_id="test", config=config, instruction="", lora_rank=4))
+        codec = load_codec(TINY_BASE, config)
+        engines.append(VllmPolicy(TINY_BASE, policy_id="test", config=config, codec=codec, lora_rank=4))
     roomy, tight = engines
     yield roomy, tight
     for engine in engines:
@@ -121,7 +123,7 @@ def num_shared(one: list[int], other: list[int]) -> int:
 
 
 def test_the_shelf_finds_the_longest_common_beginning_and_keeps_what_is_used() -> None:
-    from pipeline_lib.policy.vllm_engine.shelf import Shelf
+    from pipeline_lib.policy.vllm_engine.cache_shelf import Shelf
 
     rng = np.random.default_rng(0)
     caches = [torch.randn(500, 2, 4, 6, generator=torch.Generator().manual_seed(0)), torch.zeros(500, 3).bfloat16()]

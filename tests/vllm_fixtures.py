@@ -16,6 +16,7 @@ from pipeline_lib.config import PolicyConfig
 from pipeline_lib.grading import grade
 from pipeline_lib.policy import Policy, SampleRequest, SamplingParams, sample_all
 from pipeline_lib.policy.model_folders import TINY_BASE
+from pipeline_lib.policy.tokenizers import load_codec
 from pipeline_lib.policy.transformers_engine.transformers_policy import TransformersPolicy
 from pipeline_lib.problems.tiny import make_problem
 from pipeline_lib.seeding import derive_seed
@@ -66,7 +67,8 @@ def answers(policy: Policy, requests: list[SampleRequest]) -> Answers:
 
 def transformers_policy(adapter: Path | None = None, model_dir: Path = TINY_BASE) -> TransformersPolicy:
     """The embedded backend, the other side of every comparison."""
-    return TransformersPolicy(model_dir, adapter_dir=adapter, policy_id="test", config=TINY, instruction="")
+    codec = load_codec(model_dir, TINY)
+    return TransformersPolicy(model_dir, adapter_dir=adapter, policy_id="test", config=TINY, codec=codec)
 
 
 def paired_difference(policy: Policy, one: Answers, other: Answers) -> tuple[float, float]:

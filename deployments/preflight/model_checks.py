@@ -38,7 +38,8 @@ def check_model(config: PipelineConfig, settings: Settings, findings: Findings) 
 
 def check_memory(config: PipelineConfig, settings: Settings, findings: Findings) -> str:
     """Sampling and training, one after the other, fit into the device's memory."""
-    from pipeline_lib.policy.transformers_engine.sampling_memory import free_memory, sampling_memory
+    from pipeline_lib.policy.devices import free_memory
+    from pipeline_lib.policy.transformers_engine.sampling_memory import sampling_memory
     from pipeline_lib.training.processes.launch import check_processes
     from pipeline_lib.training.training_memory import training_memory
 

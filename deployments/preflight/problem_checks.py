@@ -8,7 +8,6 @@ from deployments.preflight.findings import Findings
 from pipeline_lib.config import ConfigError, PipelineConfig, Settings
 from pipeline_lib.grading import Grade, extract_answer
 from pipeline_lib.policy.model_folders import model_folder
-from pipeline_lib.problems.formats import format_of
 from pipeline_lib.problems.sources import ProblemPool, load_problems
 from pipeline_lib.types import Problem
 
@@ -54,15 +53,13 @@ def check_gold_answers(config: PipelineConfig, settings: Settings, findings: Fin
 
 def check_prompts(config: PipelineConfig, settings: Settings, findings: Findings) -> str:
     """The tokenizer loads, has a template, and prompts leave room for an answer."""
-    from pipeline_lib.policy.codec import TokenizerCodec
-    from pipeline_lib.policy.loading import load_tokenizer
+    from pipeline_lib.policy.tokenizers import load_codec
+    from tasks.runtime.engines import instruction_for
 
     assert findings.training_problems is not None  # among the check's needs
-    instruction = config.policy.instruction
-    if instruction is None:
-        instruction = format_of(findings.training_problems[0].dataset).instruction
+    instruction = instruction_for(config, findings.training_problems[0].dataset)
     model = model_folder(config.policy.model, config.policy.revision, weights=False)
-    findings.tokenizer = codec = TokenizerCodec(load_tokenizer(model, config.policy), instruction)
+    findings.tokenizer = codec = load_codec(model, config.policy, instruction)
     tried = findings.training_problems[:MAX_PROBLEMS]
     lengths = [len(codec.encode_prompt(problem.question)) for problem in tried]
     longest = max(lengths)

@@ -23,8 +23,9 @@ from pipeline_lib.search import search_trees, write_trees_parquet
 from pipeline_lib.seeding import derive_seed
 from pipeline_lib.training.batches.examples import build_examples
 from pipeline_lib.types import Grade, Grader, Outcome, PolicyRef, Problem, SearchTree
-from tasks.runtime.engines import base_policy, engines, open_policy
+from tasks.runtime.engines import engines, open_policy
 from tasks.runtime.graders import extractor, open_grader
+from tasks.runtime.policies import base_policy
 
 MAX_SIMULATIONS = 16
 
@@ -160,12 +161,12 @@ def _search(config: PipelineConfig, problem: Problem, engine: Policy, grader: Gr
 
 def _train(config: PipelineConfig, tree: SearchTree, folder: Path) -> tuple[float, float]:
     """Packed tokens of one epoch over the tree, and the seconds that they took."""
-    from pipeline_lib.policy.loading import load_tokenizer
+    from pipeline_lib.policy.tokenizers import load_tokenizer
     from pipeline_lib.training.loop import train
 
     scores = [score_tree(tree, config.score)]
     audit_scores([tree], scores, config.audit, remedied=True)
-    engines.lend_memory()
+    engines.free_for_training()
     started = time.perf_counter()
     times = [started]
     model_dir = model_folder(config.policy.model, config.policy.revision)

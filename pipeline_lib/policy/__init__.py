@@ -1,7 +1,6 @@
 """What can be sampled: the protocol, the codecs and the engines.
 
-Only the protocol's names are exported, so that importing this package loads no engine; take those
-from their modules, `transformers_policy` and `scripted`.
+Only the protocol's names are exported, so that importing this package loads no engine; see README.md for where each is.
 """
 
 from pipeline_lib.policy.protocol import (

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import load_file
 
-from pipeline_lib.config import ConfigError
-from pipeline_lib.policy.model_folders import fingerprint
+from pipeline_lib.policy.model_folders import check_folder, fingerprint
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 
@@ -40,28 +39,28 @@ class Weights(NamedTuple):
         return f"{base}-{adapter}" if adapter else base
 
 
-class KnownAnswers:
+class ProbeAnswers:
     """What an engine answered to one fixed question, bit by bit, with each of the weights that it was given."""
 
     def __init__(self) -> None:
         self._digests: dict[bytes, str] = {}
 
     def check(self, answer: bytes, digest: str, engine: str, given: Path | str | None) -> None:
-        """Takes note of an answer.
+        """Keeps an answer, or finds that it was given with other weights.
 
         Args:
             answer: bits that are equal for equal weights.
             digest: of the weights that the engine was given last.
-            engine: its name.
-            given: where the weights lie.
+            engine: the engine's name, for the message.
+            given: folder or hub name of these weights, for the message.
 
         Raises:
             StaleWeightsError: the answer is that of weights with another digest.
         """
-        known = self._digests.setdefault(answer, digest)
-        if known != digest:
+        first = self._digests.setdefault(answer, digest)
+        if first != digest:
             raise StaleWeightsError(
-                f"{engine} was given {given} ({digest}) and still answers as with {known}; run again"
+                f"{engine} was given {given} ({digest}) and still answers as with {first}; run again"
             )
 
 
@@ -93,8 +92,6 @@ def adapter_digest(folder: Path) -> str:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / name).is_file():
-            what = f"has no {name}" if folder.is_dir() else "does not exist"
-            raise ConfigError(f"the adapter folder {folder} {what}")
+        check_folder(folder, "adapter", holds=name)
     config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     return config

@@ -1,7 +1,7 @@
 """Where a model's name leads, and what identifies its weights.
 
-One idea: a hub model that was fetched once is a folder like any other. The hub is asked for what is not in its cache
-here, and for nothing else, so a run whose model is there needs no network.
+A hub model that was fetched once is a folder like any other. The hub is asked for what is not in its cache here, and
+for nothing else, so a run whose model is there needs no network.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 
 from pipeline_lib.config import ConfigError
+from pipeline_lib.config.one_line import first_line
 
 TINY_BASE = Path(__file__).parent / "tiny_base"
 WEIGHT_SUFFIXES = (".safetensors", ".json", ".jinja")
@@ -64,7 +65,7 @@ def model_folder(name: str, revision: str | None = None, *, weights: bool = True
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=files))
     except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+        reason = first_line(error).rstrip(".")
         raise ConfigError(
             f"policy.model={name}: neither a folder nor in the hub's cache here, and the hub does not give it "
             f"({reason}); fetch it where there is a network (`hf download {name}`), or name a model folder"
@@ -72,6 +73,25 @@ def model_folder(name: str, revision: str | None = None, *, weights: bool = True
     if weights and not _has_weights(folder):
         raise ConfigError(f"policy.model={name}: its repository holds no weights as safetensors; choose one that does")
     return folder
+
+
+def check_folder(folder: Path | str, kind: str, *, holds: str = "") -> None:
+    """A folder must be there, and hold a file of that name; a text that looks like no path is left to the hub.
+
+    Args:
+        folder: a path, or a text that may be a hub name.
+        kind: what it is the folder of, for the message.
+        holds: a file's name; "" asks for none.
+
+    Raises:
+        ConfigError: the folder or the file is missing.
+    """
+    path = Path(folder)
+    is_local = isinstance(folder, Path) or path.exists() or path.is_absolute() or folder.startswith(".")
+    if is_local and not path.is_dir():
+        raise ConfigError(f"the {kind} folder {path} does not exist")
+    if is_local and holds and not (path / holds).is_file():
+        raise ConfigError(f"the {kind} folder {path} has no {holds}")
 
 
 def _has_layout(folder: Path) -> bool:

@@ -55,18 +55,6 @@ class SampleRequest:
     params: SamplingParams
     seed: int
 
-    def refusal(self, *, context: int, vocab_size: int) -> FinishReason | None:
-        """Why it ends before it starts, or None; bad token ids are data, not an exception.
-
-        Args:
-            context: longest sequence of the engine, in tokens.
-            vocab_size: of its model.
-        """
-        ids = self.token_ids
-        if len(ids) == 0 or len(ids) > context or ids.min() < 0 or ids.max() >= vocab_size:
-            return FinishReason.ERROR
-        return FinishReason.LENGTH if len(ids) == context or self.params.max_new_tokens < 1 else None
-
 
 @dataclass(frozen=True, slots=True)
 class SampleResult:
@@ -116,7 +104,16 @@ class Codec(Protocol):
 
 @runtime_checkable
 class Policy(Protocol):
-    """An engine with one policy loaded."""
+    """An engine with one policy loaded.
+
+    Attributes:
+        policy_id: recorded with everything that is sampled.
+        codec: how whoever asks makes prompts and reads answers; may be replaced by one of the same tokenizer with
+            another instruction.
+        capacity: requests that are sampled at once.
+        batch_invariant: whether a result is a function of its request alone.
+        stats: counters, see `EngineStats`.
+    """
 
     policy_id: str
     capacity: int
@@ -154,7 +151,7 @@ class Reloadable(Policy, Protocol):
     """An engine that outlives the policy it samples."""
 
     def load(self, model_dir: Path | str, *, adapter_dir: Path | None, policy_id: str) -> None:
-        """Goes on as another policy, without a restart; also takes back what `rest` gave.
+        """Goes on as another policy, without a restart; also takes back what `free_for_training` gave.
 
         Args:
             model_dir: the same architecture with the same tokenizer.
@@ -167,8 +164,12 @@ class Reloadable(Policy, Protocol):
         """
         ...
 
-    def rest(self) -> None:
-        """Frees the accelerator's memory until the next `load`; nothing may be in flight."""
+    def free_for_training(self) -> None:
+        """Frees the accelerator's memory until the next `load`.
+
+        Raises:
+            RuntimeError: requests are in flight.
+        """
         ...
 
 

@@ -6,11 +6,11 @@ arrive in a shuffled order and after varying delays, so that a scheduler that on
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from pipeline_lib.policy.in_flight import InFlight
 from pipeline_lib.policy.protocol import Codec, EngineStats, FinishReason, SampleRequest, SampleResult
 from pipeline_lib.seeding import derive_generator, derive_seed
 from pipeline_lib.types import Int32Array
@@ -69,57 +69,58 @@ class ScriptedPolicy:
         self.max_context_tokens, self.max_delay, self.seed = max_context_tokens, max_delay, seed
         self._prompt_end = _common_end(codec.encode_prompt("a"), codec.encode_prompt("b"))
         self._order = derive_generator(seed, "scripted order")
-        self._waiting: deque[SampleRequest] = deque()
+        self._in_flight = InFlight()
         self._steps_left: dict[str, int] = {}
         self._running: dict[str, SampleRequest] = {}
 
     @property
     def num_in_flight(self) -> int:
-        return len(self._waiting) + len(self._running)
+        return len(self._in_flight)
 
     def submit(self, requests: Sequence[SampleRequest]) -> None:
-        known = self._running.keys() | {request.request_id for request in self._waiting}
-        for request in requests:
-            if request.request_id in known:
-                raise ValueError(f"request {request.request_id!r} is in flight already; request ids must be unique")
-            known.add(request.request_id)
-            self._waiting.append(request)
+        self._in_flight.submit(requests)
 
     def poll(self) -> list[SampleResult]:
         finished: list[str] = []
         while not finished and self.num_in_flight:
-            while self._waiting and len(self._running) < self.capacity:
-                request = self._waiting.popleft()
-                self._running[request.request_id] = request
-                delay = derive_seed(self.seed, request.request_id, request.seed) % self.max_delay
-                self._steps_left[request.request_id] = delay
+            self._start_waiting()
             self.stats.slot_steps += len(self._running)
             self.stats.capacity_steps += self.capacity
             finished = [name for name, steps in self._steps_left.items() if steps == 0]
             self._steps_left = {name: steps - 1 for name, steps in self._steps_left.items() if steps > 0}
-        results = [self._answer(self._running.pop(name)) for name in finished]
+        for name in finished:
+            self._answer(self._running.pop(name))
+        results = self._in_flight.hand_over()
         return [results[i] for i in self._order.permutation(len(results))]
 
     def close(self) -> None:
-        self._waiting.clear()
+        self._in_flight.clear()
         self._running.clear()
         self._steps_left.clear()
 
-    def _answer(self, request: SampleRequest) -> SampleResult:
-        nothing = np.zeros(0, dtype=np.int32)
+    def _start_waiting(self) -> None:
+        """Lets requests run while there is room, each for a number of steps of its own."""
+        while self._in_flight.waiting and len(self._running) < self.capacity:
+            request = self._in_flight.waiting.popleft()
+            self._running[request.request_id] = request
+            self._steps_left[request.request_id] = (
+                derive_seed(self.seed, request.request_id, request.seed) % self.max_delay
+            )
+
+    def _answer(self, request: SampleRequest) -> None:
+        """Finishes a request with what the script says."""
         room = min(self.max_context_tokens - len(request.token_ids), request.params.max_new_tokens)
         cut = _end_of(self._prompt_end, request.token_ids)
-        if room < 0:
-            return SampleResult(request.request_id, nothing, FinishReason.ERROR)
         prompt, prefix = (self.codec.decode(part) for part in (request.token_ids[:cut], request.token_ids[cut:]))
-        text = self.script(prompt, prefix, request.seed)
+        text = self.script(prompt, prefix, request.seed) if room >= 0 else None
         if text is None:
-            return SampleResult(request.request_id, nothing, FinishReason.ERROR)
+            self._in_flight.finish(request.request_id, (), FinishReason.ERROR)
+            return
         token_ids = self.codec.encode(text)
         self.stats.tokens_prefilled += len(request.token_ids)
         self.stats.tokens_generated += min(len(token_ids) + 1, room)
         reason = FinishReason.STOP if len(token_ids) < room else FinishReason.LENGTH
-        return SampleResult(request.request_id, token_ids[:room], reason)
+        self._in_flight.finish(request.request_id, token_ids[:room], reason)
 
 
 def _common_end(left: Int32Array, right: Int32Array) -> Int32Array:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import AutoTokenizer
-
 from pipeline_lib.config import PolicyConfig, TrainConfig
+from pipeline_lib.policy.end_tokens import trained_end_id
+from pipeline_lib.policy.tokenizers import load_tokenizer
 from pipeline_lib.training.batches.packing import PackedTree, pack_example
 from pipeline_lib.training.processes.job import Job
 from pipeline_lib.training.processes.launch import check_processes, take_updates_in_processes
@@ -58,7 +58,7 @@ def train(
         TrainingProcessError: one of several processes died.
     """
     check_processes(config, policy)
-    eos = _eos_token_id(model_dir, policy) if eos_token_id is None else eos_token_id
+    eos = trained_end_id(load_tokenizer(model_dir, policy)) if eos_token_id is None else eos_token_id
     trees = pack_examples(examples, config, eos_token_id=eos)
     job = Job(model_dir, previous_adapter, output_dir, checkpoint_dir, config, policy, seed)
     take = take_updates if config.num_processes == 1 else take_updates_in_processes
@@ -82,13 +82,3 @@ def pack_examples(examples: Sequence[TrainingExample], config: TrainConfig, *, e
     if not trees:
         raise ValueError("no step to train on: every weight is 0; search more simulations or raise train.negative_clip")
     return trees
-
-
-def _eos_token_id(model_dir: Path | str, policy: PolicyConfig) -> int:
-    revision = None if Path(model_dir).is_dir() else policy.revision
-    token_id = AutoTokenizer.from_pretrained(model_dir, revision=revision).eos_token_id
-    if token_id is None:
-        raise ValueError(
-            f"the tokenizer in {model_dir} has no end-of-sequence token; set eos_token in its configuration"
-        )
-    return int(token_id)

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipeline_lib.config import PolicyConfig, TrainConfig
+from pipeline_lib.policy.devices import resolve_device
 from pipeline_lib.seeding import derive_seed
 from pipeline_lib.training.batches.batching import PackedBatch
 from pipeline_lib.training.gradients import objective_needs_reference
@@ -69,13 +70,6 @@ def load_policy(
         _checkpoint_layers(trained.model)
     check_packable(trained)
     return trained
-
-
-def resolve_device(name: str) -> torch.device:
-    """The torch device for ``auto``, ``cpu``, ``cuda`` or ``cuda:1``."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
 
 
 @contextlib.contextmanager

@@ -26,12 +26,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from pipeline_lib.config import TrainConfig
+from pipeline_lib.policy.devices import resolve_device
 from pipeline_lib.seeding import derive_generator
 from pipeline_lib.training.batches.batching import PackedBatch, plan_updates
 from pipeline_lib.training.batches.packing import PackedTree
 from pipeline_lib.training.checkpoint import load_checkpoint, save_checkpoint
 from pipeline_lib.training.gradients import add_gradients
-from pipeline_lib.training.open_policy import large_tensors_given_back, load_policy, resolve_device
+from pipeline_lib.training.open_policy import large_tensors_given_back, load_policy
 from pipeline_lib.training.processes.job import Job
 from pipeline_lib.training.processes.team import ALONE, Team
 from pipeline_lib.training.result import UpdateMetrics, kl_alarm_rings

@@ -19,10 +19,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipeline_lib.config import PolicyConfig, TrainConfig
+from pipeline_lib.policy.devices import resolve_device
 from pipeline_lib.training.batches.batching import PackedBatch
 from pipeline_lib.training.gradients import batch_terms, objective_needs_reference
 from pipeline_lib.training.log_probs import LOGITS_PER_CHUNK
-from pipeline_lib.training.open_policy import new_adapters, resolve_device
+from pipeline_lib.training.open_policy import new_adapters
 from pipeline_lib.training.trained_policy import TrainedPolicy
 
 LAYERS_AT_ONCE = 2  # that FSDP holds whole: the one that computes and the next

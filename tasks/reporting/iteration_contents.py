@@ -11,7 +11,7 @@ from pipeline_lib.tracking import IterationContents
 from pipeline_lib.types import IterationRecord
 from tasks.audit import AUDIT
 from tasks.reporting.trees import stage_refs, traced_trees, trees_page
-from tasks.runtime.engines import adapter_folder
+from tasks.runtime.policies import adapter_folder
 from tasks.runtime.stage import open_store
 from tasks.score import SCORES
 from tasks.search import TREES

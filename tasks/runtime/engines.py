@@ -1,64 +1,19 @@
-"""Which policy, and an engine that samples it."""
+"""An engine that samples a policy: at most one is open in a process."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline_lib.config import ConfigError, PipelineConfig, Settings
-from pipeline_lib.policy.model_folders import fingerprint, model_folder, model_path
+from pipeline_lib.policy.model_folders import model_folder
 from pipeline_lib.policy.protocol import Policy, Reloadable
 from pipeline_lib.problems.formats import format_of
-from pipeline_lib.types import PolicyRef, Problem, Ref
-from tasks.runtime.stage import open_store
+from pipeline_lib.types import PolicyRef, Problem
+from tasks.runtime.policies import policy_folder
 
 if TYPE_CHECKING:
     from pipeline_lib.policy.adapters import Weights
-
-
-def base_policy(config: PipelineConfig) -> PolicyRef:
-    """The policy of iteration 0: the base alone."""
-    policy_id = fingerprint(model_path(config.policy.model), config.policy.revision)
-    return PolicyRef(policy_id=policy_id, base_model=config.policy.model, revision=config.policy.revision, iteration=0)
-
-
-def trained_policy(config: PipelineConfig, trained: Ref, *, iteration: int) -> PolicyRef:
-    """The policy that a training stage wrote."""
-    return PolicyRef(
-        policy_id=fingerprint(adapter_folder(trained)),
-        base_model=config.policy.model,
-        revision=config.policy.revision,
-        adapter_uri=trained.uri,
-        iteration=iteration,
-    )
-
-
-def folder_policy(config: PipelineConfig, folder: str) -> PolicyRef:
-    """The base with the adapter, or the full weights, of a folder outside the store.
-
-    Its id names both: one adapter on two bases is two policies, and an evaluation is found again by the id.
-    """
-    base = base_policy(config)
-    return PolicyRef(
-        policy_id=f"{base.policy_id}-{fingerprint(Path(folder))}",
-        base_model=config.policy.model,
-        revision=config.policy.revision,
-        adapter_uri=folder,
-        iteration=0,
-    )
-
-
-def adapter_folder(trained: Ref) -> Path:
-    """Where a training stage put its adapter, or its full weights."""
-    return open_store().open(trained) / "policy"
-
-
-def policy_folder(policy: PolicyRef) -> Path | None:
-    """The folder behind ``policy.adapter_uri``; None for the base. A folder outside the store is named by its path."""
-    if policy.adapter_uri is None:
-        return None
-    inside = open_store().folder(policy.adapter_uri) / "policy"
-    return inside if inside.is_dir() else Path(policy.adapter_uri)
+    from pipeline_lib.policy.codec import TokenizerCodec
 
 
 class _Engines:
@@ -67,31 +22,45 @@ class _Engines:
     def __init__(self) -> None:
         self._key: tuple[str, ...] | None = None
         self._policy: Policy | None = None
+        self._tokenizer: Any = None
 
-    def open(self, config: PipelineConfig, policy: PolicyRef) -> Policy:
-        """The engine with `policy` loaded; one that can change its weights is kept from policy to policy."""
+    def open(self, config: PipelineConfig, policy: PolicyRef, *, instruction: str) -> Policy:
+        """The engine with `policy` loaded; one that can change its weights is kept from policy to policy.
+
+        Args:
+            config: backend, device, and what the backend is told.
+            policy: base and adapter, or full weights.
+            instruction: appended to every question that its codec makes a prompt of.
+        """
+        from pipeline_lib.policy.codec import TokenizerCodec
+        from pipeline_lib.policy.tokenizers import load_tokenizer
+
         weights = _weights(policy, needed=config.policy.backend != "server")
         is_kept = config.policy.backend in ("vllm", "server")
         key = (config.policy.model_dump_json(), "" if is_kept else policy.policy_id)
         # What is in flight was left there by a task that failed.
         if self._policy is None or self._key != key or self._policy.num_in_flight:
             self.close()
-            self._policy = _open_engine(config, weights, policy.policy_id)
-            self._key = key
-        elif isinstance(self._policy, Reloadable):
+            self._tokenizer = load_tokenizer(weights.model_dir, config.policy)
+            codec = TokenizerCodec(self._tokenizer, instruction)
+            self._policy, self._key = _open_engine(config, weights, policy.policy_id, codec), key
+            return self._policy
+        self._policy.codec = TokenizerCodec(self._tokenizer, instruction)
+        if isinstance(self._policy, Reloadable):
             self._policy.load(weights.model_dir, adapter_dir=weights.adapter_dir, policy_id=policy.policy_id)
         return self._policy
 
-    def lend_memory(self) -> None:
-        """Frees the device's memory for training; an engine that can rest is back sooner than a new one."""
+    def free_for_training(self) -> None:
+        """Frees the device's memory; an engine that can be loaded again is back sooner than a new one."""
         if isinstance(self._policy, Reloadable) and not self._policy.num_in_flight:
-            self._policy.rest()
+            self._policy.free_for_training()
         else:
             self.close()
 
     def close(self) -> None:
         """Ends the engine."""
-        policy, self._policy, self._key = self._policy, None, None
+        policy = self._policy
+        self._policy = self._key = self._tokenizer = None
         if policy is not None:
             policy.close()
 
@@ -114,7 +83,7 @@ def _weights(policy: PolicyRef, *, needed: bool) -> Weights:
     return Weights(folder)
 
 
-def _open_engine(config: PipelineConfig, weights: Weights, policy_id: str) -> Policy:
+def _open_engine(config: PipelineConfig, weights: Weights, policy_id: str, codec: TokenizerCodec) -> Policy:
     """A new engine of the configured backend."""
     if config.policy.backend == "vllm":
         from pipeline_lib.policy.vllm_engine.vllm_policy import VllmPolicy
@@ -124,19 +93,19 @@ def _open_engine(config: PipelineConfig, weights: Weights, policy_id: str) -> Po
             adapter_dir=weights.adapter_dir,
             policy_id=policy_id,
             config=config.policy,
-            instruction="",
+            codec=codec,
             lora_rank=0 if config.train.full_finetuning else config.train.lora_rank,
         )
     if config.policy.backend == "server":
-        return _server(config, weights, policy_id)
+        return _open_server(config, weights, policy_id, codec)
     from pipeline_lib.policy.transformers_engine.transformers_policy import TransformersPolicy
 
     return TransformersPolicy(
-        weights.model_dir, adapter_dir=weights.adapter_dir, policy_id=policy_id, config=config.policy, instruction=""
+        weights.model_dir, adapter_dir=weights.adapter_dir, policy_id=policy_id, config=config.policy, codec=codec
     )
 
 
-def _server(config: PipelineConfig, weights: Weights, policy_id: str) -> Policy:
+def _open_server(config: PipelineConfig, weights: Weights, policy_id: str, codec: TokenizerCodec) -> Policy:
     """The servers' clients; refused at once where training would make weights that no server can be given."""
     from pipeline_lib.policy.server_engine.server_policy import ServerPolicy
 
@@ -151,7 +120,7 @@ def _server(config: PipelineConfig, weights: Weights, policy_id: str) -> Policy:
         adapter_dir=weights.adapter_dir,
         policy_id=policy_id,
         config=config.policy,
-        instruction="",
+        codec=codec,
         api_key=key.get_secret_value() if key is not None else None,
     )
 
@@ -164,6 +133,12 @@ def engine_spec(config: PipelineConfig) -> dict[str, Any]:
     return spec
 
 
+def instruction_for(config: PipelineConfig, dataset: str) -> str:
+    """What is appended to every question of `dataset`: what the user sets, else what the dataset's format does."""
+    chosen = config.policy.instruction
+    return format_of(dataset).instruction if chosen is None else chosen
+
+
 def open_policy(config: PipelineConfig, policy: PolicyRef, problems: list[Problem]) -> Policy:
     """An engine with `policy` loaded, its prompts made for these problems' dataset.
 
@@ -172,27 +147,20 @@ def open_policy(config: PipelineConfig, policy: PolicyRef, problems: list[Proble
         policy: base and adapter.
         problems: all of one dataset; the scripted backend answers just these.
     """
-    from pipeline_lib.policy.codec import TokenizerCodec
-
-    dataset_format = format_of(problems[0].dataset)
-    instruction = config.policy.instruction
-    instruction = dataset_format.instruction if instruction is None else instruction
+    instruction = instruction_for(config, problems[0].dataset)
     if config.policy.backend == "scripted":
-        return _scripted(config, policy, problems, instruction)
-    engine = engines.open(config, policy)
-    engine.codec = TokenizerCodec(engine.codec.tokenizer, instruction)  # type: ignore[attr-defined,misc]  # each engine has this codec
-    return engine
+        return _open_scripted(config, policy, problems, instruction)
+    return engines.open(config, policy, instruction=instruction)
 
 
-def _scripted(config: PipelineConfig, policy: PolicyRef, problems: list[Problem], instruction: str) -> Policy:
+def _open_scripted(config: PipelineConfig, policy: PolicyRef, problems: list[Problem], instruction: str) -> Policy:
     """The scripted backend: worked solutions with seeded mistakes, tokenised as the model would."""
-    from pipeline_lib.policy.codec import TokenizerCodec
-    from pipeline_lib.policy.loading import load_tokenizer
     from pipeline_lib.policy.scripted import ScriptedPolicy
+    from pipeline_lib.policy.tokenizers import load_codec
     from pipeline_lib.problems.tiny import error_prone_script
 
     base = model_folder(policy.base_model, policy.revision, weights=False)
-    codec = TokenizerCodec(load_tokenizer(base, config.policy), instruction)
+    codec = load_codec(base, config.policy, instruction)
     script = error_prone_script(problems, lambda question: codec.decode(codec.encode_prompt(question)))
     return ScriptedPolicy(
         script,

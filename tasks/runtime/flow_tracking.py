@@ -17,7 +17,7 @@ from pipeline_lib.store import Entry
 from pipeline_lib.store.disk import DiskFullError
 from pipeline_lib.tracking import Tracker, TrackingOutage, has_finished
 from pipeline_lib.tracking.provenance import describe_environment
-from tasks.runtime.engines import base_policy
+from tasks.runtime.policies import base_policy
 
 LOGGER = logging.getLogger("coppice.tracking")
 

@@ -37,6 +37,7 @@ from rich.table import Table  # noqa: E402
 from deployments.presets import tiny  # noqa: E402
 from pipeline_lib.config import PipelineConfig  # noqa: E402
 from pipeline_lib.policy.model_folders import model_path  # noqa: E402
+from pipeline_lib.policy.tokenizers import load_codec  # noqa: E402
 from pipeline_lib.policy.transformers_engine.transformers_policy import TransformersPolicy  # noqa: E402
 from pipeline_lib.problems.tiny import make_problem  # noqa: E402
 
@@ -114,7 +115,8 @@ def vllm_figures(config: PipelineConfig, _home: Path) -> list[Figure]:
 
     problems = [make_problem(config.problems.dataset, "train", index) for index in range(NUM_PROBLEMS)]
     folder = model_path(config.policy.model)
-    engines = [VllmPolicy(folder, policy_id="base", config=config.policy, instruction="") for _ in range(2)]
+    codec = load_codec(folder, config.policy)
+    engines = [VllmPolicy(folder, policy_id="base", config=config.policy, codec=codec) for _ in range(2)]
     figure, *_ = throughput_figure("vllm.throughput_vs_raw", *engines, problems, config.search, target=0.95)
     for engine in engines:
         engine.close()
@@ -124,7 +126,8 @@ def vllm_figures(config: PipelineConfig, _home: Path) -> list[Figure]:
 def open_policy(config: PipelineConfig, capacity: int) -> TransformersPolicy:
     """An engine with the preset's base and so many rows."""
     policy = config.policy.model_copy(update={"max_batch": capacity})
-    return TransformersPolicy(model_path(policy.model), policy_id="base", config=policy, instruction="")
+    folder = model_path(policy.model)
+    return TransformersPolicy(folder, policy_id="base", config=policy, codec=load_codec(folder, policy))
 
 
 def table(figures: Sequence[Figure], seconds: float) -> Table:

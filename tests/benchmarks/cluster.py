@@ -80,7 +80,7 @@ def _search(config: PipelineConfig, num_problems: int, cpus_per_shard: float) ->
     from prefect import flow
 
     from tasks.problems import draw_problems
-    from tasks.runtime.engines import base_policy
+    from tasks.runtime.policies import base_policy
     from tasks.search import load_trees, search_problems
 
     @flow(name="search-only")

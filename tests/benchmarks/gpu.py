@@ -15,6 +15,7 @@ from benchmarks.search_throughput import raw_requests
 
 from pipeline_lib.config import PipelineConfig, PolicyConfig, SearchConfig, TrainConfig
 from pipeline_lib.policy.protocol import sample_all
+from pipeline_lib.policy.tokenizers import load_codec
 from pipeline_lib.policy.transformers_engine.sampling_memory import sampling_memory
 from pipeline_lib.policy.transformers_engine.transformers_policy import TransformersPolicy
 from pipeline_lib.score import score_tree
@@ -53,7 +54,7 @@ def _search(layout: str, model: Path) -> tuple[list[Figure], list[SearchTree]]:
     problems = [Problem(f"p/{i}", f"What is {i} plus {i}?", str(2 * i), "tiny-word") for i in range(NUM_PROBLEMS)]
     estimate = sampling_memory(model, POLICY)
     _start_counting()
-    policy = TransformersPolicy(model, policy_id=layout, config=POLICY, instruction="")
+    policy = TransformersPolicy(model, policy_id=layout, config=POLICY, codec=load_codec(model, POLICY))
     requests = raw_requests(policy, problems, SEARCH, seed=1)
     sample_all(policy, requests[:32])  # first calls pay for allocations
     trees: list[SearchTree] = []

@@ -1,8 +1,8 @@
 """One endpoint of `vllm serve`: what it serves, the adapters it is given, and completions by token ids.
 
-One idea: whatever goes wrong is one of three things, and each has its class. The endpoint is lost, and another one
-may serve the request (`EndpointLost`); the request is refused, by whomever (`RequestRefused`); or a person must put
-something right (`ConfigError`). No text of theirs holds the API key.
+Whatever goes wrong is one of three things, and each has its class. The endpoint is lost, and another one may serve the
+request (`EndpointLost`); the request is refused, by whomever (`RequestRefused`); or a person must put something right
+(`ConfigError`). No text of theirs holds the API key.
 
 Besides OpenAI's completions this needs three things of vLLM's own: ``return_token_ids``, ``prompt_logprobs`` and
 ``/v1/load_lora_adapter``.
@@ -17,7 +17,8 @@ from typing import Any
 import httpx
 
 from pipeline_lib.config import ConfigError
-from pipeline_lib.policy.adapters import KnownAnswers, Weights
+from pipeline_lib.config.one_line import one_line
+from pipeline_lib.policy.adapters import ProbeAnswers, Weights
 
 PASSING_STATUS = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS)
 BUSY_STATUS = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
@@ -102,7 +103,7 @@ class Endpoint:
         self.in_flight = 0
         self.trouble = ""
         self._client = client
-        self._answers = KnownAnswers()
+        self._answers = ProbeAnswers()
         self._model = ""
 
     async def prepare(self, target: Target) -> None:
@@ -218,7 +219,7 @@ class Endpoint:
         try:
             response = await self._client.request(method, self.url + path, json=body)
         except httpx.TransportError as error:
-            raise EndpointLost(_one_line(str(error)) or type(error).__name__) from error
+            raise EndpointLost(one_line(str(error), max_chars=MESSAGE_CHARS) or type(error).__name__) from error
         if response.status_code in KEY_STATUS:
             raise ConfigError(f"policy.server: {self.url} refuses the API key; it is read from COPPICE_SERVER_API_KEY")
         return response
@@ -234,8 +235,5 @@ class Endpoint:
         except (ValueError, KeyError, AttributeError):
             text = response.text
         key = self._client.headers.get("Authorization", "").removeprefix("Bearer ")
-        return _one_line(text.replace(key, "…") if key else text) or f"status {response.status_code}"
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:MESSAGE_CHARS]
+        text = text.replace(key, "…") if key else text
+        return one_line(text, max_chars=MESSAGE_CHARS) or f"status {response.status_code}"

@@ -2,65 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from pipeline_lib.policy.transformers_engine.block_access import BlockAccess
 from pipeline_lib.policy.transformers_engine.kv_cache import ROW_MULTIPLE, BlockCache
+from pipeline_lib.policy.transformers_engine.pass_plan import TokenRows
 from pipeline_lib.policy.transformers_engine.slots import IntArray
 from pipeline_lib.types import Int32Array
 
 _BATCH_DEPENDENT_ROPE = {"dynamic", "longrope"}  # their frequencies depend on the longest row
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """T token rows, those that prefill first.
+class ModelRunner:
+    """A model and the cache that its passes read and write.
 
     Args:
-        token_ids, positions, rows: `[T]` int64, see `kv_cache.RowPlan`.
-        num_prefill: rows of which no logits are wanted.
+        model: see `load_model`.
+        num_rows: sequences that the cache holds.
+        device: where the model is.
     """
-
-    token_ids: IntArray
-    positions: IntArray
-    rows: IntArray
-    num_prefill: int
-
-    @classmethod
-    def padding(cls, num_prefill: int, num_decode: int, padding_row: int) -> Rows:
-        """Rows that write to `padding_row` and matter to nobody, until `fill` gives some a meaning."""
-        count = num_prefill + num_decode
-        zeros = np.zeros(count, dtype=np.int64)
-        return cls(zeros, zeros.copy(), np.full(count, padding_row, dtype=np.int64), num_prefill)
-
-    def fill(self, index: IntArray, rows: IntArray, positions: IntArray, tokens: Int32Array) -> None:
-        """Sets rows `index` to the tokens that stand at (`rows`, `positions`) in the table `tokens`."""
-        self.token_ids[index] = tokens[rows, positions]
-        self.positions[index] = positions
-        self.rows[index] = rows
-
-
-class ModelRunner:
-    """A model and the cache that its passes read and write."""
 
     def __init__(self, model: Any, num_rows: int, device: torch.device) -> None:
         self.model = model
         self.device = device
         self.cache = BlockCache(num_rows, device)
 
-    def forward(self, rows: Rows) -> torch.Tensor:
+    def forward(self, rows: TokenRows) -> torch.Tensor:
         """`[T - num_prefill, V]` logits of the decoding rows."""
         ids, positions = (torch.from_numpy(a).to(self.device) for a in (rows.token_ids, rows.positions))
-        self.cache.begin(rows.positions, rows.rows, rows.num_prefill)
         output = self.model(
             input_ids=ids[None],
             position_ids=positions[None],
             use_cache=False,
             logits_to_keep=len(rows.rows) - rows.num_prefill,
-            block_cache=self.cache,
+            block_access=BlockAccess(self.cache, rows.positions, rows.rows, rows.num_prefill),
         )
         logits: torch.Tensor = output.logits[0]
         return logits
@@ -92,7 +70,7 @@ def is_batch_invariant(model: Any, device: torch.device) -> bool:
     tokens = np.random.default_rng(0).integers(0, vocab, (size, 2)).astype(np.int32)
 
     def decode(runner: ModelRunner, which: Int32Array, position: int) -> torch.Tensor:
-        rows = Rows.padding(0, len(which), runner.cache.num_rows - 1)
+        rows = TokenRows.padding(0, len(which), runner.cache.num_rows - 1)
         rows.fill(np.arange(len(which)), np.arange(len(which)), np.full(len(which), position), which)
         return runner.forward(rows)
 
@@ -106,7 +84,7 @@ def is_batch_invariant(model: Any, device: torch.device) -> bool:
     runner = ModelRunner(model, small + 1, device)  # one cache at a time: three of them were the engine's peak
     alone = [decode(runner, tokens[some], position) for position in (0, 1)]
     runner = ModelRunner(model, small + 1, device)
-    rows = Rows.padding(small, small, small)
+    rows = TokenRows.padding(small, small, small)
     for start, position in ((0, 0), (small, 1)):
         rows.fill(np.arange(start, start + small), np.arange(small), np.full(small, position), tokens[some])
     return all(map(torch.equal, expected, alone)) and torch.equal(expected[1], runner.forward(rows))

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipeline_lib.config import PolicyConfig
-from pipeline_lib.policy.loading import resolve_device
+from pipeline_lib.policy.devices import resolve_device
 from pipeline_lib.policy.transformers_engine.kv_cache import CPU_BLOCK, CUDA_BLOCK, ROW_MULTIPLE, round_up
 from pipeline_lib.policy.transformers_engine.slots import MIN_RETAINED
 
@@ -64,11 +63,3 @@ def sampling_memory(
         cache=2 * text.num_hidden_layers * heads * size * rows * length * item,
         logits=LOGIT_BYTES * slots * text.vocab_size,
     )
-
-
-def free_memory(device: str) -> tuple[int, str]:
-    """Bytes that are free on `policy.device`, and what it is called."""
-    chosen = resolve_device(device)
-    if chosen.type == "cuda":
-        return torch.cuda.mem_get_info(chosen)[0], torch.cuda.get_device_name(chosen)
-    return int(psutil.virtual_memory().available), "this machine"

@@ -1,9 +1,8 @@
 """Which request sits in which storage row of the key-value cache, and what each row still holds.
 
-One idea: all that the engine knows per row lies in arrays, so that a decoding pass needs no Python loop
-over rows. The first rows are slots, where requests run and where a finished sequence stays until its
-slot is needed; the next are retained rows, to which it then moves and waits, least recently used first
-out, for a request that starts alike; the last row takes the writes of padding.
+The first rows are slots, where requests run and where a finished sequence stays until its slot is needed; the next are
+retained rows, to which it then moves and waits, least recently used first out, for a request that starts alike; the
+last row takes the writes of padding. All that is known per row lies in arrays: a pass needs no Python loop over rows.
 """
 
 from __future__ import annotations
@@ -19,17 +18,23 @@ from pipeline_lib.types import Int32Array
 
 IntArray = NDArray[np.int64]
 MIN_RETAINED = 2  # rows: one is copied from while another takes over what a slot held
-_ROW_ARRAYS = ("tokens", "lengths", "computed", "stamps")
+_ROW_ARRAYS = ("tokens", "lengths", "computed", "last_used")
 _SLOT_ARRAYS = ("prompt_lengths", "limits", "temperatures", "top_ps", "uniforms", "occupied")
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """The row with the longest common beginning: `row`, the `length` it can give now, and the `promised` one soon."""
+    """The row that has computed the longest common beginning with a prompt.
+
+    Args:
+        row: its number.
+        length: tokens of that beginning.
+        length_soon: of the longest one that a running request has, computed or not.
+    """
 
     row: int
     length: int
-    promised: int
+    length_soon: int
 
 
 class SlotTable:
@@ -47,6 +52,7 @@ class SlotTable:
         lengths: `[W]` int64 tokens known.
         computed: `[W]` int64 positions whose key and value are in the cache; a slot decodes once it
             lacks only its last token.
+        last_used: `[W]` int64, the count of uses at each row's last one.
         prompt_lengths, limits: `[S]` int64, length at the start, and the one at which a request ends.
         occupied: `[S]` bool.
         uniforms: `[S, *]` float64, u_t of the request in each slot.
@@ -59,7 +65,7 @@ class SlotTable:
         self.tokens = np.zeros((self.num_rows, context), dtype=np.int32)
         self.lengths = np.zeros(self.num_rows, dtype=np.int64)
         self.computed = np.zeros(self.num_rows, dtype=np.int64)
-        self.stamps = np.zeros(self.num_rows, dtype=np.int64)
+        self.last_used = np.zeros(self.num_rows, dtype=np.int64)
         self.prompt_lengths = np.zeros(num_slots, dtype=np.int64)
         self.limits = np.zeros(num_slots, dtype=np.int64)
         self.temperatures = np.ones(num_slots, dtype=np.float32)
@@ -77,8 +83,8 @@ class SlotTable:
         common = equal.argmin(axis=1)
         usable = np.minimum(common, self.computed)
         row = int(usable.argmax())
-        promised = np.minimum(common, self.lengths - 1)[: self.num_slots].max(initial=0, where=self.occupied)
-        return Match(row, int(usable[row]), int(promised))
+        soon = np.minimum(common, self.lengths - 1)[: self.num_slots].max(initial=0, where=self.occupied)
+        return Match(row, int(usable[row]), int(soon))
 
     def admit(self, slot: int, request: SampleRequest, num_copied: int) -> None:
         """Puts `request` into the free `slot`, its first `num_copied` positions already in the cache."""
@@ -96,17 +102,21 @@ class SlotTable:
         if params.temperature > 0:
             self.uniforms[slot, :num_new] = draw_uniforms(request.seed, num_new)
 
+    def advance(self, slots: IntArray, positions: IntArray) -> None:
+        """Notes that these positions of `slots` are in the cache, and all before them; ascending in each slot."""
+        self.computed[slots] = positions + 1  # of a slot that stands there more than once the last one holds
+
     def touch(self, row: int) -> None:
         """Marks a row as used now, so that it is dropped last."""
         self._clock += 1
-        self.stamps[row] = self._clock
+        self.last_used[row] = self._clock
 
     def finish(self, slots: IntArray) -> None:
         """Frees `slots`; what they hold can still be copied from until `vacate`."""
         self.occupied[slots] = False
         self.lengths[slots] = self.computed[slots]
         self._clock += 1
-        self.stamps[slots] = self._clock
+        self.last_used[slots] = self._clock
         for slot in slots:
             self.requests[slot] = None
 
@@ -118,7 +128,7 @@ class SlotTable:
         """The retained row that takes over what the free `slot` holds, the least recently used one; None if nothing."""
         if not self.computed[slot]:
             return None
-        row = self.num_slots + int(self.stamps[self.num_slots : self.padding_row].argmin())
+        row = self.num_slots + int(self.last_used[self.num_slots : self.padding_row].argmin())
         for name in _ROW_ARRAYS:
             array = getattr(self, name)
             array[row] = array[slot]

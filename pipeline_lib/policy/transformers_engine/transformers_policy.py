@@ -1,8 +1,8 @@
 """The transformers backend: any Hugging Face causal language model as a `Policy`, on a CPU or on CUDA.
 
-One idea: continuous refill with one forward pass per step. Each pass holds one row per running
-request and, in front, the prompt tokens of those that have just entered; a request that shares a
-beginning with another one, running or finished, copies keys and values instead of computing them.
+One idea: continuous refill with one forward pass per step. Each pass holds one row per running request and, in front,
+the prompt tokens of those that have just entered; a request that shares a beginning with another one, running or
+finished, copies keys and values instead of computing them.
 
 Departures from how an inference server does it:
 
@@ -25,16 +25,17 @@ import torch
 
 from pipeline_lib.config import PolicyConfig
 from pipeline_lib.policy.codec import TokenizerCodec
-from pipeline_lib.policy.loading import end_token_ids, load_model, load_tokenizer, resolve_device
-from pipeline_lib.policy.protocol import EngineStats, FinishReason, SampleRequest, SampleResult
+from pipeline_lib.policy.devices import resolve_device
+from pipeline_lib.policy.end_tokens import end_token_ids
+from pipeline_lib.policy.in_flight import InFlight, ModelLimits
+from pipeline_lib.policy.protocol import Codec, EngineStats, FinishReason, SampleRequest, SampleResult
 from pipeline_lib.policy.transformers_engine.kv_cache import ROW_MULTIPLE, RowCopy, round_up
-from pipeline_lib.policy.transformers_engine.model_runner import ModelRunner, Rows, is_batch_invariant
+from pipeline_lib.policy.transformers_engine.model_loading import load_model
+from pipeline_lib.policy.transformers_engine.model_runner import ModelRunner, is_batch_invariant
+from pipeline_lib.policy.transformers_engine.pass_plan import TokenRows, plan_pass
 from pipeline_lib.policy.transformers_engine.sampling import draw_tokens
 from pipeline_lib.policy.transformers_engine.slots import MIN_RETAINED, IntArray, SlotTable
 
-PREFILL_TOKENS = 512  # per pass: bounds memory, and how long running requests wait for entering ones
-GATHERED_SHARE = 4  # one finished request for every four slots is handed over at once, while others wait for a slot
-CATCH_UP_TOKENS = 6  # so few prompt tokens go one by one through the decoding row: cheaper than rows of their own
 WORTH_WAITING = 16  # tokens: a request waits a step for another one's prefill if that saves so many
 
 
@@ -42,11 +43,11 @@ class TransformersPolicy:
     """A model folder, with or without an adapter, behind `protocol.Policy`.
 
     Args:
-        model_dir: folder or hub name of a causal language model in safetensors with a chat template.
+        model_dir: folder or hub name of a causal language model in safetensors.
         adapter_dir: PEFT adapter to merge in, or None.
         policy_id: recorded with everything that is sampled.
         config: device, dtype, rows, context and threads.
-        instruction: appended to every question by `codec`.
+        codec: of the model's own tokenizer.
 
     Raises:
         ConfigError: the model or adapter cannot be used; one line says why.
@@ -59,88 +60,74 @@ class TransformersPolicy:
         adapter_dir: Path | str | None = None,
         policy_id: str,
         config: PolicyConfig,
-        instruction: str,
+        codec: TokenizerCodec,
     ) -> None:
         device = resolve_device(config.device)
         if device.type == "cpu":
             torch.set_num_threads(config.num_threads)
         self.policy_id = policy_id
+        self.codec: Codec = codec
         self.capacity = config.max_batch
         self.stats = EngineStats()
         model: Any = load_model(model_dir, adapter_dir, config, device)
-        tokenizer = load_tokenizer(model_dir, config)
-        self.codec = TokenizerCodec(tokenizer, instruction)
-        limit = getattr(model.config, "max_position_embeddings", None) or config.max_context_tokens
-        self.context = min(config.max_context_tokens, limit)
+        longest = getattr(model.config, "max_position_embeddings", None) or config.max_context_tokens
+        context = min(config.max_context_tokens, longest)
+        self._limits = ModelLimits(context, int(model.get_input_embeddings().num_embeddings))
+        self._end_ids = np.array(end_token_ids(_declared_end_ids(model), codec.tokenizer), dtype=np.int64)
         num_slots = round_up(config.max_batch, ROW_MULTIPLE)
-        self._table = SlotTable(num_slots, max(config.max_batch, MIN_RETAINED), self.context)
+        self._table = SlotTable(num_slots, max(config.max_batch, MIN_RETAINED), context)
         self._runner = ModelRunner(model, self._table.num_rows, device)
         self.batch_invariant = is_batch_invariant(model, device)
-        self._end_ids = np.array(sorted(end_token_ids(model, tokenizer)), dtype=np.int64)
-        self._vocab_size = int(model.get_input_embeddings().num_embeddings)
-        self._queue: deque[SampleRequest] = deque()
-        self._done: list[SampleResult] = []
-        self._ids_in_flight: set[str] = set()
+        self._in_flight = InFlight()
 
     @property
     def num_in_flight(self) -> int:
-        return len(self._ids_in_flight)
+        return len(self._in_flight)
 
     def submit(self, requests: Sequence[SampleRequest]) -> None:
-        for request in requests:
-            if request.request_id in self._ids_in_flight:
-                raise ValueError(f"request {request.request_id!r} is in flight already; request ids must be unique")
-            self._ids_in_flight.add(request.request_id)
-            reason = request.refusal(context=self.context, vocab_size=self._vocab_size)
-            if reason is None:
-                self._queue.append(request)
-            else:
-                self._done.append(SampleResult(request.request_id, np.zeros(0, dtype=np.int32), reason))
+        self._in_flight.submit(requests, self._limits)
 
     def poll(self) -> list[SampleResult]:
         start = time.perf_counter()
-        enough = self.capacity // GATHERED_SHARE
         with torch.inference_mode():
-            # Whoever reads results finds cold processor caches after a pass: a few at a time cost half as much.
-            while self._ids_in_flight and (not self._done or (self._queue and len(self._done) < enough)):
+            while self._in_flight.needs_pass(self.capacity):
                 self._step()
         self.stats.busy_s += time.perf_counter() - start
-        results, self._done = self._done, []
-        self._ids_in_flight.difference_update(result.request_id for result in results)
-        return results
+        return self._in_flight.hand_over()
 
     def close(self) -> None:
-        self._queue.clear()
-        self._ids_in_flight.clear()
+        self._in_flight.clear()
         self._runner.close()
 
     def _step(self) -> None:
         """Admits, prefills, decodes one token per ready slot, and collects what has finished."""
         self._admit()
-        rows, ready = self._plan_rows()
-        logits = self._runner.forward(rows)
-        tokens = self._draw(logits, ready)
-        self.stats.slot_steps += len(ready)
+        plan = plan_pass(self._table)
+        logits = self._runner.forward(TokenRows.of(plan, self._table))
+        self._table.advance(plan.prefill_slots, plan.prefill_positions)
+        self._table.advance(plan.decode_slots, plan.decode_positions)
+        tokens = self._draw(logits, plan.ready)
+        self.stats.slot_steps += len(plan.ready)
         self.stats.capacity_steps += self.capacity
-        self.stats.tokens_generated += len(ready)
-        self._append(ready, tokens)
-        if not self._queue:
+        self.stats.tokens_generated += len(plan.ready)
+        self._append(plan.ready, tokens)
+        if not self._in_flight.waiting:
             self._compact()
 
     def _admit(self) -> None:
         """Moves queued requests into free slots; those that gain by another one's prefill wait for it."""
-        if not self._queue:
+        table, waiting = self._table, self._in_flight.waiting
+        if not waiting:
             return
-        table = self._table
-        waiting: list[SampleRequest] = []
+        held_back: list[SampleRequest] = []
         copies: list[RowCopy] = []
         free = deque(table.free_slots(self.capacity).tolist())
-        most_waiting = len(free)  # with no bound, a long queue would be searched for ever new prompts
-        while free and self._queue and len(waiting) < most_waiting:
-            request = self._queue.popleft()
+        most_held_back = len(free)  # with no bound, a long queue would be searched for ever new prompts
+        while free and waiting and len(held_back) < most_held_back:
+            request = waiting.popleft()
             match = table.match(request.token_ids)
-            if match.promised >= match.length + WORTH_WAITING:
-                waiting.append(request)
+            if match.length_soon >= match.length + WORTH_WAITING:
+                held_back.append(request)
                 continue
             slot = free.popleft()
             table.touch(match.row)  # so that it is not the row that the slot's old content goes to
@@ -150,7 +137,7 @@ class TransformersPolicy:
             table.admit(slot, request, match.length)
             self.stats.tokens_reused += match.length
             self.stats.tokens_prefilled += len(request.token_ids) - match.length
-        self._queue.extendleft(reversed(waiting))
+        waiting.extendleft(reversed(held_back))
         self._runner.cache.copy_rows(copies)
 
     def _vacate(self, slot: int, copies: list[RowCopy]) -> None:
@@ -158,30 +145,6 @@ class TransformersPolicy:
         retained = self._table.vacate(slot)
         if retained is not None:
             copies.append(RowCopy(slot, retained, int(self._table.computed[retained])))
-
-    def _plan_rows(self) -> tuple[Rows, IntArray]:
-        """Token rows of this pass, prefill first, and the slots that decode in it."""
-        table = self._table
-        pending = np.maximum(table.lengths[: table.num_slots] - 1 - table.computed[: table.num_slots], 0)
-        catching_up = np.flatnonzero((pending > 0) & (pending <= CATCH_UP_TOKENS))
-        entering = np.flatnonzero(pending > CATCH_UP_TOKENS)
-        budget = np.cumsum(pending[entering])
-        counts = np.clip(PREFILL_TOKENS - (budget - pending[entering]), 0, pending[entering])
-        prefill_rows = np.repeat(entering, counts)
-        within = np.arange(len(prefill_rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-        prefill_positions = table.computed[prefill_rows] + within
-        table.computed[entering] += counts
-        ready = np.flatnonzero(
-            table.occupied & (table.computed[: table.num_slots] == table.lengths[: table.num_slots] - 1)
-        )
-        decoding = np.concatenate([ready, catching_up])
-        num_prefill = round_up(len(prefill_rows), ROW_MULTIPLE)
-        num_decode = round_up(int(decoding.max(initial=0)) + 1, ROW_MULTIPLE)
-        rows = Rows.padding(num_prefill, num_decode, table.padding_row)
-        rows.fill(np.arange(len(prefill_rows)), prefill_rows, prefill_positions, table.tokens)
-        rows.fill(num_prefill + decoding, decoding, table.computed[decoding], table.tokens)
-        table.computed[decoding] += 1
-        return rows, ready
 
     def _draw(self, logits: torch.Tensor, ready: IntArray) -> IntArray:
         """`[len(ready)]` drawn ids, -1 where the logits were not finite."""
@@ -207,8 +170,8 @@ class TransformersPolicy:
             reason = FinishReason.ERROR if is_broken else FinishReason.STOP if is_ended else FinishReason.LENGTH
             request = table.requests[slot]
             assert request is not None
-            new_ids = table.tokens[slot, table.prompt_lengths[slot] : table.lengths[slot]].copy()
-            self._done.append(SampleResult(request.request_id, new_ids, reason))
+            new_ids = table.tokens[slot, table.prompt_lengths[slot] : table.lengths[slot]]
+            self._in_flight.finish(request.request_id, new_ids, reason)
         table.finish(ready[over])
         if broken.any():
             self._runner.clear_rows(ready[broken])
@@ -227,3 +190,9 @@ class TransformersPolicy:
             self._table.move(sources, targets)
             lengths = self._table.computed[targets]
             self._runner.cache.copy_rows([*copies, *map(RowCopy, sources.tolist(), targets.tolist(), lengths.tolist())])
+
+
+def _declared_end_ids(model: Any) -> int | list[int] | None:
+    """``eos_token_id`` of the model's generation config; a model need not have one."""
+    declared: int | list[int] | None = getattr(model.generation_config, "eos_token_id", None)
+    return declared

@@ -147,7 +147,8 @@ def pack_rows(trees: Sequence[PackedTree], *, break_even_tokens: int) -> PackedB
     plans: list[tuple[float, int, int, list[list[int]]]] = []
     for capacity in np.unique(np.linspace(longest, max(longest, min(total, 8 * longest)), NUM_WIDTHS).astype(int)):
         rows = first_fit_decreasing(lengths, int(capacity))
-        width = _round_up(max(sum(lengths[index] for index in row) for row in rows))
+        fullest = max(sum(lengths[index] for index in row) for row in rows)
+        width = -(-fullest // ROW_MULTIPLE) * ROW_MULTIPLE  # rounded up
         num_tokens = len(rows) * width
         plans.append((max(num_tokens / total - 1, MAX_PADDING), num_tokens * (width + break_even_tokens), width, rows))
     _, _, width, best = min(plans, key=lambda plan: plan[:3])
@@ -172,10 +173,6 @@ def first_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int
         rows[row].append(index)
         room[row] -= lengths[index]
     return rows
-
-
-def _round_up(length: int) -> int:
-    return -(-length // ROW_MULTIPLE) * ROW_MULTIPLE
 
 
 def _collate(rows: Sequence[Sequence[PackedTree]], width: int) -> PackedBatch:

@@ -29,8 +29,8 @@ from typing import Any, NoReturn
 import torch
 
 from pipeline_lib.config import ConfigError, PolicyConfig, TrainConfig
+from pipeline_lib.policy.devices import resolve_device
 from pipeline_lib.training.batches.packing import PackedTree
-from pipeline_lib.training.open_policy import resolve_device
 from pipeline_lib.training.processes.job import Job, write_job
 from pipeline_lib.training.result import UpdateMetrics
 from pipeline_lib.training.trainer import OnUpdate

@@ -64,7 +64,7 @@ def _join(folder: Path, device: str) -> tuple[Team, str]:
     from accelerate import Accelerator
     from accelerate.utils import check_cuda_p2p_ib_support
 
-    from pipeline_lib.training.open_policy import resolve_device
+    from pipeline_lib.policy.devices import resolve_device
     from pipeline_lib.training.processes.team import Team
 
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])

@@ -1,7 +1,7 @@
 """vLLM imported and its engine's arguments made, from the configuration.
 
-One idea: all that vLLM reads from the environment, changes in this process or wants on a CPU otherwise
-than on a GPU stands here, so that the engine itself is the same everywhere.
+All that vLLM reads from the environment, changes in this process or wants on a CPU otherwise than on a GPU stands here,
+so that the engine itself is the same everywhere.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from pydantic import ValidationError
 from transformers import AutoConfig
 
 from pipeline_lib.config import ConfigError, PolicyConfig
-from pipeline_lib.policy.loading import resolve_device
+from pipeline_lib.config.one_line import first_line
+from pipeline_lib.policy.devices import resolve_device
 
 # Read by vLLM when it is imported; whoever sets a variable decides.
 ENVIRONMENT = {
@@ -30,7 +30,7 @@ ENVIRONMENT = {
 }
 GIB = 2**30
 CPU_CACHE_GIB = 1.0
-SHELF = {"kv_connector_module_path": "pipeline_lib.policy.vllm_engine.shelf", "kv_connector": "ShelfConnector"}
+SHELF = {"kv_connector_module_path": "pipeline_lib.policy.vllm_engine.cache_shelf", "kv_connector": "ShelfConnector"}
 CPU_PASS_TOKENS = 2048  # as many in one pass, prompts and answers together
 
 
@@ -123,13 +123,6 @@ def threads_stay_settable(config: PolicyConfig) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads = setter
-
-
-def first_line(error: Exception) -> str:
-    """An error in one line; of pydantic's, which begin with a count, the first complaint."""
-    if isinstance(error, ValidationError):
-        return str(error.errors()[0]["msg"])
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _context(model_dir: Path | str, revision: str | None, wanted: int) -> int:

@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 
 from pipeline_lib.config import ConfigError, PolicyConfig
-from pipeline_lib.policy.adapters import KnownAnswers, StaleWeightsError, Weights, adapter_rank
-from pipeline_lib.policy.vllm_engine.start import (
+from pipeline_lib.config.one_line import first_line
+from pipeline_lib.policy.adapters import ProbeAnswers, StaleWeightsError, Weights, adapter_rank
+from pipeline_lib.policy.in_flight import ModelLimits
+from pipeline_lib.policy.vllm_engine.engine_arguments import (
     engine_arguments,
-    first_line,
     import_vllm,
     runs_on_cpu,
     threads_stay_settable,
@@ -59,23 +60,20 @@ class VllmEngine:
         self._num_adapters = 0
         self._lora: Any = None
         self._model_dir = weights.model_dir
-        self._answers = KnownAnswers()
+        self._answers = ProbeAnswers()
         self.load(weights)
 
     @property
-    def context(self) -> int:
-        """Prompt and answer together, in tokens."""
-        return int(self._engine.model_config.max_model_len)
+    def limits(self) -> ModelLimits:
+        """The longest context that it was started with, and the model's vocabulary."""
+        model = self._engine.model_config
+        return ModelLimits(int(model.max_model_len), int(model.get_vocab_size()))
 
     @property
-    def vocab_size(self) -> int:
-        return int(self._engine.model_config.get_vocab_size())
-
-    @property
-    def end_token_ids(self) -> frozenset[int]:
-        """Ids that end an answer by the model's generation config."""
-        ids = self._engine.model_config.try_get_generation_config().get("eos_token_id")
-        return frozenset(ids if isinstance(ids, list) else () if ids is None else (ids,))
+    def declared_end_ids(self) -> int | list[int] | None:
+        """``eos_token_id`` of the model's generation config; a model need not have one."""
+        declared: int | list[int] | None = self._engine.model_config.try_get_generation_config().get("eos_token_id")
+        return declared
 
     def load(self, weights: Weights) -> None:
         """Wakes or starts the engine if need be and makes it answer with `weights`; nothing may be running.
@@ -115,7 +113,7 @@ class VllmEngine:
         if self._engine is not None:
             self._engine.abort_request(request_ids)
 
-    def rest(self) -> None:
+    def free_for_training(self) -> None:
         """Gives a GPU's memory back until the next `load`: asleep, or ended. On a CPU there is nothing to give."""
         if not self._config.vllm.keep_while_training:
             self.close()
@@ -140,7 +138,7 @@ class VllmEngine:
         except (ValueError, OSError, RuntimeError, ImportError) as error:
             self.close()
             raise ConfigError(f"policy.backend=vllm cannot start on {model_dir}: {first_line(error)}") from error
-        self._model_dir, self._answers = model_dir, KnownAnswers()
+        self._model_dir, self._answers = model_dir, ProbeAnswers()
         self._check(Weights(model_dir))
 
     def _set_adapter(self, weights: Weights) -> None:
@@ -171,8 +169,8 @@ class VllmEngine:
 
     def _probe(self) -> bytes:
         """Log-probabilities of fixed tokens, computed alone and without the cache: equal weights, equal bits."""
-        rng = np.random.default_rng(0)
-        ids = rng.integers(0, self.vocab_size, min(PROBE_TOKENS, self.context - 1)).tolist()
+        rng, limits = np.random.default_rng(0), self.limits
+        ids = rng.integers(0, limits.vocab_size, min(PROBE_TOKENS, limits.context - 1)).tolist()
         self.add("probe", ids, max_tokens=1, temperature=0.0, prompt_logprobs=0)
         outputs: list[Any] = []
         while not outputs:

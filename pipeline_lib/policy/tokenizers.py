@@ -1,0 +1,46 @@
+"""From a model folder to its tokenizer, and to the codec that prompts are made with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from pipeline_lib.config import ConfigError, PolicyConfig
+from pipeline_lib.config.one_line import first_line
+from pipeline_lib.policy.codec import TokenizerCodec
+from pipeline_lib.policy.model_folders import check_folder
+
+
+def load_tokenizer(model_dir: Path | str, config: PolicyConfig) -> Any:
+    """The tokenizer beside the model.
+
+    Args:
+        model_dir: folder or hub name.
+        config: the hub revision is read.
+
+    Raises:
+        ConfigError: there is none that can be loaded.
+    """
+    check_folder(model_dir, "model")
+    transformers_logging.disable_progress_bar()  # the trainer's bar per load would tear the run's own apart
+    try:
+        return AutoTokenizer.from_pretrained(model_dir, revision=config.revision or "main")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"policy.model={model_dir}: cannot load its tokenizer: {first_line(error)}") from error
+
+
+def load_codec(model_dir: Path | str, config: PolicyConfig, instruction: str = "") -> TokenizerCodec:
+    """The codec of the tokenizer beside the model.
+
+    Args:
+        model_dir: folder or hub name.
+        config: the hub revision is read.
+        instruction: appended to every question; "" adds nothing.
+
+    Raises:
+        ConfigError: there is no tokenizer that can be loaded, or it has no chat template.
+    """
+    return TokenizerCodec(load_tokenizer(model_dir, config), instruction)
