@@ -289,14 +289,6 @@ class IterationRecord(Record):
         """The report for `dataset` and `split`, or None when it was not evaluated."""
         return next((e for e in self.evaluations if (e.dataset, e.split) == (dataset, split)), None)
 
-    def refs_of(self, stage: str) -> tuple[Ref, ...]:
-        """The references of one stage in `refs`, those of all shards of a search; () when the stage did not run.
-
-        Args:
-            stage: ``problems``, ``search``, ``score``, ``audit`` or ``train``.
-        """
-        return tuple(ref for name, ref in self.refs.items() if name.partition("/")[0] == stage)
-
 
 class GateDecision(Record):
     """What the early-stopping gate says after an iteration."""

@@ -23,7 +23,7 @@ from pipeline_lib.policy.scripted import CharCodec, ScriptedPolicy
 from pipeline_lib.problems.tiny import make_problem, worked_script
 from pipeline_lib.search import search_trees
 from pipeline_lib.search.tree_files import tree_to_dict
-from pipeline_lib.types import IterationRecord, PolicyRef, Problem, Ref, SearchTree
+from pipeline_lib.types import Problem, SearchTree
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "deployments" / "examples"
@@ -211,14 +211,3 @@ def test_the_settings_of_the_own_run_are_known() -> None:
     config = apply_overrides(preset("tiny"), [*own_problems_and_verifier.OWN, *own_problems_and_verifier.SMALL])
     assert config.policy.instruction == ""
     assert config.grader == f"deployments.examples.{OWN_RUN}:verify"
-
-
-def test_the_references_of_a_stage_are_those_of_all_its_shards() -> None:
-    policy = PolicyRef(policy_id="p", base_model="tiny", iteration=1)
-    first, second, other = (Ref(uri=name, sha256="0", num_rows=1, schema_version=1) for name in "abc")
-    record = IterationRecord(
-        index=1, policy=policy, refs={"search/0": first, "first_search": other, "search/1": second}
-    )
-    assert record.refs_of("search") == (first, second)
-    assert record.refs_of("first_search") == (other,)
-    assert record.refs_of("train") == ()

@@ -23,7 +23,8 @@ def read_iteration(index: int, run_id: str | None = None) -> tuple[pd.DataFrame,
     """The trees of an iteration, and their steps; iterations that search count from 1."""
     config, result = load_run(Settings(), run_id)  # from MLflow: settings, and the records with references to the store
     record = result.records[index]
-    trees, scores = load_trees(record.refs_of("search")), load_scores(record.refs["score"])
+    shards = tuple(ref for name, ref in record.refs.items() if name.partition("/")[0] == "search")  # one or more
+    trees, scores = load_trees(shards), load_scores(record.refs["score"])
     weights = {example.tree.problem_id: example.weights for example in build_examples(trees, scores, config.train)}
     steps = [
         steps_frame(tree, score, weights.get(tree.problem_id, np.zeros(tree.num_nodes)))

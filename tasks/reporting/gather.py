@@ -25,7 +25,7 @@ from pipeline_lib.report.tables import tested_datasets
 from pipeline_lib.search import read_roots, read_trees_parquet
 from pipeline_lib.tracking import load_text
 from pipeline_lib.tracking.provenance import describe_environment
-from pipeline_lib.types import IterationRecord, RunResult
+from pipeline_lib.types import IterationRecord, Ref, RunResult
 from tasks.evaluate import PREDICTIONS
 from tasks.problems import PROBLEMS
 from tasks.runtime.stage import open_store
@@ -90,7 +90,7 @@ def shown_trees(record: IterationRecord) -> list[ShownTree]:
     Only they are read whole: of the other thousands, the roots.
     """
     store = open_store()
-    files = [store.open(ref) / TREES for ref in record.refs_of("search")]
+    files = [store.open(ref) / TREES for ref in _refs(record, "search")]
     chosen = choose_trees([root for file in files for root in read_roots(file)])
     if not chosen:
         return []
@@ -126,6 +126,11 @@ def _flips(records: Sequence[IterationRecord], dataset: str) -> list[FlipSummary
         if report.predictions is not None
     }
     return [summarise_flips(dataset, problems, answers)]
+
+
+def _refs(record: IterationRecord, stage: str) -> list[Ref]:
+    """A stage's reference, or those of its shards."""
+    return [ref for name, ref in record.refs.items() if name.partition("/")[0] == stage]
 
 
 @contextmanager
