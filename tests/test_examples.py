@@ -23,7 +23,7 @@ from pipeline_lib.policy.scripted import CharCodec, ScriptedPolicy
 from pipeline_lib.problems.tiny import make_problem, worked_script
 from pipeline_lib.search import search_trees
 from pipeline_lib.search.tree_files import tree_to_dict
-from pipeline_lib.types import Problem, SearchTree
+from pipeline_lib.types import PolicyRef, Problem, SearchTree
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "deployments" / "examples"
@@ -90,12 +90,12 @@ def test_a_serial_search_comes_to_the_scheduler_s_trees(limits: dict[str, float]
 
 @pytest.mark.slow
 def test_a_serial_search_with_the_model_comes_to_the_scheduler_s_trees() -> None:
-    from tasks.runtime.engines import base_policy, open_policy
+    from tasks.runtime.engines import open_policy
 
     config = preset("tiny")
     search = config.search.model_copy(update={"num_simulations": 8})
     problems = [make_problem("tiny-word", "train", index) for index in (4, 8)]
-    policy = open_policy(config, base_policy(config), problems)
+    policy = open_policy(config, PolicyRef(policy_id="tiny", base_model="tiny", iteration=0), problems)
     serial = [search_one_problem.search_one(problem, policy, search, seed=3) for problem in problems]
     alone = [tree for problem in problems for tree in scheduled([problem], policy, search)]
     assert [tree_to_dict(tree) for tree in serial] == [tree_to_dict(tree) for tree in alone]

@@ -6,11 +6,11 @@ change of the library; to train with it does, since a run's objectives are a clo
 
 import rich
 import torch
+from transformers import AutoTokenizer
 
 from deployments.examples.search_one_problem import search_one
 from deployments.presets import preset
 from pipeline_lib.config import PipelineConfig, apply_overrides
-from pipeline_lib.policy.loading import load_tokenizer
 from pipeline_lib.policy.model_folders import model_folder
 from pipeline_lib.problems.tiny import make_problem
 from pipeline_lib.score import score_tree
@@ -19,7 +19,8 @@ from pipeline_lib.training.batches.examples import build_examples
 from pipeline_lib.training.gradients import add_gradients, batch_terms
 from pipeline_lib.training.loop import pack_examples
 from pipeline_lib.training.open_policy import load_policy
-from tasks.runtime.engines import base_policy, open_policy
+from pipeline_lib.types import PolicyRef
+from tasks.runtime.engines import open_policy
 
 
 def fading_loss(log_probs: torch.Tensor, weights: torch.Tensor, *, num_scored_tokens: int) -> torch.Tensor:
@@ -30,10 +31,10 @@ def fading_loss(log_probs: torch.Tensor, weights: torch.Tensor, *, num_scored_to
 def make_batch(config: PipelineConfig) -> PackedBatch:
     """Eight problems searched, scored and packed as ``train.objective`` reads them, in one forward pass."""
     problems = [make_problem("tiny-word", "train", index) for index in range(8)]
-    policy = open_policy(config, base_policy(config), problems)
+    policy = open_policy(config, PolicyRef(policy_id="tiny", base_model="tiny", iteration=0), problems)
     trees = [search_one(problem, policy, config.search, seed=config.seed) for problem in problems]
     examples = build_examples(trees, [score_tree(tree, config.score) for tree in trees], config.train)
-    end = load_tokenizer(model_folder(config.policy.model), config.policy).eos_token_id
+    end = AutoTokenizer.from_pretrained(model_folder("tiny")).eos_token_id
     return pack_rows(pack_examples(examples, config.train, eos_token_id=end), break_even_tokens=700)
 
 
@@ -43,7 +44,7 @@ def main() -> None:
     for name in ("relative-correctness", "rft", "step-dpo", "fading"):
         config = small if name == "fading" else apply_overrides(small, [f"train.objective={name}"])
         batch = make_batch(config)
-        trained = load_policy(model_folder(config.policy.model), None, config.train, config.policy, seed=config.seed)
+        trained = load_policy(model_folder("tiny"), None, config.train, config.policy, seed=config.seed)
         if name == "fading":  # ours, on the weights of relative correctness
             log_probs = batch_terms(trained, batch, with_reference=False).log_probs
             weights = torch.from_numpy(batch.weights).to(log_probs)

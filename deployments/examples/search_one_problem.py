@@ -18,8 +18,8 @@ from pipeline_lib.problems.formats import format_of
 from pipeline_lib.problems.tiny import make_problem
 from pipeline_lib.search import TreeBuilder, read_rollout, request_at, split_steps
 from pipeline_lib.seeding import derive_seed
-from pipeline_lib.types import ROOT, Outcome, Problem, SearchTree
-from tasks.runtime.engines import base_policy, open_policy
+from pipeline_lib.types import ROOT, Outcome, PolicyRef, Problem, SearchTree
+from tasks.runtime.engines import open_policy
 
 
 def search_one(problem: Problem, policy: Policy, config: SearchConfig, *, seed: int) -> SearchTree:
@@ -52,7 +52,7 @@ def picture(tree: SearchTree) -> Tree:
 def main() -> None:
     """Searches a problem of the tiny world with the model that comes with Coppice."""
     config, problem = preset("tiny"), make_problem("tiny-word", "train", 4)
-    policy = open_policy(config, base_policy(config), [problem])
+    policy = open_policy(config, PolicyRef(policy_id="tiny", base_model="tiny", iteration=0), [problem])
     rich.print(problem.question, picture(search_one(problem, policy, config.search, seed=0)))
 
 
