@@ -116,14 +116,10 @@ class Policy(Protocol):
     """
 
     policy_id: str
+    codec: Codec
     capacity: int
     batch_invariant: bool
     stats: EngineStats
-
-    @property
-    def codec(self) -> Codec:
-        """Prompts and texts to token ids and back."""
-        ...
 
     def submit(self, requests: Sequence[SampleRequest]) -> None:
         """Queues requests; never blocks on the engine."""

@@ -1,7 +1,9 @@
 """Monte Carlo tree search over reasoning steps: from problems to `SearchTree`s."""
 
+from pipeline_lib.search.rollout import read_rollout
 from pipeline_lib.search.scheduler import search_trees
 from pipeline_lib.search.selection import select, ucb1_scores
+from pipeline_lib.search.simulation import request_at
 from pipeline_lib.search.stats import SearchStats, total_stats
 from pipeline_lib.search.steps import Step, split_steps
 from pipeline_lib.search.tree import TreeBuilder
@@ -12,9 +14,11 @@ __all__ = [
     "Step",
     "TreeBuilder",
     "TreeWriter",
+    "read_rollout",
     "read_roots",
     "read_trees",
     "read_trees_parquet",
+    "request_at",
     "search_trees",
     "select",
     "split_steps",

@@ -100,21 +100,28 @@ class SimulationWindow:
     def _select(self) -> Simulation:
         node, index = self._tree.select(), self._next
         self._next += 1
-        params = SamplingParams(
-            max_new_tokens=self._config.max_new_tokens - self._tree.path_tokens(node),
-            temperature=self._config.temperature,
-            top_p=self._config.top_p,
-        )
-        request = SampleRequest(
-            request_id=f"{self._tree.problem_id}#{index}",
-            token_ids=self._tree.prefix_token_ids(node),
-            params=params,
-            seed=derive_seed(self._tree.seed, index),
-        )
-        return Simulation(index, node, request)
+        return Simulation(index, node, request_at(self._tree, node, index, self._config))
 
     def _insert(self, simulation: Simulation, rollout: Rollout) -> None:
-        self._tree.insert(simulation.node, rollout.steps, rollout.outcome, rollout.reward)
-        self._tree.tokens_generated += rollout.num_tokens
-        self._tree.num_timeouts += rollout.timed_out
+        self._tree.insert_rollout(simulation.node, rollout)
         self._inserted += 1
+
+
+def request_at(tree: TreeBuilder, node: int, index: int, config: SearchConfig) -> SampleRequest:
+    """What simulation `index` asks the engine for: a whole continuation of the steps down to `node`.
+
+    Its seed is ``derive_seed(tree.seed, index)``, so a simulation draws the same whenever it is its turn.
+
+    Args:
+        tree: whose prompt and steps are continued.
+        node: as returned by `TreeBuilder.select`.
+        index: place in the tree's order, from 0.
+        config: `max_new_tokens`, `temperature` and `top_p` are used.
+    """
+    params = SamplingParams(
+        max_new_tokens=config.max_new_tokens - tree.path_tokens(node),
+        temperature=config.temperature,
+        top_p=config.top_p,
+    )
+    request_id, seed = f"{tree.problem_id}#{index}", derive_seed(tree.seed, index)
+    return SampleRequest(request_id, tree.prefix_token_ids(node), params, seed)

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline_lib.config import SearchConfig
+from pipeline_lib.search.rollout import Rollout
 from pipeline_lib.search.selection import select
 from pipeline_lib.search.steps import Step
 from pipeline_lib.types import NO_PARENT, ROOT, Int32Array, Outcome, SearchTree
@@ -141,6 +142,12 @@ class TreeBuilder:
             self._value_sums[n] += reward
         self._refresh(path)
         self.tokens_kept += sum(step.num_tokens for step in steps)
+
+    def insert_rollout(self, node: int, rollout: Rollout) -> None:
+        """Inserts a rollout drawn at `node`, backs its reward up, and counts its tokens; see `insert`."""
+        self.insert(node, rollout.steps, rollout.outcome, rollout.reward)
+        self.tokens_generated += rollout.num_tokens
+        self.num_timeouts += rollout.timed_out
 
     def build(self) -> SearchTree:
         """The tree as it stands, without what is in flight."""

@@ -1,0 +1,1 @@
+"""Short programs to read first; each runs as ``python -m deployments.examples.NAME``."""
