@@ -16,7 +16,7 @@ from pipeline_lib.grading import grade
 from pipeline_lib.policy import Policy, sample_all
 from pipeline_lib.problems.formats import format_of
 from pipeline_lib.problems.tiny import make_problem
-from pipeline_lib.search import TreeBuilder, read_rollout, request_at, split_steps
+from pipeline_lib.search import TreeBuilder, request_at, rollout_from_result, split_steps
 from pipeline_lib.seeding import derive_seed
 from pipeline_lib.types import ROOT, Outcome, PolicyRef, Problem, SearchTree
 from tasks.runtime.engines import open_policy
@@ -32,7 +32,7 @@ def search_one(problem: Problem, policy: Policy, config: SearchConfig, *, seed: 
         node = tree.select()  # from the root down by UCB1
         request = request_at(tree, node, index, config)
         result = sample_all(policy, [request])[request.request_id]  # a whole continuation of the steps so far
-        rollout = read_rollout(result, split, policy.codec, depth=tree.depth(node), config=config)
+        rollout = rollout_from_result(result, split, policy.codec, depth=tree.depth(node), config=config)
         if rollout.outcome is Outcome.OPEN:  # it ended within all limits, so there may be an answer
             rollout = rollout.graded(grade(tree.prefix_text(node) + rollout.text, problem.answer))
         tree.insert_rollout(node, rollout)  # every step becomes a node; the reward goes up to the root

@@ -1,6 +1,6 @@
 """Monte Carlo tree search over reasoning steps: from problems to `SearchTree`s."""
 
-from pipeline_lib.search.rollout import read_rollout
+from pipeline_lib.search.rollout import rollout_from_result
 from pipeline_lib.search.scheduler import search_trees
 from pipeline_lib.search.selection import select, ucb1_scores
 from pipeline_lib.search.simulation import request_at
@@ -14,11 +14,11 @@ __all__ = [
     "Step",
     "TreeBuilder",
     "TreeWriter",
-    "read_rollout",
     "read_roots",
     "read_trees",
     "read_trees_parquet",
     "request_at",
+    "rollout_from_result",
     "search_trees",
     "select",
     "split_steps",
