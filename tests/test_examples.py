@@ -20,7 +20,7 @@ from pipeline_lib.config import SearchConfig, apply_overrides
 from pipeline_lib.grading import GradingPool
 from pipeline_lib.policy import Policy
 from pipeline_lib.policy.scripted import CharCodec, ScriptedPolicy
-from pipeline_lib.problems.tiny import make_problem, worked_script
+from pipeline_lib.problems.tiny import make_problem, error_prone_script
 from pipeline_lib.search import search_trees
 from pipeline_lib.search.tree_files import tree_to_dict
 from pipeline_lib.types import PolicyRef, Problem, SearchTree
@@ -70,7 +70,9 @@ def scheduled(problems: list[Problem], policy: Policy, config: SearchConfig) -> 
 
 def scripted(problems: list[Problem]) -> ScriptedPolicy:
     codec = CharCodec()
-    return ScriptedPolicy(worked_script(problems, lambda question: codec.decode(codec.encode_prompt(question))), codec)
+    return ScriptedPolicy(
+        error_prone_script(problems, lambda question: codec.decode(codec.encode_prompt(question))), codec
+    )
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def search_one(problem: Problem, policy: Policy, config: SearchConfig, *, seed: 
         result = sample_all(policy, [request])[request.request_id]  # a whole continuation of the steps so far
         rollout = rollout_from_result(result, split, policy.codec, depth=tree.depth(node), config=config)
         if rollout.outcome is Outcome.OPEN:  # it ended within all limits, so there may be an answer
-            rollout = rollout.graded(grade(tree.prefix_text(node) + rollout.text, problem.answer))
+            rollout = rollout.with_grade(grade(tree.prefix_text(node) + rollout.text, problem.answer))
         tree.insert_rollout(node, rollout)  # every step becomes a node; the reward goes up to the root
     return tree.build()
 
