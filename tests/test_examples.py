@@ -20,7 +20,7 @@ from pipeline_lib.config import SearchConfig, apply_overrides
 from pipeline_lib.grading import GradingPool
 from pipeline_lib.policy import Policy
 from pipeline_lib.policy.scripted import CharCodec, ScriptedPolicy
-from pipeline_lib.problems.tiny import make_problem, error_prone_script
+from pipeline_lib.problems.tiny import error_prone_script, make_problem
 from pipeline_lib.search import search_trees
 from pipeline_lib.search.tree_files import tree_to_dict
 from pipeline_lib.types import PolicyRef, Problem, SearchTree

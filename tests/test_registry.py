@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -294,6 +295,9 @@ def champion(settings: Settings, folder: Path, tmp_path_factory: pytest.TempPath
     torch.manual_seed(0)
     config = LoraConfig(r=16, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(str(made))
+    settings_file = made / "adapter_config.json"
+    written = json.loads(settings_file.read_text()) | {"base_model_name_or_path": "tiny"}  # as training leaves it
+    settings_file.write_text(json.dumps(written))
     tracker = Tracker.open(settings, run_key="lora", run_name="lora", config=PipelineConfig(preset="lora"))
     tracker.log_iteration(make_record(1, policy_id="lora"), IterationContents(adapter=made, parent=BASE))
     tracker.apply_gate_decision(
@@ -331,12 +335,15 @@ def test_one_line_loads_the_champion_with_peft(
 ) -> None:
     import torch
     from mlflow.artifacts import download_artifacts
-    from peft import AutoPeftModelForCausalLM, PeftModel
+    from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     name, folder = champion
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri(settings))
-    policy = AutoPeftModelForCausalLM.from_pretrained(download_artifacts(f"models:/{name}@champion"))
+    scope: dict[str, Any] = {"BASE": str(model_path("tiny")), "download_artifacts": download_artifacts}
+    scope |= {"PeftModel": PeftModel, "AutoModelForCausalLM": AutoModelForCausalLM}
+    exec(load_lines(name)[0], scope)
+    policy = scope["policy"]
     base = AutoModelForCausalLM.from_pretrained(model_path("tiny"))
     tokens = torch.arange(5, 25)[None]
     with torch.no_grad():
@@ -354,7 +361,8 @@ def test_one_line_loads_the_champion_with_vllm(
     vllm = pytest.importorskip("vllm")
     import torch
     from mlflow.artifacts import download_artifacts
-    from peft import AutoPeftModelForCausalLM
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
     from vllm.lora.request import LoRARequest
 
     name, _ = champion
@@ -369,7 +377,8 @@ def test_one_line_loads_the_champion_with_vllm(
         greedy,
         lora_request=LoRARequest("champion", 1, download_artifacts(f"models:/{name}@champion")),
     )
-    policy = AutoPeftModelForCausalLM.from_pretrained(download_artifacts(f"models:/{name}@champion"))
+    base = AutoModelForCausalLM.from_pretrained(model_path("tiny"))
+    policy = PeftModel.from_pretrained(base, download_artifacts(f"models:/{name}@champion"))
     tokens = torch.tensor([prompt])
     with torch.no_grad():
         for _ in range(8):

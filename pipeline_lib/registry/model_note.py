@@ -28,9 +28,13 @@ def model_note(name: str, moves: Sequence[ChampionMove]) -> str:
 
 
 def load_lines(name: str) -> list[str]:
-    """The two lines that load a model's champion, with PEFT and with vLLM."""
+    """The two lines that load a model's champion, with PEFT and with vLLM.
+
+    Both are told where the base is: an adapter's own files know a folder by its last name only, so that they are the
+    same on every machine.
+    """
     folder = f'download_artifacts("models:/{name}@champion")'
     return [
-        f"policy = AutoPeftModelForCausalLM.from_pretrained({folder})",
+        f"policy = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE), {folder})",
         f'answers = LLM(BASE, enable_lora=True).generate(prompts, lora_request=LoRARequest("champion", 1, {folder}))',
     ]
