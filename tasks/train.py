@@ -11,6 +11,7 @@ from pipeline_lib.store import PARTIAL, Entry, read_json, write_json
 from pipeline_lib.training.batches.examples import build_examples, count_examples
 from pipeline_lib.types import PolicyRef, Ref
 from tasks.runtime.engines import engines
+from tasks.runtime.keys import key_of
 from tasks.runtime.policies import policy_folder
 from tasks.runtime.progress import Progress
 from tasks.runtime.stage import Done, open_store, stage
@@ -18,15 +19,14 @@ from tasks.score import load_scores
 from tasks.search import load_trees
 
 HISTORY = "history.json"
-# How the same numbers are computed, up to the order of sums, as on another device.
-WITHOUT_EFFECT = {"checkpoint_every", "gradient_checkpointing", "num_processes", "shard_weights"}
 
 
 def _spec(
     *, config: PipelineConfig, trees: tuple[Ref, ...], scores: Ref, policy: PolicyRef, iteration: int
 ) -> dict[str, Any]:
+    train = key_of(config.train, without=config.train.without_effect())
     return {
-        "train": config.train.model_dump(exclude=WITHOUT_EFFECT),
+        "train": train | {"kl_beta": config.train.kl_weight},
         "dtype": config.policy.dtype,
         "policy_id": policy.policy_id,
         "seed": config.seed,
@@ -34,7 +34,7 @@ def _spec(
     }
 
 
-@stage(_spec, run_name="train {iteration}")
+@stage(_spec, version=2, run_name="train {iteration}")
 def train_policy(
     entry: Entry, *, config: PipelineConfig, trees: tuple[Ref, ...], scores: Ref, policy: PolicyRef, iteration: int
 ) -> Done:
@@ -65,7 +65,7 @@ def train_policy(
     if config.train.full_finetuning:
         load_tokenizer(model_dir, config.policy).save_pretrained(entry.path / "policy")
     write_json(entry.path / HISTORY, list(result.history))
-    metrics = {**result.metrics(), **count_examples(searched, examples)}
+    metrics = {**result.metrics(), **count_examples(searched, examples), "train/kl_beta": config.train.kl_weight}
     return Done(result.num_updates, {name.removeprefix("train/"): value for name, value in metrics.items()})
 
 

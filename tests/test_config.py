@@ -67,6 +67,19 @@ def test_a_bad_override_is_refused_in_one_line(override, message):
     assert "\n" not in str(caught.value)
 
 
+def test_null_takes_away_the_clip_and_leaves_the_kl_to_the_objective():
+    config = apply_overrides(PipelineConfig(), ["train.negative_clip=null", "train.kl_beta=0.2"])
+    assert (config.train.negative_clip, config.train.kl_weight) == (None, 0.2)
+    own = {o: apply_overrides(config, [f"train.objective={o}", "train.kl_beta=null"]) for o in ("rft", "step-dpo")}
+    assert {o: (c.train.kl_weight, c.train.needs_reference) for o, c in own.items()} == {
+        "rft": (0, True),
+        "step-dpo": (0, True),
+    }
+    assert PipelineConfig().train.kl_weight == 0.1
+    with pytest.raises(ConfigError, match=r"train\.kl_beta=-1: .*greater than or equal to 0"):
+        apply_overrides(config, ["train.kl_beta=-1"])
+
+
 def test_a_single_test_set_needs_no_list_and_none_stands_twice():
     one = apply_overrides(PipelineConfig(), ["evaluation.datasets=gsm8k=/data/test.parquet"])
     assert one.evaluation.datasets == ("gsm8k=/data/test.parquet",)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from pydantic import Field
 
 from deployments.presets import PRESETS
-from pipeline_lib.config import ConfigGroup
+from pipeline_lib.config import ConfigGroup, PipelineConfig, TrainConfig
+from pipeline_lib.types import PolicyRef, Ref
 from tasks.runtime.keys import key_of
 
 
@@ -35,3 +37,47 @@ def test_without_later_fields_a_key_is_the_whole_group() -> None:
     for make in PRESETS.values():
         group = make().gate
         assert set(key_of(group)) <= set(group.model_dump(mode="json"))
+
+
+def training_key(**changes: object) -> str:
+    from tasks.train import train_policy
+
+    ref = Ref(uri="stage/key", sha256="0" * 64, num_rows=1, schema_version=1)
+    config = PipelineConfig(train=TrainConfig.model_validate(changes))
+    policy = PolicyRef(policy_id="p", base_model="tiny", iteration=0)
+    return train_policy.entry(config=config, trees=(ref,), scores=ref, policy=policy, iteration=1).uri
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "where"),
+    [
+        ("dpo_beta", 0.5, {"step-dpo"}),
+        ("negative_clip", None, {"relative-correctness"}),
+        ("kl_beta", 0.5, {"relative-correctness", "rft", "step-dpo"}),
+        ("kl_alarm", 0.5, {"relative-correctness", "rft", "step-dpo"}),
+        ("warmup_updates", 1, {"relative-correctness", "rft", "step-dpo"}),
+        ("checkpoint_every", 1, set()),
+        ("gradient_checkpointing", True, set()),
+        ("tokens_per_microbatch", 64, set()),
+        ("num_processes", 2, set()),
+        ("shard_weights", True, set()),
+    ],
+)
+def test_a_training_setting_is_in_the_key_where_it_has_an_effect(setting: str, value: object, where: set[str]) -> None:
+    objectives = ("relative-correctness", "rft", "step-dpo")
+    moved = {o for o in objectives if training_key(objective=o, **{setting: value}) != training_key(objective=o)}
+    assert moved == where
+
+
+def test_a_kl_beta_left_open_is_in_the_key_as_the_number_that_it_stands_for() -> None:
+    assert training_key(kl_beta=0.1) == training_key()
+    assert training_key(objective="step-dpo", kl_beta=0) == training_key(objective="step-dpo")
+    assert training_key(objective="rft", kl_beta=0) != training_key(objective="rft")  # the KL, and its alarm, go
+
+
+def test_settings_of_what_is_not_there_are_in_no_key() -> None:
+    unmeasured = {"kl_beta": 0}
+    assert training_key(**unmeasured, kl_alarm=0.5) == training_key(**unmeasured)
+    full = {"full_finetuning": True}
+    assert training_key(**full, lora_rank=4, lora_alpha=4) == training_key(**full)
+    assert training_key(lora_rank=4) != training_key()

@@ -1,7 +1,10 @@
+import re
+from pathlib import Path
+
 import pytest
 
 from deployments.presets import preset, preset_names
-from pipeline_lib.config import PipelineConfig
+from pipeline_lib.config import PipelineConfig, ScoreConfig, TrainConfig
 from pipeline_lib.problems.formats import format_of
 
 ROOM_FOR_PROMPTS = 512  # the longest question of GSM8K's train split has 1,000 characters
@@ -28,6 +31,29 @@ def test_the_training_dataset_is_measured_and_transfer_beside_it(name: str) -> N
     assert config.problems.dataset in names
     assert len(names) > 1
     assert all(format_of(dataset) for dataset in names)
+
+
+def test_the_literal_setting_is_tiny_but_for_what_the_paper_says() -> None:
+    config, tiny = preset("tiny-literal"), preset("tiny")
+    assert (config.score.baseline, config.score.scaling) == ("others", "linear")
+    assert (config.train.negative_clip, config.train.kl_weight) == (None, 0.1)
+    changed = {"preset": "tiny", "score": tiny.score, "train": tiny.train}
+    assert config.model_copy(update=changed) == tiny
+    same = {"negative_clip": tiny.train.negative_clip, "kl_beta": tiny.train.kl_beta}
+    assert config.train.model_copy(update=same) == tiny.train
+
+
+def test_only_the_literal_setting_is_called_the_papers() -> None:
+    fields = {**TrainConfig.model_fields, **ScoreConfig.model_fields}
+    own = {name for name, field in fields.items() if re.search("paper'?s own|the paper's", field.description or "")}
+    assert own == set()
+    assert "literal" in (TrainConfig.model_fields["objective"].description or "")
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_is_in_the_table_of_presets(name: str) -> None:
+    page = (Path(__file__).resolve().parents[1] / "deployments" / "README.md").read_text(encoding="utf-8")
+    assert any(f"`{name}`" in line for line in page.splitlines() if line.startswith("|"))
 
 
 def test_the_paper_size() -> None:

@@ -95,6 +95,25 @@ def test_kl_running_away(train: list[dict[str, float]], evidence: str | None) ->
     assert (found and found.evidence) == evidence
 
 
+IDLE = {"taught": 0.0, "policy_change": 0.0012, "updates": 2.0, "scored_tokens": 1500.0, "kl": 0.0}
+
+
+def test_a_training_that_could_not_teach_is_named() -> None:
+    found = seen(make_record(0), make_record(1, train={**IDLE, "taught": 1.0}), make_record(2, train=IDLE), champion=0)
+    assert found["taught-nothing"].evidence == (
+        "iteration 2: 2 updates on 1,500 scored tokens moved log-probabilities by 0.0012 nats on average"
+    )
+    assert "train.tokens_per_update" in found["taught-nothing"].advice
+    many = seen(make_record(0), make_record(1, train={**IDLE, "updates": 60.0}), champion=0)["taught-nothing"]
+    assert "train.learning_rate" in many.advice
+    assert "taught-nothing" not in seen(make_record(0), make_record(1))  # a record of before it was measured
+
+
+def test_a_training_that_could_not_teach_is_said_in_the_closing_lines() -> None:
+    lines = notice_lines(make_result([make_record(0), make_record(1, train=IDLE)], champion=0), CONFIG)
+    assert lines[0].startswith("noticed: training could not teach (iteration 1: 2 updates on 1,500 scored tokens ")
+
+
 def test_answers_that_cannot_be_graded_are_told_by_their_cause() -> None:
     cut = seen(make_record(0), make_record(1, audit=make_audit(truncated_share=0.3)))["unusable-answers"]
     assert cut.evidence == "30 % of iteration 1's rollouts were cut off"

@@ -24,15 +24,33 @@ SCORES = np.array([0, -2.0, 2.0, 1.0, -1.0, 0])
 ALL_WRONG = make_tree([-1, 0], [[], [4]], outcomes={1: Outcome.WRONG})
 
 
-def test_weights_are_scores_over_their_mean_size_and_clipped_below():
-    first, second = relative_correctness_weights([np.array([2.0, -1, 0]), np.array([-3.0])], negative_clip=0.6)
-    np.testing.assert_allclose(first, [1, -0.5, 0])
-    np.testing.assert_allclose(second, [-0.6])
+def weights_of(*scores, negative_clip):
+    weights = relative_correctness_weights([np.array(s, dtype=float) for s in scores], negative_clip=negative_clip)
+    return [weight.tolist() for weight in weights]
+
+
+def test_scores_are_clipped_first_and_then_of_mean_magnitude_1():
+    # mean |score| is 2, so -3 becomes -1.2; what is left, 2, 1 and 1.2, has mean magnitude 1.4
+    first, second = weights_of([2, -1, 0], [-3], negative_clip=0.6)
+    np.testing.assert_allclose(first, [2 / 1.4, -1 / 1.4, 0])
+    np.testing.assert_allclose(second, [-1.2 / 1.4])
+
+
+def test_without_a_clip_a_weight_is_its_score_over_the_mean_magnitude():
+    assert weights_of([2, -1, 0], [-3], negative_clip=None) == [[1, -0.5, 0], [-1.5]]
 
 
 def test_clip_zero_keeps_positives_only():
-    (example,) = build_examples([TREE], [SCORES], TrainConfig(negative_clip=0))
-    np.testing.assert_allclose(example.weights, [0, 0, 4 / 3, 2 / 3, 0, 0])
+    assert weights_of([2, -1, 0, 6], negative_clip=0) == [[0.5, 0, 0, 1.5]]
+    assert weights_of([-2, 0], negative_clip=0) == [[0, 0]]
+
+
+@pytest.mark.parametrize("clip", [0, 0.1, 0.5, 3, None])
+def test_no_clip_moves_the_share_of_the_kl(clip):
+    trees = [random_tree(seed) for seed in range(5)]
+    examples = build_examples(trees, [group_scores(tree) for tree in trees], TrainConfig(negative_clip=clip))
+    magnitudes = np.abs(np.concatenate([example.weights for example in examples]))
+    assert magnitudes[magnitudes > 0].mean() == pytest.approx(1)
 
 
 def test_weights_do_not_depend_on_the_scale_of_the_scores():
@@ -59,7 +77,9 @@ def test_trees_without_signal_are_left_out_and_counted():
     counts = count_examples(trees, examples)
     assert (counts["train/num_trees"], counts["train/num_trees_left_out"]) == (1, 1)
     assert counts["train/num_steps"] == 4
-    assert counts["train/positive_mass"] == pytest.approx(2)
+    # scores 2, 1 and the clipped -0.15 twice (their mean magnitude is 1.5), over their mean magnitude
+    assert counts["train/positive_mass"] == pytest.approx(3 / (3.3 / 4))
+    assert counts["train/negative_mass"] == pytest.approx(-0.3 / (3.3 / 4))
 
 
 def test_nothing_informative_gives_no_examples():

@@ -16,9 +16,10 @@ from pipeline_lib.seeding import derive_generator
 from pipeline_lib.training.batches.batching import plan_updates
 from pipeline_lib.training.batches.examples import build_examples
 from pipeline_lib.training.checkpoint import load_checkpoint
-from pipeline_lib.training.gradients import add_gradients
+from pipeline_lib.training.gradients import add_gradients, log_probs_of
 from pipeline_lib.training.loop import pack_examples, train
 from pipeline_lib.training.open_policy import load_policy
+from pipeline_lib.training.result import MIN_CHANGE
 from pipeline_lib.training.trained_policy import TrainedPolicy
 
 CPU = PolicyConfig(device="cpu", model="random")
@@ -120,6 +121,112 @@ def test_every_objective_lowers_its_loss(model_dir, tmp_path, objective):
     assert result.last_kl > 0
     assert result.num_tokens / result.num_unique_tokens <= 1.15
     assert result.num_updates == len(result.history)
+
+
+@pytest.mark.parametrize("objective", ["relative-correctness", "rft", "step-dpo"])
+def test_the_kl_term_is_added_to_every_objective_by_the_same_rule(model_dir, objective):
+    config = with_(objective=objective)
+    trained = load_policy(model_dir, None, config, CPU, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in trained.trainable().values():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    batches = one_update(config)
+    plain, own, doubled = (
+        add_gradients(trained, batches, config.model_copy(update={"kl_beta": beta})) for beta in (0, None, 0.2)
+    )
+    assert own["kl"] > 1e-3
+    assert doubled["loss"] == pytest.approx(plain["loss"] + 0.2 * own["kl"], rel=1e-5)
+    published = 0.1 if objective == "relative-correctness" else 0
+    assert own["loss"] == pytest.approx(plain["loss"] + published * own["kl"], rel=1e-5)
+    if objective == "rft":
+        assert own["loss"] == pytest.approx(own["nll"], rel=1e-5)
+
+
+def learning_rates(model_dir, folder, **changes):
+    return [update["learning_rate"] for update in run(model_dir, folder, config=with_(**changes)).history]
+
+
+def test_a_warm_up_is_at_most_a_tenth_of_the_updates(model_dir, tmp_path):
+    few = learning_rates(model_dir, tmp_path / "few", tokens_per_update=4096, num_epochs=2)
+    assert few == [1e-3, 1e-3]  # inside a warm-up of five: a fifth and two fifths of that
+    some = learning_rates(model_dir, tmp_path / "some", num_epochs=10)
+    assert 20 <= len(some) < 30
+    assert some[:3] == pytest.approx([5e-4, 1e-3, 1e-3])
+    longest = learning_rates(model_dir, tmp_path / "long", num_epochs=10, warmup_updates=1)
+    assert set(longest) == {1e-3}
+
+
+def test_a_training_that_could_not_teach_says_so(model_dir, tmp_path):
+    idle = run(model_dir, tmp_path / "idle", config=with_(learning_rate=1e-7, kl_beta=0))
+    assert 0 < idle.policy_change < MIN_CHANGE
+    assert (idle.metrics()["train/taught"], idle.metrics()["train/policy_change"]) == (0, idle.policy_change)
+    taught = run(model_dir, tmp_path / "taught", config=with_(learning_rate=5e-3, num_epochs=2, kl_beta=0))
+    assert taught.policy_change > MIN_CHANGE
+    assert taught.metrics()["train/taught"] == 1
+
+
+def test_the_change_of_the_policy_is_that_of_its_own_steps(model_dir, tmp_path):
+    config = with_(learning_rate=5e-3)
+    result = run(model_dir, tmp_path, config=config)
+    trees = pack_examples(examples_for(config), config, eos_token_id=EOS)
+    order = derive_generator(0, "epoch", 0).permutation(len(trees))
+    limits = {"tokens_per_update": 512, "tokens_per_microbatch": 512, "break_even_tokens": 6 * 32}
+    first, *_ = next(plan_updates(trees, order, **limits))
+    before, after = (
+        log_probs_of(load_policy(model_dir, previous, config, CPU, seed=0), first)
+        for previous in (None, tmp_path / "out")
+    )
+    assert result.policy_change == pytest.approx(float((after - before).abs().mean()), rel=1e-4)
+
+
+def test_the_same_steps_stand_behind_an_update_whatever_fits_a_forward_pass(model_dir, tmp_path):
+    large = {"tokens_per_update": 1024, "num_epochs": 2}
+    one, many = (
+        run(model_dir, tmp_path / str(size), config=with_(tokens_per_microbatch=size, **large)) for size in (1024, 128)
+    )
+    assert many.num_tokens > one.num_tokens  # trees were cut: prefixes are computed again
+    for a, b in zip(one.history, many.history, strict=True):
+        for name in ("loss", "nll", "kl", "grad_norm", "learning_rate", "num_scored_tokens"):
+            assert b[name] == pytest.approx(a[name], rel=1e-4, abs=1e-6), name
+
+
+@pytest.mark.parametrize(
+    ("objective", "changes"),
+    [
+        ("relative-correctness", {"gradient_checkpointing": True}),  # what one does when memory ran out
+        ("relative-correctness", {"tokens_per_microbatch": 128}),
+        ("relative-correctness", {"checkpoint_every": 3, "dpo_beta": 0.5, "kl_beta": 0.1}),
+        ("rft", {"negative_clip": None, "dpo_beta": 0.5}),
+    ],
+)
+def test_a_checkpoint_outlives_settings_that_change_no_result(model_dir, tmp_path, objective, changes):
+    config = with_(objective=objective, num_epochs=2, checkpoint_every=2)
+
+    def kill(metrics):
+        if metrics["update"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(model_dir, tmp_path / "killed", config=config, on_update=kill)
+    again: list[float] = []
+    resumed = run(
+        model_dir,
+        tmp_path / "killed",
+        config=config.model_copy(update=changes),
+        on_update=lambda metrics: again.append(metrics["update"]),
+    )
+    assert again[0] == 2
+    whole = run(model_dir, tmp_path / "whole", config=config)
+    assert resumed.last_loss == pytest.approx(whole.last_loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("changes", [{"dpo_beta": 0.5}, {"kl_beta": 0.2}, {"kl_alarm": 0.5}])
+def test_a_checkpoint_is_refused_where_the_setting_has_an_effect(model_dir, tmp_path, changes):
+    config = with_(objective="step-dpo", checkpoint_every=1)
+    run(model_dir, tmp_path, config=config)
+    with pytest.raises(ValueError, match="other settings or data"):
+        run(model_dir, tmp_path, config=config.model_copy(update=changes))
 
 
 def test_a_killed_run_resumes_to_the_same_bytes(model_dir, tmp_path):

@@ -6,6 +6,7 @@ from training_fixtures import EOS, group_scores, make_tree, random_tree
 
 from pipeline_lib.config import TrainConfig
 from pipeline_lib.training.batches.batching import first_fit_decreasing, pack_rows, plan_updates, split_evenly
+from pipeline_lib.training.batches.cutting import cut_tree
 from pipeline_lib.training.batches.examples import build_examples
 from pipeline_lib.training.batches.packing import depth_first, pack_example
 from pipeline_lib.types import Outcome, TrainingExample
@@ -20,13 +21,13 @@ TREE = make_tree(
 
 def pack(weights, tree=TREE, max_tokens=1000, **pairs):
     example = TrainingExample(tree, np.array(weights, dtype=np.float64), **pairs)
-    return pack_example(example, eos_token_id=EOS, max_tokens=max_tokens)
+    return cut_tree(pack_example(example, eos_token_id=EOS), max_tokens)
 
 
 def packed_examples(count, config=None):
     trees = [random_tree(seed) for seed in range(count)]
     examples = build_examples(trees, [group_scores(tree) for tree in trees], config or TrainConfig())
-    return [packed for example in examples for packed in pack_example(example, eos_token_id=EOS, max_tokens=4096)]
+    return [pack_example(example, eos_token_id=EOS) for example in examples]
 
 
 def test_a_tree_by_hand():
@@ -78,6 +79,42 @@ def test_a_large_tree_is_cut_and_every_scored_token_kept_once():
     assert [part.token_ids.tolist() for part in parts] == [[2, 3, 10, 11, 12], [2, 3, 20, 21]]
     assert sum(part.num_unique_tokens for part in parts) == 7
     assert [t for part in parts for t in part.targets.tolist()] == pack([0, 1, -2, 3])[0].targets.tolist()
+
+
+@given(st.integers(0, 10_000), st.integers(1, 300), st.sampled_from(["relative-correctness", "step-dpo"]))
+@settings(max_examples=40)
+def test_cut_as_small_as_one_likes_every_scored_token_sees_what_it_saw(seed, max_tokens, objective):
+    tree = random_tree(seed)
+    config = TrainConfig(objective=objective, negative_clip=None)
+    for example in build_examples([tree], [group_scores(tree)], config):
+        whole = pack_example(example, eos_token_id=EOS)
+        parts = cut_tree(whole, max_tokens)
+        assert [context for part in parts for context in contexts(part)] == contexts(whole)
+        assert sum(part.num_pairs for part in parts) == whole.num_pairs
+        assert sum(part.num_unique_tokens for part in parts) <= whole.num_unique_tokens
+        for part in parts:
+            assert part.num_tokens <= max_tokens or len(set(part.segments.tolist())) <= (2 if part.num_pairs else 1)
+            pairs = part.segments // 2
+            assert not part.num_pairs or (pairs.min() >= 0 and pairs.max() < part.num_pairs)
+
+
+def contexts(packed):
+    """(target, weight, path up to it) of every scored token, in order."""
+    return [
+        (
+            int(target),
+            float(weight),
+            packed.token_ids[: source + 1][packed.subtree_ends[: source + 1] > source].tolist(),
+        )
+        for target, weight, source in zip(packed.targets, packed.weights, packed.sources, strict=True)
+    ]
+
+
+def test_parts_of_a_part_count_what_is_new_once():
+    (whole,) = pack([0, 1, -2, 3])
+    first, second = cut_tree(whole, 5)
+    assert sum(part.num_unique_tokens for part in cut_tree(second, 3)) == second.num_unique_tokens == 2
+    assert sum(part.num_unique_tokens for part in cut_tree(first, 3)) == first.num_unique_tokens == 5
 
 
 def test_a_tree_without_a_prompt_is_refused():

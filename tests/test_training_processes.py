@@ -241,7 +241,7 @@ def test_passes_are_dealt_out_evenly_and_each_once():
 def test_updates_hold_the_same_trees_for_any_number_of_processes():
     trees = packed()
     limits = {"tokens_per_update": 512, "tokens_per_microbatch": 512, "break_even_tokens": 768}
-    plans = [plan_updates(trees, np.arange(len(trees)), **limits, num_processes=n) for n in (1, 2, 3)]
+    plans = [list(plan_updates(trees, np.arange(len(trees)), **limits, num_processes=n)) for n in (1, 2, 3)]
     targets = [[sorted(np.concatenate([b.targets for b in batches])) for batches in plan] for plan in plans]
     assert targets[0] == targets[1] == targets[2]
     assert {len(batches) for batches in plans[0]} == {1}
@@ -322,5 +322,5 @@ def test_a_checkpoint_serves_any_number_of_processes(tmp_path):
     from pipeline_lib.training.trainer import _fingerprint
 
     trees = packed()
-    prints = [_fingerprint(trees, with_(**changes), 0) for changes in ({}, TWO, SHARDED, {"num_epochs": 7})]
+    prints = [_fingerprint(job(tmp_path, **changes), trees) for changes in (ONE, TWO, SHARDED, {"num_epochs": 7})]
     assert prints[0] == prints[1] == prints[2] != prints[3]

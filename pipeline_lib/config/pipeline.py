@@ -22,8 +22,8 @@ from pipeline_lib.config.stages import (
     ProblemsConfig,
     ScoreConfig,
     SearchConfig,
-    TrainConfig,
 )
+from pipeline_lib.config.train_config import TrainConfig
 
 
 class PolicyConfig(ConfigGroup):

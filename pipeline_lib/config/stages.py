@@ -1,4 +1,4 @@
-"""The groups of `PipelineConfig` that belong to one stage each; see `pipeline` for what their descriptions say."""
+"""Groups of `PipelineConfig` that belong to one stage each; see `pipeline` for what their descriptions say."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class SearchConfig(ConfigGroup):
 
 
 class ScoreConfig(ConfigGroup):
-    """Equation 1: from visits and value sums to scores, and from scores to weights."""
+    """Equation 1: from visits and value sums to scores; `train` makes weights of them."""
 
     baseline: Literal["others", "group"] = Field(
         "others",
@@ -87,9 +87,16 @@ class ScoreConfig(ConfigGroup):
         "literal reading.",
     )
     scaling: Literal["linear", "sqrt", "none"] = Field(
-        "linear", description="f(N) of a step's visits that multiplies the difference. Paper: by visit count."
+        "linear",
+        description="f(N) of a step's visits that multiplies the difference. Paper: by visit count; linear is the "
+        "literal reading.",
     )
-    min_visits: int = Field(1, ge=1, description="Steps visited less often score 0; 1 scores all. Our choice.")
+    min_visits: int = Field(
+        1,
+        ge=1,
+        description="Steps with fewer rollouts score 0: they are not trained on (rft alone takes them, it reads no "
+        "scores), yet count in their siblings' mean. 1 leaves none out. Our choice.",
+    )
 
 
 class AuditConfig(ConfigGroup):
@@ -109,68 +116,6 @@ class AuditConfig(ConfigGroup):
     )
     histogram_bins: int = Field(
         41, ge=3, description="Bins of the score histogram. Our choice: odd, so that one bin holds 0."
-    )
-
-
-class TrainConfig(ConfigGroup):
-    """Score-weighted training against the previous iteration."""
-
-    objective: Literal["relative-correctness", "rft", "step-dpo"] = Field(
-        "relative-correctness",
-        description="The paper's own, or one of the two that it is compared with, on the same trees: rejection "
-        "sampling (rft), preferences between siblings (step-dpo).",
-    )
-    full_finetuning: bool = Field(
-        False, description="Train all weights instead of LoRA. Paper leaves the comparison open."
-    )
-    lora_rank: int = Field(16, ge=1, description="Rank of the adapter. Our choice.")
-    lora_alpha: int = Field(
-        32, ge=1, description="The adapter's scale is lora_alpha / lora_rank. Our choice: twice the rank."
-    )
-    learning_rate: float = Field(
-        1e-3, gt=0, description="AdamW's rate after the warm-up. Our choice for LoRA on a small model."
-    )
-    warmup_updates: int = Field(5, ge=0, description="Updates over which the rate rises linearly. Our choice.")
-    num_epochs: int = Field(2, ge=1, description="Passes over the scored trees. Our choice.")
-    tokens_per_update: int = Field(
-        4096, ge=64, description="Packed tokens behind one optimizer update, at most. Our choice."
-    )
-    tokens_per_microbatch: int = Field(
-        4096, ge=64, description="Packed tokens in one forward pass, at most; bounds memory. Our choice."
-    )
-    gradient_checkpointing: bool = Field(
-        False, description="Keep each layer's input alone and compute the rest again: less memory, a third more time."
-    )
-    kl_beta: float = Field(
-        0.1, ge=0, description="Weight of KL(current || previous iteration), per scored token. Our choice."
-    )
-    kl_alarm: float = Field(
-        1.0,
-        gt=0,
-        description="KL in nats per scored token, mean of the last few updates, above which training ends early. "
-        "Our choice.",
-    )
-    negative_clip: float = Field(
-        0.1,
-        ge=0,
-        description="A weight below -negative_clip is raised to that; in units of the mean absolute score. 0 keeps "
-        "positives only. Our choice.",
-    )
-    dpo_beta: float = Field(
-        0.1, gt=0, description="Beta of step-dpo: how strongly a pair's log-ratios are told apart. Our choice."
-    )
-    max_grad_norm: float = Field(1.0, gt=0, description="Norm to which an update's gradient is clipped. Our choice.")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay. Our choice.")
-    checkpoint_every: int = Field(
-        20, ge=1, description="Updates between checkpoints; a killed run resumes from the last. Our choice."
-    )
-    num_processes: int = Field(
-        1, ge=1, description="Processes that train together, one per GPU; 1 trains in the stage's own process."
-    )
-    shard_weights: bool = Field(
-        False,
-        description="Spread the weights over the processes (FSDP2), for models that do not fit one GPU; False: each "
-        "process holds all of them.",
     )
 
 

@@ -24,6 +24,7 @@ TRANSFER_SHARE = 0.25  # transfer gain over direct gain; tiny runs carry over 0.
 KL_NEAR_ALARM = 0.5  # of train.kl_alarm
 KL_GROWTH = 3.0  # times the first iteration's KL
 KL_FLOOR = 0.1  # nats per scored token below which growth is no matter; healthy runs 0.03, collapsing ones 0.08 up
+FEW_UPDATES = 10  # fewer are a matter of too little data; more that change nothing, of too small a rate
 HIGH_UNUSABLE = 0.2  # of the rollouts or answers: a fifth of the work gives no reward that can be trusted
 
 
@@ -57,6 +58,7 @@ def failure_signatures(result: RunResult, config: PipelineConfig) -> list[Signat
     findings = (
         unusable_answers(records),
         little_variance(records, config.audit.min_variance),
+        taught_nothing(records),
         running_away(records, config.train.kl_alarm),
         worse_than_base(records, dataset),
         rise_then_decline(records, dataset),
@@ -100,6 +102,26 @@ def little_variance(records: Sequence[IterationRecord], min_variance: float) -> 
         "Take easier problems or a stronger policy.model, or raise search.num_simulations."
         if too_hard
         else "Take harder problems, or raise search.temperature: the policy solves most of these every time.",
+    )
+
+
+def taught_nothing(records: Sequence[IterationRecord]) -> Signature | None:
+    """A training after which the policy was as good as the one before, so that its accuracy tells nothing."""
+    idle = [record for record in records if record.train.get("taught") == 0]
+    if not idle:
+        return None
+    record = min(idle, key=lambda record: record.train["policy_change"])
+    updates, tokens = int(record.train["updates"]), int(record.train["scored_tokens"])
+    return Signature(
+        "taught-nothing",
+        "Training could not teach",
+        f"iteration {record.index}: {updates} updates on {tokens:,} scored tokens moved log-probabilities by "
+        f"{record.train['policy_change']:.2g} nats on average",
+        "The next policy answers as the one before did: what was measured is noise, not what the method does.",
+        "Search more problems (problems.num_problems), or take ones that the policy solves sometimes; lower "
+        "train.tokens_per_update or raise train.num_epochs for more updates."
+        if updates < FEW_UPDATES
+        else "Raise train.learning_rate, or lower train.kl_beta.",
     )
 
 

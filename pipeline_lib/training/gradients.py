@@ -10,15 +10,10 @@ from torch import Tensor
 from pipeline_lib.config import TrainConfig
 from pipeline_lib.training.batches.batching import PackedBatch, idle_batch
 from pipeline_lib.training.log_probs import TokenTerms, token_terms
-from pipeline_lib.training.objectives import relative_correctness_loss, rft_loss, step_dpo_loss
+from pipeline_lib.training.objectives import kl_penalty, relative_correctness_loss, rft_loss, step_dpo_loss
 from pipeline_lib.training.processes.team import ALONE, Team
 from pipeline_lib.training.result import UpdateMetrics
 from pipeline_lib.training.trained_policy import TrainedPolicy
-
-
-def objective_needs_reference(config: TrainConfig) -> bool:
-    """True when a loss or the KL record reads the reference; without it a third of the computation is saved."""
-    return config.kl_beta > 0 or config.objective == "step-dpo"
 
 
 def add_gradients(
@@ -39,7 +34,7 @@ def add_gradients(
     num_scored_tokens = sum(batch.num_scored_tokens for batch in batches)
     num_pairs = sum(batch.num_pairs for batch in batches)
     loss_sum = nll_sum = kl_sum = 0.0
-    has_reference = objective_needs_reference(config)
+    has_reference = config.needs_reference
     mine, num_idle = team.share(batches)
     for batch in mine:
         terms = batch_terms(trained, batch, with_reference=has_reference)
@@ -84,12 +79,23 @@ def batch_terms(trained: TrainedPolicy, batch: PackedBatch, *, with_reference: b
     return trained.with_weights(forward)
 
 
+def log_probs_of(trained: TrainedPolicy, batch: PackedBatch) -> Tensor:
+    """`[M]` float32 on the CPU: log-probabilities of the batch's scored tokens as the policy now is."""
+    with torch.no_grad():
+        return batch_terms(trained, batch, with_reference=False).log_probs.float().cpu()
+
+
 def _loss(terms: TokenTerms, batch: PackedBatch, config: TrainConfig, num_scored_tokens: int, num_pairs: int) -> Tensor:
+    if config.objective == "relative-correctness":
+        weights = torch.from_numpy(batch.weights).to(terms.log_probs)
+        return relative_correctness_loss(
+            terms.log_probs, weights, terms.kls, kl_beta=config.kl_weight, num_scored_tokens=num_scored_tokens
+        )
     if config.objective == "rft":
-        return rft_loss(terms.log_probs, num_scored_tokens=num_scored_tokens)
-    if config.objective == "step-dpo":
+        loss = rft_loss(terms.log_probs, num_scored_tokens=num_scored_tokens)
+    else:
         assert terms.reference_log_probs is not None
-        return step_dpo_loss(
+        loss = step_dpo_loss(
             terms.log_probs,
             terms.reference_log_probs,
             torch.from_numpy(batch.segments).to(terms.log_probs.device),
@@ -97,7 +103,4 @@ def _loss(terms: TokenTerms, batch: PackedBatch, config: TrainConfig, num_scored
             dpo_beta=config.dpo_beta,
             num_pairs_in_update=num_pairs,
         )
-    weights = torch.from_numpy(batch.weights).to(terms.log_probs)
-    return relative_correctness_loss(
-        terms.log_probs, weights, terms.kls, kl_beta=config.kl_beta, num_scored_tokens=num_scored_tokens
-    )
+    return loss + kl_penalty(terms.kls, kl_beta=config.kl_weight, num_scored_tokens=num_scored_tokens)

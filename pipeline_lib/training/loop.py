@@ -11,6 +11,7 @@ from pathlib import Path
 from pipeline_lib.config import PolicyConfig, TrainConfig
 from pipeline_lib.policy.end_tokens import trained_end_id
 from pipeline_lib.policy.tokenizers import load_tokenizer
+from pipeline_lib.training.batches.cutting import cut_tree
 from pipeline_lib.training.batches.packing import PackedTree, pack_example
 from pipeline_lib.training.processes.job import Job
 from pipeline_lib.training.processes.launch import check_processes, take_updates_in_processes
@@ -67,18 +68,13 @@ def train(
 
 
 def pack_examples(examples: Sequence[TrainingExample], config: TrainConfig, *, eos_token_id: int) -> list[PackedTree]:
-    """All packed trees with something to score.
+    """All packed trees with something to score; one that is larger than an update is cut.
 
     Raises:
         ValueError: there is none.
     """
-    max_tokens = min(config.tokens_per_microbatch, config.tokens_per_update)
-    trees = [
-        tree
-        for example in examples
-        for tree in pack_example(example, eos_token_id=eos_token_id, max_tokens=max_tokens)
-        if tree.num_scored_tokens
-    ]
+    whole = [pack_example(example, eos_token_id=eos_token_id) for example in examples]
+    trees = [part for tree in whole if tree.num_scored_tokens for part in cut_tree(tree, config.tokens_per_update)]
     if not trees:
         raise ValueError("no step to train on: every weight is 0; search more simulations or raise train.negative_clip")
     return trees

@@ -1,4 +1,4 @@
-"""The three objectives as functions of log-probabilities; one loop serves them all.
+"""The three objectives as functions of log-probabilities, and the KL that may be added to each; one loop serves all.
 
 Every loss is a sum over a forward pass divided by a count over the *update*, so that the
 gradients of an update's forward passes simply add up, however it was cut.
@@ -6,6 +6,9 @@ gradients of an update's forward passes simply add up, however it was cut.
 Departure from arXiv 2501.01478, where it is silent: the sum runs over tokens, not over steps, and is
 divided by the number of scored tokens. A long step then counts more than a short one, as
 it does in plain cross-entropy, to which `relative_correctness_loss` reduces with all weights 1 and beta 0.
+
+``kl_beta`` is the same term under every objective. Left open it is what each was published with: relative correctness
+with the KL, RFT and step-DPO without, the latter having the reference in its loss already.
 """
 
 from __future__ import annotations
@@ -36,16 +39,30 @@ def relative_correctness_loss(
     Example: probabilities (0.5, 0.25), weights (1, -0.5), KL (0.2, 0), beta 0.1 give
     (ln 2 - 0.5 ln 4 + 0.02) / 2 = 0.01.
     """
-    loss = -(weights * log_probs).sum()
-    if kls is not None and kl_beta > 0:
-        loss = loss + kl_beta * kls.sum()
-    return loss / num_scored_tokens
+    likelihood = -(weights * log_probs).sum() / num_scored_tokens
+    return likelihood + kl_penalty(kls, kl_beta=kl_beta, num_scored_tokens=num_scored_tokens)
+
+
+def kl_penalty(kls: Tensor | None, *, kl_beta: float, num_scored_tokens: int) -> Tensor | float:
+    """``kl_beta * sum_m KL_m / num_scored_tokens``, what holds a policy near the previous iteration's.
+
+    Source: arXiv 2501.01478.
+    Shapes: M scored tokens of this forward pass.
+
+    Args:
+        kls: `[M]` float32; None with `kl_beta` 0.
+        kl_beta: at least 0.
+        num_scored_tokens: scored tokens of the whole update, at least 1.
+
+    Example: KL (0.2, 0) and beta 0.1 give 0.01.
+    """
+    return kl_beta * kls.sum() / num_scored_tokens if kls is not None and kl_beta > 0 else 0.0
 
 
 def rft_loss(log_probs: Tensor, *, num_scored_tokens: int) -> Tensor:
     """Plain negative log-likelihood of the steps of right solutions, per scored token.
 
-    ``-sum_m log p_m / num_scored_tokens``; no penalty.
+    ``-sum_m log p_m / num_scored_tokens``; `kl_penalty` comes on top where ``kl_beta`` asks for it.
 
     Source: Yuan et al. 2023 (arXiv 2308.01825), rejection-sampling fine-tuning.
     Shapes: M scored tokens of this forward pass.

@@ -23,7 +23,6 @@ from pipeline_lib.config import PolicyConfig, TrainConfig
 from pipeline_lib.policy.devices import resolve_device
 from pipeline_lib.seeding import derive_seed
 from pipeline_lib.training.batches.batching import PackedBatch
-from pipeline_lib.training.gradients import objective_needs_reference
 from pipeline_lib.training.trained_policy import REFERENCE, TRAINED, TrainedPolicy
 
 CHECK_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1}
@@ -55,7 +54,7 @@ def load_policy(
     """
     device = resolve_device(policy.device)
     dtype = torch.bfloat16 if policy.dtype == "bfloat16" else torch.float32
-    needs_reference = objective_needs_reference(config)
+    needs_reference = config.needs_reference
     _check_previous(previous_adapter, config)
     if config.full_finetuning:
         source = previous_adapter or model_dir

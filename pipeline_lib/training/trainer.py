@@ -3,35 +3,39 @@
 One idea: a run is its list of updates, drawn from (seed, epoch); a checkpoint says how many are done. That holds for
 one process and for each of several, see `team`.
 
-The learning rate rises linearly over ``warmup_updates`` and stays there: a run with more epochs is then a
-continuation of one with fewer, and iterations compare (our choice).
+The learning rate rises linearly over ``warmup_updates``, or over a tenth of all updates where that is less, and stays
+there: a run with more epochs is then a continuation of one with fewer, but for a short one's warm-up, and iterations
+compare (our choice).
 
 Departures from arXiv 2501.01478, where it is silent:
 
 1. The KL alarm: when the mean KL over the last `KL_WINDOW` updates passes ``kl_alarm``, training ends
    and keeps what it has.
-2. ``rft`` has no KL in its loss; with ``kl_beta`` above 0 it is measured all the same, for the record and the alarm.
+2. How far training moved the policy is measured in the end, on the first update's own tokens: a policy that has not
+   moved would else look like a method that does not help.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from pipeline_lib.config import TrainConfig
 from pipeline_lib.policy.devices import resolve_device
 from pipeline_lib.seeding import derive_generator
-from pipeline_lib.training.batches.batching import PackedBatch, plan_updates
+from pipeline_lib.training.batches.batching import PackedBatch, plan_updates, split_evenly
 from pipeline_lib.training.batches.packing import PackedTree
 from pipeline_lib.training.checkpoint import load_checkpoint, save_checkpoint
-from pipeline_lib.training.gradients import add_gradients
+from pipeline_lib.training.gradients import add_gradients, log_probs_of
 from pipeline_lib.training.open_policy import large_tensors_given_back, load_policy
 from pipeline_lib.training.processes.job import Job
 from pipeline_lib.training.processes.team import ALONE, Team
@@ -39,13 +43,15 @@ from pipeline_lib.training.result import UpdateMetrics, kl_alarm_rings
 from pipeline_lib.training.trained_policy import TrainedPolicy
 
 OnUpdate = Callable[[UpdateMetrics], None]
-NOT_IN_FINGERPRINT = {"num_processes", "shard_weights"}  # a checkpoint serves any number of processes
+UPDATES_PER_WARMUP = 10  # a warm-up of 5 made 3 updates teach a third of what they teach without, see LOG.md
 
 
 def take_updates(
     job: Job, trees: Sequence[PackedTree], on_update: OnUpdate | None, team: Team = ALONE
 ) -> list[UpdateMetrics]:
     """Trains, and writes the policy; returns one record per update, those before a kill included.
+
+    The last record has ``policy_change`` besides, see `TrainResult`.
 
     Args:
         job: what to train and how; its device is this process's own.
@@ -62,7 +68,10 @@ def take_updates(
     with large_tensors_given_back(device):
         trained = _load_policy(job, device, team)
         _check_window(trained, trees)
+        probe = next(_planned(trained, job, trees, team))[1][0]
+        before = log_probs_of(trained, probe)  # as training starts, also where it goes on from a checkpoint
         history = _optimise(trained, job, trees, on_update, team)
+        history[-1]["policy_change"] = float((log_probs_of(trained, probe) - before).abs().mean())
     model = job.policy.model
     trained.save(job.output_dir, base_model=Path(model).name if Path(model).is_absolute() else model, write=team.writes)
     return history
@@ -84,15 +93,15 @@ def _optimise(
     """Takes the updates that are not done yet; returns the whole history."""
     config, parameters = job.config, trained.trainable()
     optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    fingerprint = _fingerprint(trees, config, job.seed)
+    fingerprint = _fingerprint(job, trees)
     history = load_checkpoint(job.checkpoint_dir, fingerprint, parameters, optimizer)
-    break_even_tokens = 6 * int(trained.model.config.hidden_size)  # see `batching`
-    for number, (epoch, batches) in enumerate(_planned(trees, config, job.seed, break_even_tokens, team)):
+    num_warmup = _num_warmup_updates(job, trees)
+    for number, (epoch, batches) in enumerate(_planned(trained, job, trees, team)):
         if number < len(history):
             continue
         if kl_alarm_rings(history, config.kl_alarm):
             break
-        rate = config.learning_rate * min(1.0, (number + 1) / max(config.warmup_updates, 1))
+        rate = config.learning_rate * min(1.0, (number + 1) / max(num_warmup, 1))
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad()
@@ -111,19 +120,32 @@ def _optimise(
 
 
 def _planned(
-    trees: Sequence[PackedTree], config: TrainConfig, seed: int, break_even_tokens: int, team: Team
+    trained: TrainedPolicy, job: Job, trees: Sequence[PackedTree], team: Team
 ) -> Iterator[tuple[int, list[PackedBatch]]]:
     """Epoch and forward passes of every update, from the first one on."""
-    for epoch in range(config.num_epochs):
+    for epoch, order in enumerate(_orders(job, trees)):
         for batches in plan_updates(
             trees,
-            derive_generator(seed, "epoch", epoch).permutation(len(trees)),
-            tokens_per_update=config.tokens_per_update,
-            tokens_per_microbatch=config.tokens_per_microbatch,
-            break_even_tokens=break_even_tokens,
+            order,
+            tokens_per_update=job.config.tokens_per_update,
+            tokens_per_microbatch=job.config.tokens_per_microbatch,
+            break_even_tokens=6 * int(trained.model.config.hidden_size),  # see `batching`
             num_processes=team.size,
         ):
             yield epoch, batches
+
+
+def _orders(job: Job, trees: Sequence[PackedTree]) -> Iterator[NDArray[np.int64]]:
+    """The order of the trees in each epoch."""
+    for epoch in range(job.config.num_epochs):
+        yield derive_generator(job.seed, "epoch", epoch).permutation(len(trees))
+
+
+def _num_warmup_updates(job: Job, trees: Sequence[PackedTree]) -> int:
+    """``train.warmup_updates``, or a tenth of the updates that there are, at least 1, where that is less."""
+    limit = job.config.tokens_per_update
+    num_updates = sum(len(split_evenly([trees[index] for index in order], limit)) for order in _orders(job, trees))
+    return min(job.config.warmup_updates, max(1, num_updates // UPDATES_PER_WARMUP))
 
 
 def _clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
@@ -142,8 +164,11 @@ def _check_window(trained: TrainedPolicy, trees: Sequence[PackedTree]) -> None:
         )
 
 
-def _fingerprint(trees: Sequence[PackedTree], config: TrainConfig, seed: int) -> str:
-    digest = hashlib.sha256(f"{config.model_dump_json(exclude=NOT_IN_FINGERPRINT)} {seed}".encode())
+def _fingerprint(job: Job, trees: Sequence[PackedTree]) -> str:
+    """Digest of all that the updates depend on, and of nothing else: a checkpoint outlives a change of the rest."""
+    config = job.config
+    settings = config.model_dump(mode="json", exclude=config.without_effect()) | {"kl_beta": config.kl_weight}
+    digest = hashlib.sha256(json.dumps([settings, job.policy.dtype, job.seed], sort_keys=True).encode())
     for tree in trees:
         for array in (tree.token_ids, tree.targets, tree.weights, tree.segments):
             digest.update(array.tobytes())

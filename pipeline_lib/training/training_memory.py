@@ -21,7 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from pipeline_lib.config import PolicyConfig, TrainConfig
 from pipeline_lib.policy.devices import resolve_device
 from pipeline_lib.training.batches.batching import PackedBatch
-from pipeline_lib.training.gradients import batch_terms, objective_needs_reference
+from pipeline_lib.training.gradients import batch_terms
 from pipeline_lib.training.log_probs import LOGITS_PER_CHUNK
 from pipeline_lib.training.open_policy import new_adapters
 from pipeline_lib.training.trained_policy import TrainedPolicy
@@ -81,7 +81,7 @@ def training_memory(
 
         alive: list[Tensor] = []  # an address may only be given once
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            batch_terms(trained, batch, with_reference=objective_needs_reference(config))
+            batch_terms(trained, batch, with_reference=config.needs_reference)
         sizes = {id(p): p.numel() for p in trained.trainable().values()}
         frozen = sum(p.nbytes for p in trained.model.parameters() if id(p) not in sizes)
         layout = trained.model.config.get_text_config()
@@ -122,7 +122,7 @@ def _without_data(model_dir: Path | str, config: TrainConfig, policy: PolicyConf
 
     with torch.device("meta"):
         if config.full_finetuning:
-            frozen = load(dtype).requires_grad_(False) if objective_needs_reference(config) else None
+            frozen = load(dtype).requires_grad_(False) if config.needs_reference else None
             trained = TrainedPolicy(load(torch.float32), frozen=frozen, dtype=dtype)
         else:
             base = load(dtype)

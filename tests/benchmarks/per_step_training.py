@@ -57,7 +57,7 @@ def per_step_gradients(
             log_probs[scored[:, 1:]],
             weights[:, 1:][scored[:, 1:]],
             None if kls is None else kls[scored[:, 1:]],
-            kl_beta=config.kl_beta,
+            kl_beta=config.kl_weight,
             num_scored_tokens=num_scored_tokens,
         )
         loss.backward()
@@ -68,7 +68,7 @@ def per_step_gradients(
 
 def _terms(trained: TrainedPolicy, ids: torch.Tensor, config: TrainConfig) -> tuple[torch.Tensor, torch.Tensor | None]:
     log_q = None
-    if config.kl_beta > 0:
+    if config.kl_weight > 0:
         with torch.no_grad(), trained.reference_active() as reference:
             log_q = reference(ids[:, :-1]).logits.log_softmax(-1)
     log_p = trained.model(ids[:, :-1]).logits.log_softmax(-1)

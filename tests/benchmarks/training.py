@@ -62,13 +62,14 @@ def training_figures(
 
     def plan(chosen: Sequence[TrainingExample], tokens_per_update: int) -> list[list[PackedBatch]]:
         packed = pack_examples(chosen, train, eos_token_id=eos_token_id)
-        return plan_updates(
+        updates = plan_updates(
             packed,
             derive_generator(config.seed, "benchmark").permutation(len(packed)),
             tokens_per_update=tokens_per_update,
             tokens_per_microbatch=train.tokens_per_microbatch,
             break_even_tokens=6 * hidden_size,
         )
+        return list(updates)
 
     def compare(name: str, chosen: Sequence[TrainingExample], target: float | None) -> list[Figure]:
         (batches,) = plan(chosen, 10**9)

@@ -2,7 +2,8 @@
 
 One idea: cut evenly at every level. An epoch is cut into updates of nearly equal size, so that none is
 a noisy remainder; an update into forward passes of trees of like length, as many for each process; and of all
-ways to lay these in rows the cheapest with little padding is taken. Updates are the same for any number of processes.
+ways to lay these in rows the cheapest with little padding is taken. Updates learn from the same steps whatever fits a
+forward pass, and for any number of processes.
 
 The linear layers cost rows times length, attention rows times length squared: they break even at a row length
 of about six times the hidden size (24 H^2 against 4 T H operations per token and layer; measured
@@ -11,12 +12,13 @@ of about six times the hidden size (24 H^2 against 4 T H operations per token an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline_lib.training.batches.cutting import cut_tree
 from pipeline_lib.training.batches.packing import PackedTree
 from pipeline_lib.types import Float64Array
 
@@ -71,23 +73,22 @@ def plan_updates(
     tokens_per_microbatch: int,
     break_even_tokens: int,
     num_processes: int = 1,
-) -> list[list[PackedBatch]]:
-    """One epoch: the updates, each a list of forward passes whose gradients add up.
+) -> Iterator[list[PackedBatch]]:
+    """One epoch: the updates, each a list of forward passes whose gradients add up; packed one at a time.
 
     Args:
-        trees: all packed trees.
+        trees: all packed trees, none larger than an update.
         order: indices into `trees`, the epoch's permutation.
         tokens_per_update: upper bound of an update's tokens, padding not counted.
-        tokens_per_microbatch: upper bound of a forward pass's tokens, padding not counted.
+        tokens_per_microbatch: upper bound of a forward pass's tokens, padding not counted; larger trees are cut.
         break_even_tokens: row length at which attention costs as much as everything else.
         num_processes: forward passes of an update are a multiple of it, where there are trees enough.
     """
-    updates = []
     for members in split_evenly([trees[index] for index in order], tokens_per_update):
-        by_length = sorted(members, key=lambda tree: -tree.num_tokens)  # like with like; gradients add up anyway
+        fitting = [part for tree in members for part in cut_tree(tree, tokens_per_microbatch)]
+        by_length = sorted(fitting, key=lambda tree: -tree.num_tokens)  # like with like; gradients add up anyway
         parts = split_evenly(by_length, tokens_per_microbatch, multiple=num_processes)
-        updates.append([pack_rows(part, break_even_tokens=break_even_tokens) for part in parts])
-    return updates
+        yield [pack_rows(part, break_even_tokens=break_even_tokens) for part in parts]
 
 
 def deal(batches: Sequence[PackedBatch], num_processes: int) -> list[list[PackedBatch]]:

@@ -5,10 +5,10 @@ paths are trained on, so packing can compute each token once.
 
 Departures from arXiv 2501.01478, where it is silent:
 
-1. Scores become weights by division by their mean absolute value over the whole iteration (zeros
-   left out). A weight is then 1 on average under every scaling, and one learning rate and one
-   ``kl_beta`` serve all of them.
-2. Negative weights are clipped from below; 0 keeps positives only.
+1. Negative scores are clipped from below, in units of the mean magnitude of the iteration's scores that are not
+   0; a clip of 0 keeps positives only, none is the literal reading.
+2. What is left becomes weights by division by its own mean magnitude. A weight that is not 0 then has magnitude 1 on
+   average under every scaling and every clip, so one learning rate and one ``kl_beta`` serve all of them.
 3. ``rft`` weighs each distinct step of right paths once, however many right paths share it.
    Rejection-sampling fine-tuning over separate samples would count a shared prefix once per sample.
 """
@@ -63,21 +63,33 @@ def count_examples(trees: Sequence[SearchTree], examples: Sequence[TrainingExamp
     }
 
 
-def relative_correctness_weights(scores: Sequence[Float64Array], *, negative_clip: float) -> list[Float64Array]:
-    """Scores as weights: ``max(score / mean |score|, -negative_clip)``, the mean over all scores that are not 0.
+def relative_correctness_weights(scores: Sequence[Float64Array], *, negative_clip: float | None) -> list[Float64Array]:
+    """Scores as weights: ``max(score, -negative_clip * m)``, divided by the mean magnitude of those that are not 0.
+
+    m is the mean magnitude of all scores that are not 0, before the clip.
 
     Source: our choice; see the module's departures 1 and 2.
 
     Args:
         scores: for each tree `[N]` float64.
-        negative_clip: at least 0, in units of the mean absolute score.
+        negative_clip: at least 0, in units of m; None clips nothing.
 
-    Example: scores (2, -1, 0) and (-3) have mean absolute value 2; clipped at 0.6 the weights are
-    (1, -0.5, 0) and (-0.6).
+    Example: scores (2, -1, 0) and (-3) have m = 2. Clipped at 0.6 they are (2, -1, 0) and (-1.2), of mean magnitude
+    1.4: the weights are (1.43, -0.71, 0) and (-0.86).
     """
-    magnitudes = np.abs(np.concatenate(scores)) if scores else np.zeros(0)
-    scale = float(magnitudes[magnitudes > 0].mean()) if magnitudes.any() else 1.0
-    return [np.maximum(score / scale, -negative_clip) for score in scores]
+    scale = mean_magnitude(scores)
+    clipped = scores if negative_clip is None else [np.maximum(score, -negative_clip * scale) for score in scores]
+    size = mean_magnitude(clipped)
+    return [score / size for score in clipped]
+
+
+def mean_magnitude(arrays: Sequence[Float64Array]) -> float:
+    """Mean of the absolute values that are not 0, over all arrays; 1 where all are 0.
+
+    Example: (2, -1, 0) and (-3) give 2.
+    """
+    magnitudes = np.abs(np.concatenate(arrays)) if arrays else np.zeros(0)
+    return float(magnitudes[magnitudes > 0].mean()) if magnitudes.any() else 1.0
 
 
 def correct_path_weights(tree: SearchTree) -> Float64Array:

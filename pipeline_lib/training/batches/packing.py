@@ -12,7 +12,7 @@ the token to its left; `PackedTree.sources` says which it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,11 +62,8 @@ class PackedTree:
         return len(self.targets)
 
 
-def pack_example(example: TrainingExample, *, eos_token_id: int, max_tokens: int) -> list[PackedTree]:
-    """The example as packed trees of at most `max_tokens` each; nearly always one.
-
-    A larger tree is cut into parts, depth first, that repeat the prefixes they need. A single path longer
-    than `max_tokens` stays whole.
+def pack_example(example: TrainingExample, *, eos_token_id: int) -> PackedTree:
+    """The example as one packed tree of whatever size, see `cutting`; steps that nothing scored needs are left out.
 
     Where the policy itself ended a rollout, the end-of-sequence token is part of what was
     sampled: it is scored with that step, so that stopping is trained too.
@@ -74,7 +71,6 @@ def pack_example(example: TrainingExample, *, eos_token_id: int, max_tokens: int
     Args:
         example: weights, or pairs, say which steps are scored; the rest is context.
         eos_token_id: what the policy ends its answers with.
-        max_tokens: at least 1.
 
     Raises:
         ValueError: the tree has no prompt tokens.
@@ -86,14 +82,8 @@ def pack_example(example: TrainingExample, *, eos_token_id: int, max_tokens: int
     rank = np.empty(tree.num_nodes, dtype=np.int64)
     rank[order] = np.arange(tree.num_nodes)
     units = sorted(_units(example), key=lambda unit: int(rank[unit[0]]))
-    packed: list[PackedTree] = []
-    seen: set[int] = set()
-    for part in _split(tree, units, max_tokens):
-        nodes = _with_ancestors(tree, part)
-        ordered = [int(node) for node in order if int(node) in nodes]
-        packed.append(_lay_out(example, ordered, part, _count(tree, nodes - seen), eos_token_id))
-        seen |= nodes
-    return packed
+    nodes = _with_ancestors(tree, units)
+    return _lay_out(example, [int(node) for node in order if int(node) in nodes], units, eos_token_id)
 
 
 def depth_first(tree: SearchTree) -> Int32Array:
@@ -118,26 +108,9 @@ def _units(example: TrainingExample) -> list[Unit]:
     return [(int(node),) for node in np.flatnonzero(example.weights)]
 
 
-def _split(tree: SearchTree, units: Sequence[Unit], max_tokens: int) -> list[list[Unit]]:
-    """Parts of `units`, in order, whose nodes and their ancestors hold at most `max_tokens`."""
-    parts: list[list[Unit]] = []
-    nodes: set[int] = set()
-    size = 0
-    for unit in units:
-        missing = _with_ancestors(tree, [unit]) - nodes
-        if not parts or size + _count(tree, missing) > max_tokens:
-            parts.append([])
-            nodes, size = set(), 0
-            missing = _with_ancestors(tree, [unit])
-        parts[-1].append(unit)
-        nodes |= missing
-        size += _count(tree, missing)
-    return parts
-
-
-def _with_ancestors(tree: SearchTree, part: Sequence[Unit]) -> set[int]:
+def _with_ancestors(tree: SearchTree, units: Sequence[Unit]) -> set[int]:
     nodes = {ROOT}
-    for node in (node for unit in part for node in unit):
+    for node in (node for unit in units for node in unit):
         while node not in nodes:
             nodes.add(node)
             node = int(tree.parents[node])
@@ -148,13 +121,7 @@ def _tokens(tree: SearchTree, node: int) -> Int32Array:
     return tree.prompt_token_ids if node == ROOT else tree.token_ids[node]
 
 
-def _count(tree: SearchTree, nodes: Iterable[int]) -> int:
-    return sum(len(_tokens(tree, node)) for node in nodes)
-
-
-def _lay_out(
-    example: TrainingExample, nodes: list[int], part: list[Unit], num_unique_tokens: int, eos_token_id: int
-) -> PackedTree:
+def _lay_out(example: TrainingExample, nodes: list[int], units: list[Unit], eos_token_id: int) -> PackedTree:
     """One sequence of `nodes`, which stand depth first with all their ancestors."""
     parents = example.tree.parents
     pieces = [_tokens(example.tree, node) for node in nodes]
@@ -173,7 +140,7 @@ def _lay_out(
         subtree_ends[parent] = max(subtree_ends[parent], subtree_ends[node])
     token_ids = np.concatenate(pieces).astype(np.int32)
     shifts = np.repeat([depths[node] - starts[node] for node in nodes], lengths)
-    sources, targets, weights, segments = _scored_tokens(example, part, starts, last, eos_token_id)
+    sources, targets, weights, segments = _scored_tokens(example, units, starts, last, eos_token_id)
     return PackedTree(
         token_ids=token_ids,
         positions=(np.arange(len(token_ids)) + shifts).astype(np.int32),
@@ -182,8 +149,8 @@ def _lay_out(
         targets=targets,
         weights=weights,
         segments=segments,
-        num_pairs=len(part) if len(example.pairs) else 0,
-        num_unique_tokens=num_unique_tokens,
+        num_pairs=len(units) if len(example.pairs) else 0,
+        num_unique_tokens=len(token_ids),
     )
 
 

@@ -1,0 +1,120 @@
+"""The group of training, and which of its settings have an effect on a result under which others."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from pipeline_lib.config.group import ConfigGroup
+
+OWN_KL_BETA = {"relative-correctness": 0.1, "rft": 0.0, "step-dpo": 0.0}
+# How the same numbers are computed, up to the order of sums, as on another device; and what a kill repeats.
+NEVER_IN_A_RESULT = {
+    "checkpoint_every",
+    "gradient_checkpointing",
+    "num_processes",
+    "shard_weights",
+    "tokens_per_microbatch",
+}
+
+
+class TrainConfig(ConfigGroup):
+    """Score-weighted training against the previous iteration."""
+
+    objective: Literal["relative-correctness", "rft", "step-dpo"] = Field(
+        "relative-correctness",
+        description="Steps weighted by their scores, after the paper (its literal setting is the preset tiny-literal), "
+        "or one of the two that it compares with, from the same trees: rejection sampling (rft), preferences between "
+        "siblings (step-dpo).",
+    )
+    full_finetuning: bool = Field(
+        False, description="Train all weights instead of LoRA. Paper leaves the comparison open."
+    )
+    lora_rank: int = Field(16, ge=1, description="Rank of the adapter. Our choice.")
+    lora_alpha: int = Field(
+        32, ge=1, description="The adapter's scale is lora_alpha / lora_rank. Our choice: twice the rank."
+    )
+    learning_rate: float = Field(
+        1e-3, gt=0, description="AdamW's rate after the warm-up. Our choice for LoRA on a small model."
+    )
+    warmup_updates: int = Field(
+        5,
+        ge=0,
+        description="Updates over which the rate rises linearly, at most: never more than a tenth of those that the "
+        "training takes. Our choice: few updates shall teach too.",
+    )
+    num_epochs: int = Field(2, ge=1, description="Passes over the scored trees. Our choice.")
+    tokens_per_update: int = Field(
+        4096, ge=64, description="Packed tokens behind one optimizer update, at most. Our choice."
+    )
+    tokens_per_microbatch: int = Field(
+        4096,
+        ge=64,
+        description="Packed tokens in one forward pass, at most; bounds memory and changes no result. Our choice.",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Keep each layer's input alone and compute the rest again: less memory, a third more time."
+    )
+    kl_beta: float | None = Field(
+        None,
+        ge=0,
+        description="Weight of KL(current || previous iteration) in the loss, per scored token, under any objective. "
+        "None takes the objective's own: 0.1 for relative-correctness, none for rft and step-dpo, where the KL is then "
+        "measured only. 0 leaves it out, and unmeasured too but with step-dpo: a third less computation. Our choice.",
+    )
+    kl_alarm: float = Field(
+        1.0,
+        gt=0,
+        description="KL in nats per scored token, mean of the last few updates, above which training ends early; "
+        "nothing rings where the KL is not measured. Our choice.",
+    )
+    negative_clip: float | None = Field(
+        0.1,
+        ge=0,
+        description="A score below -negative_clip is raised to that, in units of the mean magnitude of the scores that "
+        "are not 0, before scores become weights of mean magnitude 1. 0 keeps positives only; None clips nothing, the "
+        "literal reading. relative-correctness alone reads it. Our choice.",
+    )
+    dpo_beta: float = Field(
+        0.1,
+        gt=0,
+        description="Beta of step-dpo, which alone reads it: how strongly a pair's log-ratios are told apart. Our "
+        "choice.",
+    )
+    max_grad_norm: float = Field(1.0, gt=0, description="Norm to which an update's gradient is clipped. Our choice.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay. Our choice.")
+    checkpoint_every: int = Field(
+        20, ge=1, description="Updates between checkpoints; a killed run resumes from the last. Our choice."
+    )
+    num_processes: int = Field(
+        1, ge=1, description="Processes that train together, one per GPU; 1 trains in the stage's own process."
+    )
+    shard_weights: bool = Field(
+        False,
+        description="Spread the weights over the processes (FSDP2), for models that do not fit one GPU; False: each "
+        "process holds all of them.",
+    )
+
+    @property
+    def kl_weight(self) -> float:
+        """What the loss multiplies the KL by: `kl_beta`, or the objective's own."""
+        return OWN_KL_BETA[self.objective] if self.kl_beta is None else self.kl_beta
+
+    @property
+    def needs_reference(self) -> bool:
+        """True when a loss or the KL on record reads the previous policy; without it a third of the time is saved."""
+        return self.kl_beta != 0 or self.objective == "step-dpo"
+
+    def without_effect(self) -> set[str]:
+        """Names of the settings that no result of this training depends on: in no store key, in no checkpoint's."""
+        names = set(NEVER_IN_A_RESULT)
+        if self.objective != "relative-correctness":
+            names.add("negative_clip")
+        if self.objective != "step-dpo":
+            names.add("dpo_beta")
+        if not self.needs_reference:
+            names.add("kl_alarm")
+        if self.full_finetuning:
+            names |= {"lora_rank", "lora_alpha"}
+        return names
