@@ -5,7 +5,9 @@ from __future__ import annotations
 from pydantic import Field
 
 from deployments.presets import PRESETS
-from pipeline_lib.config import ConfigGroup
+from pipeline_lib.config import ConfigGroup, PipelineConfig, apply_overrides
+from pipeline_lib.types import PolicyRef, Ref
+from tasks import evaluate
 from tasks.runtime.keys import key_of
 
 
@@ -35,3 +37,20 @@ def test_without_later_fields_a_key_is_the_whole_group() -> None:
     for make in PRESETS.values():
         group = make().gate
         assert set(key_of(group)) <= set(group.model_dump(mode="json"))
+
+
+def evaluation_spec(*overrides: str) -> dict[str, object]:
+    return evaluate._spec(
+        config=apply_overrides(PipelineConfig(), list(overrides)),
+        problems=Ref(uri="draw/1", sha256="0" * 64, num_rows=1, schema_version=1),
+        policy=PolicyRef(policy_id="p", base_model="tiny", iteration=0),
+        split="test",
+        name="any",
+    )
+
+
+def test_only_evaluations_with_samples_are_made_again_for_the_new_votes() -> None:
+    greedy, sampled = evaluation_spec(), evaluation_spec("evaluation.num_samples=2")
+    assert greedy["evaluation"] == {"num_samples": 0, "sampled_problems": 100, "max_new_tokens": 256}
+    assert ("votes" in greedy, "votes" in sampled) == (False, True)
+    assert evaluation_spec("evaluation.num_samples=2", "evaluation.pass_k=1") != sampled

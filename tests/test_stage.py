@@ -76,6 +76,7 @@ OTHER_VALUES = {
     "score.scaling": "sqrt",
     "train.objective": "rft",
     "evaluation.datasets": '["tiny-word"]',
+    "evaluation.pass_k": "1",
     "grading.any_order": False,
     "grading.percent": "unit",
     "grading.ignore_units": False,
@@ -98,7 +99,8 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
 
 def config_for(path: Path) -> PipelineConfig:
     return apply_overrides(
-        PipelineConfig(), ["problems.dataset=file", f"problems.path={path}", "policy.model=owner/name"]
+        PipelineConfig(),
+        ["problems.dataset=file", f"problems.path={path}", "policy.model=owner/name", "evaluation.num_samples=2"],
     )
 
 
