@@ -206,8 +206,8 @@ class EvalReport(Record):
     interval: tuple[float, float] = Field(description="95 % Wilson interval of the accuracy.")
     sampled: dict[str, float] = Field(
         default_factory=dict,
-        description="At temperature above 0, on the first problems: `avg@n`, the mean accuracy of n samples (also called "
-        "`mean`), `maj@n`, `pass@k`.",
+        description="At temperature above 0, on the first problems: `avg@n`, the mean accuracy of n samples, also "
+        "called `mean`; `maj@n`; `pass@k`.",
     )
     sampled_interval: tuple[float, float] | None = Field(
         default=None,
@@ -288,6 +288,12 @@ class IterationRecord(Record):
 
     index: int = Field(ge=0, description="0 is the base.")
     policy: PolicyRef
+    parent: int | None = Field(
+        default=None,
+        json_schema_extra={"before": None},
+        description="Index of the iteration whose policy it searched with and trained from; None for the base, and in "
+        "records of version 0.1.0, where it is always the one before.",
+    )
     evaluations: tuple[EvalReport, ...] = ()
     paired: tuple[PairedTest, ...] = ()
     audit: AuditReport | None = None

@@ -122,7 +122,7 @@ def _sampled(
 
 
 def _majority(groups: Sequence[Sequence[Prediction]], grader: Grader, n: int) -> dict[str, float]:
-    """maj@n; nothing where a right answer has no text that could vote, as a user's own verifier may find it elsewhere."""
+    """maj@n; nothing where a right answer cannot vote: a user's verifier finds it, Coppice's extractor does not."""
     if any(p.is_correct and p.answer is None for group in groups for p in group):
         return {}
     texts, answers = ([[getattr(p, name) for p in group] for group in groups] for name in ("text", "answer"))

@@ -1,4 +1,4 @@
-"""Majority votes over what the grader holds equal: 0.5, 1/2 and \\frac12 are three votes for one answer.
+"""Majority votes over what the grader holds equal: 0.5, 1/2 and 2/4 are three votes for one answer.
 
 One idea: the grader that judged the answers also counts the votes. One sample's text is graded with another
 sample's answer as its gold, under the run's own conventions or by the user's own verifier, which get just what they

@@ -14,11 +14,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from pipeline_lib.report.tables import average_name
 from pipeline_lib.types import AuditReport, EvalReport, IterationRecord
 
 MAX_PARAM_CHARS = 500
 HEADLINE = re.compile(
-    r"(eval|validation)/[^/]+/accuracy|score/(variance|informative_share)|train/(kl|updates)"
+    r"(eval|validation)/[^/]+/(accuracy|avg_at_\d+)|score/(variance|informative_share)|train/(kl|updates)"
     r"|search/(tokens_per_s|tokens_generated|engine_idle_share)|time/.+"
 )
 AUDIT_METRICS = (
@@ -123,6 +124,11 @@ def _evaluation_metrics(report: EvalReport) -> dict[str, float]:
     prefix = f"{_split_prefix(report.split)}/{report.dataset}"
     low, high = report.interval
     metrics = {"accuracy": report.accuracy, "accuracy_low": low, "accuracy_high": high, **report.sampled}
+    average = average_name([report])
+    if average is not None and report.sampled_interval is not None:
+        metrics |= {
+            f"{average}_{end}": limit for end, limit in zip(("low", "high"), report.sampled_interval, strict=True)
+        }
     names = ("num_problems", "num_correct", "num_wrong", "num_unparsed", "num_timeouts", "num_truncated")
     counts = {name: getattr(report, name) for name in names}
     return {f"{prefix}/{name}": value for name, value in (metrics | counts).items()}
