@@ -251,6 +251,14 @@ class Histogram(Record):
     counts: tuple[int, ...]
 
 
+class Remedy(Record):
+    """What the audit's remedy did: it searches the uninformative problems on, with twice the budget."""
+
+    num_problems: int = Field(description="Problems that were searched again.")
+    num_rollouts: int = Field(description="Rollouts that this added.")
+    num_informative: int = Field(description="Of these problems, those that became informative.")
+
+
 class AuditReport(Record):
     """Whether an iteration's scores carry signal; made before any training."""
 
@@ -274,6 +282,11 @@ class AuditReport(Record):
     )
     histogram: Histogram
     remedied: bool = Field(description="The uninformative problems were searched again with twice the simulations.")
+    remedy: Remedy | None = Field(
+        default=None,
+        json_schema_extra={"before": None},
+        description="What searching them again did; None where it was not done, and in records of version 0.1.0.",
+    )
     passed: bool
     reason: str = Field(description="Why it passed or stopped, one sentence.")
     advice: str = Field(description="What to change when it stopped; empty when it passed.")

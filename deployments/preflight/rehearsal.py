@@ -164,7 +164,7 @@ def _train(config: PipelineConfig, tree: SearchTree, folder: Path) -> tuple[floa
     from pipeline_lib.training.loop import train
 
     scores = [score_tree(tree, config.score)]
-    audit_scores([tree], scores, config.audit, remedied=True)
+    audit_scores([tree], scores, config.audit)
     engines.lend_memory()
     started = time.perf_counter()
     times = [started]

@@ -104,8 +104,8 @@ class AuditConfig(ConfigGroup):
     )
     remedy: bool = Field(
         True,
-        description="Before stopping, go on searching the uninformative problems, once, up to twice the simulations. "
-        "Our choice.",
+        description="Before stopping, go on searching the uninformative problems, once, up to twice the simulations "
+        "and tokens; only where that can help, so not where answers cannot be graded. Our choice.",
     )
     histogram_bins: int = Field(
         41, ge=3, description="Bins of the score histogram. Our choice: odd, so that one bin holds 0."
@@ -232,5 +232,12 @@ class GateConfig(ConfigGroup):
     )
     require_interval: bool = Field(
         False,
-        description="A gain must also lie above the 95 % interval of the last iteration that gained. Our choice.",
+        description="The paired 95 % interval of a gain, over the same validation problems, must also lie above 0. Our "
+        "choice: False, since patience already tolerates noise.",
+    )
+    continue_from: Literal["best", "last"] = Field(
+        "best",
+        description="Whose policy the next iteration searches with, trains from and is held near by the KL: the best "
+        "by validation accuracy so far, or the last. Our choice: best, since one that got worse hands its damage on "
+        "by its weights and by what it samples.",
     )

@@ -47,7 +47,7 @@ def record_metrics(record: IterationRecord) -> dict[str, float]:
     for report in record.evaluations:
         metrics |= _evaluation_metrics(report)
     for test in record.paired:
-        prefix = f"{_split_prefix(test.split)}/{test.dataset}/paired_{test.against}"
+        prefix = f"{_split_prefix(test.split)}/{test.dataset}/paired_{test.against.replace(' ', '_')}"
         low, high = test.interval
         metrics |= {f"{prefix}/difference": test.difference, f"{prefix}/p_value": test.p_value}
         metrics |= {f"{prefix}/difference_low": low, f"{prefix}/difference_high": high}
@@ -140,5 +140,7 @@ def _audit_metrics(audit: AuditReport) -> dict[str, float]:
     metrics |= {f"score/variance/visits/{bucket}": value for bucket, value in audit.variance_by_visits.items()}
     metrics |= {f"search/rollouts/{name}": float(count) for name, count in audit.rollouts.items()}
     metrics |= {f"score/oracle/{name}": value for name, value in audit.oracle.items()}
+    if audit.remedy is not None:
+        metrics |= {f"score/remedy/{name}": float(value) for name, value in audit.remedy.model_dump().items()}
     metrics["score/audit_passed"] = float(audit.passed)
     return metrics

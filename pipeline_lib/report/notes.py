@@ -60,6 +60,8 @@ def iteration_note(record: IterationRecord, *, parent: str, version: str | None 
     """
     lines = results_markdown([record], None)
     lines += ["", CAPTION]
+    if record.parent is not None:
+        lines += ["", f"Started from {f'iteration {record.parent}' if record.parent else 'the base'}."]
     if record.audit is not None:
         lines += ["", f"**Audit {'passed' if record.audit.passed else 'stopped'}:** {record.audit.reason}"]
     if version is not None:
