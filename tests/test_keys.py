@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 from pydantic import Field
+from record_fixtures import make_record
 
 from deployments.presets import PRESETS
 from pipeline_lib.config import ConfigGroup, PipelineConfig, apply_overrides
-from pipeline_lib.types import PolicyRef, Ref
-from tasks import evaluate
+from pipeline_lib.types import IterationRecord, PolicyRef, Ref
+from tasks import evaluate, gate
+from tasks import record as record_stage
 from tasks.runtime.keys import key_of
 
 
@@ -47,6 +50,45 @@ def evaluation_spec(*overrides: str) -> dict[str, object]:
         split="test",
         name="any",
     )
+
+
+def gate_spec(records: list[IterationRecord], *overrides: str) -> dict[str, object]:
+    return gate._gate_spec(config=apply_overrides(PipelineConfig(), list(overrides)), records=records)
+
+
+def old_dump(record: IterationRecord) -> dict[str, object]:
+    """What version 0.1.0 took of a record into later keys."""
+    dumped = record.model_dump(mode="json", exclude={"search", "train", "seconds", "tracking_run", "parent"})
+    for report in dumped["evaluations"]:
+        del report["sampled_interval"]
+    return dumped
+
+
+def test_the_gates_key_is_that_of_version_0_1_0_where_its_rule_is() -> None:
+    record = make_record(1, 0.7)
+    plain = gate_spec([record])
+    assert plain == {
+        "gate": {"patience": 1, "min_gain": 0.0, "require_interval": False},
+        "dataset": "tiny-word",
+        "records": [old_dump(record)],
+    }
+    assert gate_spec([record], "gate.continue_from=last") == plain  # it decides whose child comes next, not whether
+    assert gate_spec([record], "gate.require_interval=true")["interval"] == "paired"
+    assert gate_spec([record.model_copy(update={"parent": 0})]) != plain
+
+
+@pytest.mark.parametrize(("parent", "is_named"), [(1, False), (0, True)])
+def test_a_records_key_names_its_parent_where_that_is_not_the_one_before(parent: int, is_named: bool) -> None:
+    spec = record_stage._record_spec(
+        config=PipelineConfig(),
+        index=2,
+        parent=make_record(parent).policy,
+        policy=make_record(2).policy,
+        stages={},
+        evaluations=[],
+        earlier=[],
+    )
+    assert ("parent" in spec) is is_named
 
 
 def test_only_evaluations_with_samples_are_made_again_for_the_new_votes() -> None:
