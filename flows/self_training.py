@@ -5,6 +5,8 @@ from __future__ import annotations
 from prefect import flow
 
 from pipeline_lib.config import PipelineConfig
+from pipeline_lib.gate import policy_to_go_on_from
+from pipeline_lib.score.score_audit import remedy_may_help
 from pipeline_lib.types import IterationRecord, PolicyRef, Ref, RunResult
 from tasks.audit import audit_iteration, load_audit
 from tasks.evaluate import evaluate_policy
@@ -33,41 +35,54 @@ def self_training(config: PipelineConfig) -> RunResult:
     """Improves a policy with data that it makes itself (arXiv 2501.01478).
 
     1. Measure the base on the validation and test sets.
-    2. Draw problems and search each with the current policy: a tree of steps per problem.
+    2. Draw problems and search each with the best policy so far: a tree of steps per problem.
     3. Score every step by its relative correctness.
-    4. Audit the scores; without signal search on once, then stop.
-    5. Train on the scored steps, held near the current policy.
+    4. Audit the scores; without signal search on once, where that can help, then stop.
+    5. Train on the scored steps, held near the policy that searched.
     6. Measure the new policy.
     7. Ask the gate; go on with 2, or stop and name the best iteration champion.
     """
     check_training(config)
-    policy = base_policy(config)
-    evaluations = evaluate_everywhere(config, policy)
-    records = [record_iteration(config=config, index=0, policy=policy, stages={}, evaluations=evaluations, earlier=[])]
+    base = base_policy(config)
+    records = [record_base(config, base)]
     decision = decide_gate(config=config, records=records)
     while decision.proceed and len(records) <= config.num_iterations:
-        records.append(run_iteration(config, policy, records))
-        policy = records[-1].policy
+        parent = policy_to_go_on_from(records, decision, config.gate)
+        records.append(run_iteration(config, parent, records))
         decision = decide_gate(config=config, records=records)
     result = finish_run(config=config, records=records, decision=decision)
     drop_doubles()
     return result
 
 
-def run_iteration(config: PipelineConfig, policy: PolicyRef, earlier: list[IterationRecord]) -> IterationRecord:
+def record_base(config: PipelineConfig, base: PolicyRef) -> IterationRecord:
+    """Step 1."""
+    evaluations = evaluate_everywhere(config, base)
+    return record_iteration(
+        config=config, index=0, parent=None, policy=base, stages={}, evaluations=evaluations, earlier=[]
+    )
+
+
+def run_iteration(config: PipelineConfig, parent: PolicyRef, earlier: list[IterationRecord]) -> IterationRecord:
     """Steps 2 to 6, once."""
-    index = len(earlier)
+    index, policy = len(earlier), parent
     problems = draw_problems(config=config, iteration=index)
-    stages = search_and_audit(config, problems, policy, index)
+    stages = search_and_audit(config, problems, parent, index)
     evaluations: list[Ref] = []
     if load_audit(stages["audit"][0]).passed:
         trees, scores = stages["search"], stages["score"][0]
-        trained = train_policy(config=config, trees=trees, scores=scores, policy=policy, iteration=index)
+        trained = train_policy(config=config, trees=trees, scores=scores, policy=parent, iteration=index)
         policy = trained_policy(config, trained, iteration=index)
         stages["train"] = (trained,)
         evaluations = evaluate_everywhere(config, policy)
     return record_iteration(
-        config=config, index=index, policy=policy, stages=stages, evaluations=evaluations, earlier=earlier
+        config=config,
+        index=index,
+        parent=parent,
+        policy=policy,
+        stages=stages,
+        evaluations=evaluations,
+        earlier=earlier,
     )
 
 
@@ -77,13 +92,13 @@ def search_and_audit(
     """Steps 2 to 4, with the audit's one remedy; references by stage."""
     trees = search_problems(config=config, problems=problems, policy=policy, iteration=index)
     scores = score_steps(config=config, trees=trees, iteration=index)
-    audit = audit_iteration(config=config, trees=trees, scores=scores, iteration=index, remedied=False)
+    audit = audit_iteration(config=config, trees=trees, scores=scores, iteration=index, earlier=())
     first_search: tuple[Ref, ...] = ()
-    if config.audit.remedy and not load_audit(audit).passed:
+    if remedy_may_help(load_audit(audit), config.audit):
         first_search = trees
         trees = search_problems(config=config, problems=problems, policy=policy, iteration=index, earlier=first_search)
         scores = score_steps(config=config, trees=trees, iteration=index)
-        audit = audit_iteration(config=config, trees=trees, scores=scores, iteration=index, remedied=True)
+        audit = audit_iteration(config=config, trees=trees, scores=scores, iteration=index, earlier=first_search)
     stages = {"problems": (problems,), "search": trees, "score": (scores,), "audit": (audit,)}
     return stages | ({"first_search": first_search} if first_search else {})
 

@@ -205,7 +205,14 @@ class EvalReport(Record):
     accuracy: float = Field(description="num_correct / num_problems, greedy, in [0, 1].")
     interval: tuple[float, float] = Field(description="95 % Wilson interval of the accuracy.")
     sampled: dict[str, float] = Field(
-        default_factory=dict, description="`mean`, `maj@k`, `pass@k` at temperature above 0."
+        default_factory=dict,
+        description="At temperature above 0, on the first problems: `avg@n`, the mean accuracy of n samples, also "
+        "called `mean`; `maj@n`; `pass@k`.",
+    )
+    sampled_interval: tuple[float, float] | None = Field(
+        default=None,
+        json_schema_extra={"before": None},
+        description="95 % interval of `avg@n` over problems; None where nothing was sampled.",
     )
     predictions: Ref | None = None
     problems: Ref | None = Field(default=None, description="The problem set, by reference.")
@@ -224,7 +231,12 @@ class PairedTest(Record):
 
     dataset: str
     split: str
-    against: str = Field(description="`base` or `previous`.")
+    against: str = Field(description="`base`, `previous`, `best` so far, or `iteration 1` and so on.")
+    against_iteration: int | None = Field(
+        default=None,
+        json_schema_extra={"before": None},
+        description="Index of the earlier iteration; None in records of version 0.1.0, which knew the first two alone.",
+    )
     num_fixed: int = Field(description="Wrong before, right now.")
     num_broken: int = Field(description="Right before, wrong now.")
     difference: float = Field(description="Accuracy now minus accuracy before, in [-1, 1].")
@@ -237,6 +249,14 @@ class Histogram(Record):
 
     edges: tuple[float, ...]
     counts: tuple[int, ...]
+
+
+class Remedy(Record):
+    """What the audit's remedy did: it searches the uninformative problems on, with twice the budget."""
+
+    num_problems: int = Field(description="Problems that were searched again.")
+    num_rollouts: int = Field(description="Rollouts that this added.")
+    num_informative: int = Field(description="Of these problems, those that became informative.")
 
 
 class AuditReport(Record):
@@ -262,6 +282,11 @@ class AuditReport(Record):
     )
     histogram: Histogram
     remedied: bool = Field(description="The uninformative problems were searched again with twice the simulations.")
+    remedy: Remedy | None = Field(
+        default=None,
+        json_schema_extra={"before": None},
+        description="What searching them again did; None where it was not done, and in records of version 0.1.0.",
+    )
     passed: bool
     reason: str = Field(description="Why it passed or stopped, one sentence.")
     advice: str = Field(description="What to change when it stopped; empty when it passed.")
@@ -276,6 +301,12 @@ class IterationRecord(Record):
 
     index: int = Field(ge=0, description="0 is the base.")
     policy: PolicyRef
+    parent: int | None = Field(
+        default=None,
+        json_schema_extra={"before": None},
+        description="Index of the iteration whose policy it searched with and trained from; None for the base, and in "
+        "records of version 0.1.0, where it is always the one before.",
+    )
     evaluations: tuple[EvalReport, ...] = ()
     paired: tuple[PairedTest, ...] = ()
     audit: AuditReport | None = None

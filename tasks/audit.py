@@ -10,6 +10,7 @@ from pipeline_lib.score.score_audit import audit_scores
 from pipeline_lib.store import Entry, read_json, write_json
 from pipeline_lib.types import AuditReport, Ref
 from tasks.runtime.artifacts import show_markdown, show_table
+from tasks.runtime.keys import key_of
 from tasks.runtime.stage import Done, open_store, stage
 from tasks.score import load_scores
 from tasks.search import load_trees
@@ -18,18 +19,38 @@ AUDIT = "audit.json"
 
 
 def _spec(
-    *, config: PipelineConfig, trees: tuple[Ref, ...], scores: Ref, iteration: int, remedied: bool
+    *, config: PipelineConfig, trees: tuple[Ref, ...], scores: Ref, iteration: int, earlier: tuple[Ref, ...]
 ) -> dict[str, Any]:
-    return {"audit": config.audit.model_dump(), "remedied": remedied}
+    return {"audit": key_of(config.audit), "remedied": bool(earlier)}
 
 
 @stage(_spec, run_name="audit {iteration}")
 def audit_iteration(
-    entry: Entry, *, config: PipelineConfig, trees: tuple[Ref, ...], scores: Ref, iteration: int, remedied: bool
+    entry: Entry,
+    *,
+    config: PipelineConfig,
+    trees: tuple[Ref, ...],
+    scores: Ref,
+    iteration: int,
+    earlier: tuple[Ref, ...],
 ) -> Done:
-    """Writes the audit's report; in the tiny world the oracle says how well scores find wrong steps."""
-    oracle = steps_are_right if is_tiny(config.problems.dataset) else None
-    report = audit_scores(load_trees(trees), load_scores(scores), config.audit, remedied=remedied, step_is_right=oracle)
+    """Writes the audit's report; in the tiny world the oracle says how well scores find wrong steps.
+
+    Args:
+        entry: filled with ``audit.json``.
+        config: the thresholds, and the dataset.
+        trees: what is audited, shard by shard.
+        scores: of these trees.
+        iteration: names what is shown.
+        earlier: the trees before the remedy, shard by shard; none where there was none.
+    """
+    report = audit_scores(
+        load_trees(trees),
+        load_scores(scores),
+        config.audit,
+        earlier=load_trees(earlier),
+        step_is_right=steps_are_right if is_tiny(config.problems.dataset) else None,
+    )
     write_json(entry.path / AUDIT, report)
     _show(report, iteration)
     return Done(report.num_problems)

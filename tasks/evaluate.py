@@ -15,21 +15,23 @@ from pipeline_lib.types import EvalReport, PolicyRef, Ref
 from tasks.problems import PROBLEMS
 from tasks.runtime.engines import engine_spec, open_policy
 from tasks.runtime.graders import conventions_of, extractor, grading_spec, open_grader
+from tasks.runtime.keys import key_of
 from tasks.runtime.stage import Done, open_store, stage
 
 REPORT, PREDICTIONS = "report.json", "predictions.parquet"
+VOTES = 2
+"""Raised with every change of what is made of samples; reports without samples are found again then."""
 
 
 def _spec(*, config: PipelineConfig, problems: Ref, policy: PolicyRef, split: str, name: str) -> dict[str, Any]:
-    engine = engine_spec(config)
-    evaluation = config.evaluation.model_dump(exclude={"datasets", "num_problems"})
     return {
-        "evaluation": evaluation,
-        "engine": engine,
+        "evaluation": key_of(config.evaluation, without={"datasets", "num_problems"}),
+        "engine": engine_spec(config),
         "policy_id": policy.policy_id,
         **grading_spec(config),
         "seed": config.seed,
         "split": split,
+        **({"votes": VOTES} if config.evaluation.num_samples else {}),
     }
 
 
@@ -37,7 +39,7 @@ def _spec(*, config: PipelineConfig, problems: Ref, policy: PolicyRef, split: st
 def evaluate_policy(
     entry: Entry, *, config: PipelineConfig, problems: Ref, policy: PolicyRef, split: str, name: str
 ) -> Done:
-    """Greedy pass@1 with its interval, and maj@k and pass@k where samples are asked for."""
+    """Greedy pass@1 with its interval, and avg@n, maj@n and pass@k where samples are asked for."""
     asked = read_problems(open_store().open(problems) / PROBLEMS)
     dataset = asked[0].dataset
     with open_grader(config, dataset) as grader:

@@ -65,7 +65,9 @@ def _stopped_because(records: Sequence[IterationRecord], decision: GateDecision)
     if decision.proceed:
         return "num_iterations reached"
     audit = records[-1].audit
-    return f"{decision.reason}; {audit.advice}" if audit and audit.advice else decision.reason
+    if audit is None or audit.passed:
+        return decision.reason
+    return f"audit of iteration {records[-1].index}: {audit.reason}; {audit.advice}"
 
 
 def _wall_s() -> float:

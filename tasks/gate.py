@@ -11,13 +11,20 @@ from pipeline_lib.store import Entry, read_json, write_json
 from pipeline_lib.types import GateDecision, IterationRecord
 from tasks.record import records_spec
 from tasks.runtime.artifacts import show_markdown
+from tasks.runtime.keys import key_of
 from tasks.runtime.stage import Done, stage
 
 DECISION = "decision.json"
 
 
 def _gate_spec(*, config: PipelineConfig, records: Sequence[IterationRecord]) -> dict[str, Any]:
-    return {"gate": config.gate.model_dump(), "dataset": config.problems.dataset, "records": records_spec(records)}
+    """`continue_from` decides what comes next, not whether; the rule of paired intervals is younger than its dial."""
+    return {
+        "gate": key_of(config.gate, without={"continue_from"}),
+        "dataset": config.problems.dataset,
+        "records": records_spec(records),
+        **({"interval": "paired"} if config.gate.require_interval else {}),
+    }
 
 
 @stage(
@@ -26,7 +33,7 @@ def _gate_spec(*, config: PipelineConfig, records: Sequence[IterationRecord]) ->
     result=lambda entry: GateDecision.model_validate(read_json(entry.path / DECISION)),
 )
 def decide_gate(entry: Entry, *, config: PipelineConfig, records: Sequence[IterationRecord]) -> Done:
-    """Whether to go on, from the validation accuracies on record."""
+    """Whether to go on, from what is on record about the validation set."""
     decision = decide(records, config.gate, dataset=config.problems.dataset)
     write_json(entry.path / DECISION, decision)
     verdict = "Go on" if decision.proceed else "Stop"

@@ -11,7 +11,8 @@ from typing import Any
 
 from pipeline_lib.config import PipelineConfig
 from pipeline_lib.evaluation import paired_test, read_predictions
-from pipeline_lib.gate import decide
+from pipeline_lib.gate import best_so_far, decide
+from pipeline_lib.report.tables import average_name, format_average
 from pipeline_lib.search import SearchStats, total_stats
 from pipeline_lib.store import Entry
 from pipeline_lib.tracking import Tracker, TrackingOutage
@@ -21,6 +22,7 @@ from tasks.evaluate import PREDICTIONS, load_report
 from tasks.reporting.iteration_contents import contents_of, figures_page, histories_of
 from tasks.runtime.artifacts import show_markdown, show_table
 from tasks.runtime.flow_tracking import is_tracked, open_tracker, run_key
+from tasks.runtime.keys import key_of
 from tasks.runtime.stage import Done, open_store, seconds_of, stage
 from tasks.search import TOTALS
 
@@ -32,13 +34,14 @@ MEASURED = {"search", "train", "seconds", "tracking_run"}  # differ from one run
 
 def records_spec(records: Sequence[IterationRecord]) -> list[dict[str, Any]]:
     """What later stages depend on of records: all but what differs from one run to the next of equal ones."""
-    return [record.model_dump(mode="json", exclude=MEASURED) for record in records]
+    return [key_of(record, without=MEASURED) for record in records]
 
 
 def _record_spec(
     *,
     config: PipelineConfig,
     index: int,
+    parent: PolicyRef | None,
     policy: PolicyRef,
     stages: Stages,
     evaluations: Sequence[Ref],
@@ -50,6 +53,7 @@ def _record_spec(
         "policy": policy.model_dump(),
         "stages": {name: [ref.sha256 for ref in refs] for name, refs in stages.items()},
         "earlier": records_spec(earlier),
+        **({"parent": parent.iteration} if parent is not None and parent.iteration != index - 1 else {}),
     }
 
 
@@ -65,6 +69,7 @@ def record_iteration(
     *,
     config: PipelineConfig,
     index: int,
+    parent: PolicyRef | None,
     policy: PolicyRef,
     stages: Stages,
     evaluations: Sequence[Ref],
@@ -76,7 +81,8 @@ def record_iteration(
         entry: its observations become the record.
         config: gate, seed and preset.
         index: 0 for the base.
-        policy: what the iteration ended with.
+        parent: what the iteration searched with and trained from; None for the base.
+        policy: what the iteration ended with; the parent where it did not train.
         stages: references by stage: ``problems``, ``search``, ``score``, ``audit``, ``train``; ``first_search`` is the
             one before the audit's remedy.
         evaluations: what `evaluate_policy` returned, set by set.
@@ -86,8 +92,9 @@ def record_iteration(
     record = IterationRecord(
         index=index,
         policy=policy,
+        parent=None if parent is None else parent.iteration,
         evaluations=reports,
-        paired=_paired_tests(reports, earlier),
+        paired=_paired_tests(reports, earlier, config.problems.dataset),
         audit=load_audit(stages["audit"][0]) if "audit" in stages else None,
         search=_search_metrics((*stages.get("first_search", ()), *stages.get("search", ()))),
         train=_observations(stages["train"][0]) if "train" in stages else {},
@@ -100,16 +107,32 @@ def record_iteration(
     return Done(len(reports), {RECORD: tracked.model_dump(mode="json")})
 
 
-def _paired_tests(reports: Sequence[EvalReport], earlier: Sequence[IterationRecord]) -> tuple[PairedTest, ...]:
-    """Against the base and, from iteration 2 on, against the previous iteration."""
-    rivals = {"base": earlier[0]} if earlier else {}
-    if len(earlier) > 1:
-        rivals["previous"] = earlier[-1]
+def _paired_tests(
+    reports: Sequence[EvalReport], earlier: Sequence[IterationRecord], dataset: str
+) -> tuple[PairedTest, ...]:
+    """Against the base and, from iteration 2 on, the one before; on validation against all, for gates of any dials."""
+    if not reports or not earlier:
+        return ()
+    rivals = {"base": earlier[0]} | ({"previous": earlier[-1]} if len(earlier) > 1 else {})
+    best = {"best": best_so_far(earlier, dataset=dataset)}
+    others = {f"iteration {record.index}": record for record in earlier[1:-1] if record != best["best"]}
     return tuple(
-        paired_test(_correct(before), _correct(report), dataset=report.dataset, split=report.split, against=name)
-        for name, record in rivals.items()
+        _paired_test(before, report, name, record.index)
+        for name, record in (rivals | best | others).items()
         for report in reports
+        if name in rivals or report.split == "validation"
         if (before := record.evaluation(report.dataset, report.split)) is not None
+    )
+
+
+def _paired_test(before: EvalReport, after: EvalReport, against: str, against_iteration: int) -> PairedTest:
+    return paired_test(
+        _correct(before),
+        _correct(after),
+        dataset=after.dataset,
+        split=after.split,
+        against=against,
+        against_iteration=against_iteration,
     )
 
 
@@ -165,14 +188,16 @@ def _link(tracker: Tracker) -> None:
 
 
 def _rows(record: IterationRecord) -> list[dict[str, Any]]:
+    reports = record.evaluations
     return [
         {
             "dataset": report.dataset,
             "split": report.split,
             "accuracy": f"{report.accuracy:.1%}",
             "95 % interval": "{:.1%} – {:.1%}".format(*report.interval),
+            average_name(reports) or "samples": format_average(report),
             "unparsed": report.num_unparsed,
             "truncated": report.num_truncated,
         }
-        for report in record.evaluations
+        for report in reports
     ] or [{"dataset": "none", "split": "", "accuracy": "not trained: see the audit"}]

@@ -38,9 +38,14 @@ def _spec(
 
 
 def _search_config(config: PipelineConfig, earlier: tuple[Ref, ...]) -> SearchConfig:
-    """What a shard is searched with: twice the simulations where it goes on from earlier trees, the audit's remedy."""
-    num_simulations = config.search.num_simulations * (2 if earlier else 1)
-    return config.search.model_copy(update={"num_simulations": num_simulations})
+    """What a shard is searched with: twice as much of a tree where it goes on from earlier ones, the audit's remedy."""
+    if not earlier:
+        return config.search
+    budget = config.search.max_tokens_per_problem
+    doubled = {"num_simulations": 2 * config.search.num_simulations}
+    return config.search.model_copy(
+        update=doubled if budget is None else {**doubled, "max_tokens_per_problem": 2 * budget}
+    )
 
 
 @stage(_spec, run_name="search {iteration} shard {shard}")

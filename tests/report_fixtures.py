@@ -123,3 +123,11 @@ def make_result(records: Sequence[IterationRecord], *, champion: int = 1) -> Run
     """A run that ended after these records."""
     decision = GateDecision(proceed=False, champion=champion, reason="validation rose by 1 point")
     return RunResult(records=tuple(records), decision=decision, stopped_because="all iterations done", wall_s=9.0)
+
+
+def with_samples(record: IterationRecord, mean: float = 0.4) -> IterationRecord:
+    """The iteration with four samples a problem, their mean with an interval of ±5 points."""
+    figures = {"mean": mean, "avg@4": mean, "maj@4": mean + 0.1, "pass@4": mean + 0.3}
+    changes = {"sampled": figures, "sampled_interval": (mean - 0.05, mean + 0.05)}
+    reports = tuple(report.model_copy(update=changes) for report in record.evaluations)
+    return record.model_copy(update={"evaluations": reports})

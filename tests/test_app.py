@@ -124,11 +124,14 @@ def test_run_prints_the_table_and_writes_the_summary(
         "seed": 4,
         "wall_s": 4.0,
         "base": {"tiny-word": 0.5},
+        "base_sampled": {},
         "iterations": [
             {
                 "index": 1,
                 "accuracy": {"tiny-word": 0.75},
                 "interval": {"tiny-word": [0.5, 1.0]},
+                "sampled": {},
+                "parent": None,
                 "audit": None,
                 "search": {
                     "tokens_per_s": 9.0,
@@ -141,7 +144,7 @@ def test_run_prints_the_table_and_writes_the_summary(
                 "seconds": {"search": 1.5},
             }
         ],
-        "champion": {"iteration": 1, "accuracy": {"tiny-word": 0.75}},
+        "champion": {"iteration": 1, "accuracy": {"tiny-word": 0.75}, "sampled": {}},
         "stopped_because": "1 of 1 iterations done",
     }
 

@@ -6,15 +6,15 @@ from tree_fixtures import flat_tree, make_tree, trees
 
 from pipeline_lib.config import AuditConfig, ScoreConfig
 from pipeline_lib.score import score_tree
-from pipeline_lib.score.score_audit import auc, audit_scores
-from pipeline_lib.types import AuditReport, Outcome
+from pipeline_lib.score.score_audit import auc, audit_scores, remedy_may_help
+from pipeline_lib.types import AuditReport, Outcome, Remedy
 
 CORRECT, WRONG, UNPARSED, TRUNCATED = Outcome.CORRECT, Outcome.WRONG, Outcome.UNPARSED, Outcome.TRUNCATED
 
 
-def audit(*searched, config=None, remedied=False, oracle=None):
+def audit(*searched, config=None, earlier=(), oracle=None):
     scores = [score_tree(tree, ScoreConfig()) for tree in searched]
-    return audit_scores(searched, scores, config or AuditConfig(), remedied=remedied, step_is_right=oracle)
+    return audit_scores(searched, scores, config or AuditConfig(), earlier=earlier, step_is_right=oracle)
 
 
 def test_every_number_of_a_small_iteration_worked_by_hand():
@@ -104,7 +104,7 @@ def test_informative_problems_whose_scores_hardly_vary_stop():
 def test_scores_that_are_all_zero_stop_even_without_a_threshold():
     tree = flat_tree(CORRECT, WRONG)
     scores = [score_tree(tree, ScoreConfig(min_visits=2))]
-    report = audit_scores([tree], scores, AuditConfig(min_variance=0), remedied=False)
+    report = audit_scores([tree], scores, AuditConfig(min_variance=0))
     assert (report.num_informative, report.num_scored_steps, report.passed) == (1, 0, False)
     assert "score.min_visits" in report.advice
 
@@ -115,15 +115,66 @@ def test_the_informative_share_must_reach_its_threshold(num_wrong, passed):
     assert audit(*searched).passed is passed  # 1 of 20 is 5 %
 
 
-def test_a_remedied_audit_says_so_when_it_stops():
-    report = audit(flat_tree(WRONG), remedied=True)
+def test_a_remedied_audit_says_what_the_remedy_did_when_it_stops():
+    report = audit(flat_tree(WRONG, WRONG), earlier=[flat_tree(WRONG)])
     assert report.remedied
-    assert report.reason.startswith("nothing informative even after twice the simulations:")
+    assert report.remedy == Remedy(num_problems=1, num_rollouts=1, num_informative=0)
+    assert report.reason.startswith(
+        "nothing informative even after 1 problem was searched again with 1 new rollout and 0 became informative:"
+    )
 
 
-def test_an_audit_reads_back_from_json():
+def test_a_remedied_audit_says_what_the_remedy_did_when_it_passes():
+    before = [flat_tree(WRONG, problem_id="a"), flat_tree(CORRECT, problem_id="b"), flat_tree(WRONG, problem_id="c")]
+    after = [
+        flat_tree(WRONG, CORRECT, WRONG, problem_id="a"),
+        flat_tree(CORRECT, WRONG, problem_id="b"),
+        flat_tree(WRONG, WRONG, problem_id="c"),
+    ]
+    report = audit(*after, earlier=before)
+    assert report.passed
+    assert report.remedy == Remedy(num_problems=3, num_rollouts=4, num_informative=2)
+    assert report.reason.endswith("; 3 problems were searched again with 4 new rollouts and 2 became informative")
+
+
+def test_a_remedy_that_added_nothing_says_so():
+    tree = flat_tree(WRONG)
+    assert "searched again with 0 new rollouts and 0 became informative" in audit(tree, earlier=[tree]).reason
+
+
+def test_informative_problems_are_not_among_those_searched_again():
+    kept, wrong = flat_tree(CORRECT, WRONG, problem_id="a"), flat_tree(WRONG, problem_id="b")
+    report = audit(kept, flat_tree(WRONG, WRONG, problem_id="b"), earlier=[kept, wrong])
+    assert report.remedy == Remedy(num_problems=1, num_rollouts=1, num_informative=0)
+
+
+@pytest.mark.parametrize(
+    ("searched", "config", "helps"),
+    [
+        ([flat_tree(WRONG), flat_tree(CORRECT)], {}, True),  # no problem with both
+        ([flat_tree(CORRECT, WRONG)], {"min_variance": 2}, False),  # every problem is informative already
+        ([flat_tree(CORRECT, WRONG), flat_tree(WRONG)], {"min_variance": 2}, True),
+        ([flat_tree(TRUNCATED, TRUNCATED)], {}, False),  # more of them would be cut off, too
+        ([flat_tree(UNPARSED, UNPARSED, WRONG)], {}, False),
+        ([flat_tree(UNPARSED, WRONG)], {}, True),
+        ([flat_tree(CORRECT, *[UNPARSED] * 19), flat_tree(WRONG)], {}, False),
+        ([flat_tree(CORRECT, WRONG)], {}, False),  # it passed
+    ],
+)
+def test_the_remedy_runs_only_where_more_simulations_can_help(searched, config, helps):
+    config = AuditConfig(**config)
+    report = audit(*searched, config=config)
+    assert remedy_may_help(report, config) is helps
+    assert not remedy_may_help(audit(*searched, config=config, earlier=searched), config)
+    assert not remedy_may_help(report, config.model_copy(update={"remedy": False}))
+
+
+def test_an_audit_reads_back_from_json_and_without_the_later_fields():
     report = audit(flat_tree(CORRECT, WRONG), oracle=lambda tree: np.array([True, True, False]))
     assert AuditReport.model_validate_json(report.model_dump_json()) == report
+    old = report.model_dump(mode="json")
+    del old["remedy"]
+    assert AuditReport.model_validate(old) == report
 
 
 @pytest.mark.parametrize(
@@ -137,7 +188,7 @@ def test_an_audit_reads_back_from_json():
 )
 def test_scores_that_do_not_fit_are_refused(num_trees, scores, message):
     with pytest.raises(ValueError, match=message):
-        audit_scores([flat_tree(CORRECT, WRONG)] * num_trees, scores, AuditConfig(), remedied=False)
+        audit_scores([flat_tree(CORRECT, WRONG)] * num_trees, scores, AuditConfig())
 
 
 def test_the_auc_is_the_share_of_pairs_in_the_right_order():

@@ -1,11 +1,13 @@
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline_lib.config import EvaluationConfig
 from pipeline_lib.evaluation import (
+    clustered_interval,
     evaluate,
     majority_index,
     paired_difference_interval,
@@ -15,8 +17,10 @@ from pipeline_lib.evaluation import (
     wilson_interval,
     write_predictions,
 )
+from pipeline_lib.evaluation.votes import winning_samples
+from pipeline_lib.grading import GradingPool, extract_answer
 from pipeline_lib.policy.scripted import CharCodec, ScriptedPolicy
-from pipeline_lib.types import Grade, Problem
+from pipeline_lib.types import EvalReport, Grade, Problem
 
 COUNTS = st.integers(0, 60)
 
@@ -127,6 +131,53 @@ def test_the_majority_is_the_first_sample_with_the_commonest_answer():
     assert majority_index([]) is None
 
 
+def vote(*texts, grader="math"):
+    """Index of the sample that wins, by the real grader."""
+    with GradingPool(1, grader=grader) as pool:
+        [winner] = winning_samples([texts], [[extract_answer(text) for text in texts]], pool)
+    return winner
+
+
+def test_answers_that_the_grader_holds_equal_are_one_vote():
+    assert vote("#### 3", r"So \boxed{0.5}", "#### 3", "#### 1/2", r"\boxed{\frac12}") == 1
+    assert vote("#### 3", "#### 0.5", "#### 3.0", "#### 1/2") == 0  # a tie goes to what came first
+    assert vote(r"\boxed{(1, 2)}", r"\boxed{x+1}", r"\boxed{1+x}") == 1  # algebra, in a worker
+    assert vote("hm", "#### 7", "hm", "hm") == 1  # no answer is no vote
+    assert vote("hm", "well") is None
+
+
+def test_answers_are_compared_as_the_users_own_verifier_compares():
+    assert vote("#### 1/2", "#### 3", "#### 0.5") == 0  # three answers, one vote each, for Coppice's grader two
+    assert vote("#### 9", "#### 1/2", "#### 3", "#### 0.5") == 1
+    assert vote("#### 9", "#### 1/2", "#### 3", "#### 0.5", grader="operator:eq") == 0
+
+
+class CountingGrader:
+    """Counts comparisons; nothing equals anything else."""
+
+    def __init__(self):
+        self.asked, self._ready = [], []
+
+    @property
+    def num_in_flight(self):
+        return len(self._ready)
+
+    def submit(self, key, prediction, gold):
+        self.asked.append((prediction, gold))
+        self._ready.append((key, Grade.WRONG))
+
+    def poll(self, *, block):
+        ready, self._ready = self._ready, []
+        return ready
+
+
+def test_a_vote_compares_each_pair_of_distinct_answers_at_most_once():
+    grader, answers_ = CountingGrader(), ["1", "2", "1", "3", "2", "4"]
+    assert winning_samples([[f"#### {a}" for a in answers_]] * 2, [answers_] * 2, grader) == [0, 0]
+    assert len(grader.asked) == 2 * (4 * 3 // 2)
+    assert set(grader.asked[:1]) == {("#### 2", "1")}  # the later one's text, the earlier one's answer as gold
+
+
 def test_pass_at_k_worked_by_hand():
     assert pass_at_k(4, 2, 2) == pytest.approx(1 - 1 / 6)
     assert pass_at_k(10, 3, 1) == pytest.approx(0.3)
@@ -138,6 +189,38 @@ def test_pass_at_k_worked_by_hand():
 def test_pass_at_k_refuses_what_is_not_defined(arguments):
     with pytest.raises(ValueError, match="is not defined"):
         pass_at_k(*arguments)
+
+
+def test_one_sample_a_problem_gives_the_wilson_interval():
+    assert clustered_interval([1.0] * 15 + [0.0] * 5, 1) == pytest.approx(wilson_interval(15, 20))
+
+
+def test_the_interval_of_a_mean_counts_problems_and_not_samples():
+    split = [1.0] * 10 + [0.0] * 10  # each problem's samples agree: 160 answers tell no more than 20
+    assert clustered_interval(split, 8) == pytest.approx(wilson_interval(10, 20))
+    spread = clustered_interval([0.5] * 20, 8)  # every problem alike: as good as 160 independent answers
+    assert spread == pytest.approx(wilson_interval(80, 160))
+    # By hand: means 0.25 and 0.75, p = 0.5, s² = 20 / 19 / 16, n_eff = 0.25 / (s² / 20) = 76, Wilson 38 of 76.
+    assert clustered_interval([0.25] * 10 + [0.75] * 10, 8) == pytest.approx(wilson_interval(38, 76))
+
+
+def test_the_interval_of_a_mean_has_width_where_all_agree():
+    assert clustered_interval([1.0] * 20, 4) == pytest.approx(wilson_interval(20, 20))
+    assert clustered_interval([0.0], 4) == pytest.approx(wilson_interval(0, 1))
+    with pytest.raises(ValueError, match="no problem"):
+        clustered_interval([], 4)
+
+
+def test_the_interval_of_a_mean_holds_the_true_mean_in_95_of_100_draws():
+    rng, inside, naive, draws = np.random.default_rng(0), 0, 0, 400
+    for _ in range(draws):
+        right = rng.binomial(8, rng.beta(0.6, 0.4, size=50))  # easy and hard problems; the true mean is 0.6
+        low, high = clustered_interval((right / 8).tolist(), 8)
+        inside += low <= 0.6 <= high
+        low, high = wilson_interval(int(right.sum()), 400)
+        naive += low <= 0.6 <= high
+    assert 0.93 <= inside / draws <= 0.98
+    assert naive / draws < 0.75  # what counting samples would have claimed to be 95 %
 
 
 class LateGrader:
@@ -211,9 +294,68 @@ def test_samples_give_mean_majority_and_pass():
     report, predictions = run(script, problems(*((question, "2") for question in plan)), config)
     assert report.accuracy == 0
     assert len(predictions) == 3
-    assert report.sampled == pytest.approx({"mean": 3 / 9, "maj@3": 1 / 3, "pass@3": 2 / 3})
+    assert report.sampled == pytest.approx({"mean": 3 / 9, "avg@3": 3 / 9, "maj@3": 1 / 3, "pass@3": 2 / 3})
+    assert report.sampled_interval == clustered_interval([2 / 3, 1 / 3, 0], 3)
     sampled = [seed for seeds in seen.values() for seed in seeds[1:]]
     assert len(set(sampled)) == 9
+
+
+def numbered(plan):
+    """A script that answers a problem's greedy question with 9, then with its samples in order."""
+    seen = {}
+
+    def script(prompt, prefix, seed):
+        seen[prompt] = seen.get(prompt, -1) + 1
+        return f"#### {plan[prompt][seen[prompt] - 1] if seen[prompt] else '9'}"
+
+    return script
+
+
+def test_a_majority_written_in_several_ways_wins():
+    """0.5, 1/2 and 0.50 are right and were outvoted by two equal strings."""
+    plan = {"half": ["3", "0.5", "1/2", "3", "0.50"], "three": ["3", "3", "0.5", "1", "2"]}
+    asked = problems(("half", "1/2"), ("three", "1/2"))
+    policy = ScriptedPolicy(numbered(plan), CharCodec(), capacity=3)
+    config = EvaluationConfig(max_new_tokens=20, num_samples=5, pass_k=(1, 2, 5))
+    with GradingPool(1) as grader:
+        report, _ = evaluate(asked, policy, grader, split="test", config=config, seed=0, extract=extract_answer)
+    assert report.sampled == pytest.approx(
+        {
+            "mean": 0.4,
+            "avg@5": 0.4,
+            "maj@5": 0.5,
+            "pass@1": 0.4,
+            "pass@2": ((1 - 1 / 10) + (1 - 6 / 10)) / 2,
+            "pass@5": 1,
+        }
+    )
+
+
+def test_a_vote_that_cannot_be_counted_is_left_out_and_not_zero():
+    """A user's verifier may find answers where Coppice's extractor finds none."""
+
+    class Lenient(LateGrader):
+        def submit(self, key, prediction, gold):
+            super().submit(key, f"#### {prediction}", gold)
+
+    policy = ScriptedPolicy(lambda *_: "2", CharCodec(), capacity=3)
+    config = EvaluationConfig(max_new_tokens=20, num_samples=3)
+    report, _ = evaluate(problems(("q", "2")), policy, Lenient(), split="test", config=config, seed=0, extract=extract)
+    assert report.sampled == {"mean": 1, "avg@3": 1, "pass@3": 1}
+
+
+@pytest.mark.parametrize("pass_k", [(5,), (0,), (2, 2)])
+def test_pass_at_k_needs_as_many_samples(pass_k):
+    with pytest.raises(ValueError, match="pass_k"):
+        EvaluationConfig(num_samples=4, pass_k=pass_k)
+
+
+def test_one_k_needs_no_list_and_old_reports_are_read():
+    assert EvaluationConfig(num_samples=4, pass_k=2).pass_k == (2,)
+    report, _ = run(lambda *_: "#### 2", problems(("q", "2")))
+    old = report.model_dump(mode="json")
+    del old["sampled_interval"]
+    assert EvalReport.model_validate(old) == report
 
 
 def test_only_the_first_problems_are_sampled_and_the_seed_reaches_the_samples():

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from run_fixtures import SMALL, children, client, manifests, small_config
+from run_fixtures import SCRIPTED, SMALL, children, client, manifests, small_config
 
 from deployments.command import app as cli
 from pipeline_lib.config import PipelineConfig
+from pipeline_lib.search import read_trees_parquet
 from pipeline_lib.store import Entry
-from pipeline_lib.types import RunResult
+from pipeline_lib.types import IterationRecord, PolicyRef, RunResult
 
 pytestmark = [
     pytest.mark.slow,
@@ -156,13 +157,72 @@ def test_the_audit_stops_with_its_reason(finished: tuple[Path, RunResult], commi
     audit = result.records[-1].audit
     assert audit is not None
     assert (audit.passed, audit.remedied) == (False, True)
-    assert result.stopped_because == f"audit: {audit.reason}; {audit.advice}"
+    assert result.stopped_because == f"audit of iteration 1: {audit.reason}; {audit.advice}"
+    assert result.decision.reason.startswith("validation accuracy ")
+    assert result.decision.reason.endswith(f", the base; audit of iteration 1: {audit.reason}")
+    again = audit.remedy
+    assert again is not None
+    assert (
+        f"{again.num_problems} problems were searched again with {8 * again.num_problems} new rollouts" in audit.reason
+    )
     assert result.decision.champion == 0
     rollouts = sum(client(home).get_run(r.tracking_run).data.metrics["search/num_rollouts"] for r in result.records[1:])
     assert rollouts > 24 * 8  # those before the remedy count too
     run = client(home).get_run(result.tracking_run)
     assert run.info.status == "FINISHED"
     assert run.data.tags["coppice.stopped_because"] == result.stopped_because
+
+
+def test_the_remedy_is_left_out_where_answers_are_cut_off(new_home: Callable[[], Path], commits: list[str]) -> None:
+    result = run_in(new_home(), small_config(*SCRIPTED, "search.max_new_tokens=3"))
+    assert (commits.count("search-shard"), commits.count("audit-iteration")) == (2, 1)
+    audit = result.records[-1].audit
+    assert audit is not None
+    assert (audit.passed, audit.remedied, audit.remedy) == (False, False, None)
+    assert result.stopped_because.endswith("; raise search.max_new_tokens, or take a model that ends its answers")
+
+
+def train_entry(home: Path, config: PipelineConfig, record: IterationRecord, parent: PolicyRef) -> Entry:
+    """Where an iteration's training lies if it began with `parent`."""
+    from tasks.train import train_policy
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COPPICE_HOME", str(home))
+        trees = tuple(ref for name, ref in record.refs.items() if name.startswith("search"))
+        arguments = {"config": config, "policy": parent, "iteration": record.index}
+        return train_policy.entry(trees=trees, scores=record.refs["score"], **arguments)
+
+
+@pytest.mark.parametrize(("continue_from", "parents"), [("best", (0, 0)), ("last", (0, 1))])
+def test_an_iteration_after_one_that_did_not_gain_starts_from_the_best(
+    new_home: Callable[[], Path], continue_from: str, parents: tuple[int, int]
+) -> None:
+    """The scripted policy never gains: the base stays best, and iteration 2 is the base's child or iteration 1's."""
+    home = new_home()
+    settings = ("num_iterations=2", "gate.patience=3", f"gate.continue_from={continue_from}")
+    config = small_config(*SCRIPTED, *settings)
+    base, *iterations = run_in(home, config).records
+    assert (base.parent, *(record.parent for record in iterations)) == (None, *parents)
+    policies = [record.policy.policy_id for record in (base, *iterations)]
+    mlflow = client(home)
+    versions = {version.tags["coppice.policy_id"]: version for version in mlflow.search_model_versions()}
+    for record, parent in zip(iterations, parents, strict=True):
+        trees = read_trees_parquet(next(iter((home / "store" / record.refs["search/0"].uri).glob("*.parquet"))))
+        assert {tree.policy_id for tree in trees} == {policies[parent]}
+        trained = train_entry(home, config, record, [base, *iterations][parent].policy)
+        assert record.refs["train"].uri == trained.uri
+        version = versions[record.policy.policy_id]
+        assert version.tags["coppice.parent_policy_id"] == policies[parent]
+        assert version.tags["coppice.parent_version"] == (str(versions[policies[1]].version) if parent else "base")
+        assert mlflow.get_run(record.tracking_run).data.tags["coppice.parent_iteration"] == str(parent)
+    second = {(test.split, test.against): test.against_iteration for test in iterations[1].paired}
+    assert second == {
+        ("validation", "base"): 0,
+        ("test", "base"): 0,
+        ("validation", "previous"): 1,
+        ("test", "previous"): 1,
+        ("validation", "best"): 0,
+    }
 
 
 def test_a_failed_stage_is_all_that_runs_again(

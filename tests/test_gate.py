@@ -3,8 +3,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline_lib.config import GateConfig
-from pipeline_lib.gate import GateError, calibration_grid, decide, iterations_without_gain, replay
-from pipeline_lib.types import AuditReport, EvalReport, Histogram, IterationRecord, PolicyRef
+from pipeline_lib.gate import (
+    GateError,
+    best_so_far,
+    calibration_grid,
+    decide,
+    iterations_without_gain,
+    policy_to_go_on_from,
+    replay,
+)
+from pipeline_lib.types import AuditReport, EvalReport, Histogram, IterationRecord, PairedTest, PolicyRef
 
 
 def report(accuracy, *, split="validation", dataset="tiny-word", interval=None):
@@ -70,7 +78,8 @@ def test_the_champion_is_the_best_and_not_the_last():
     decision = decide(records(0.4, 0.6, 0.5), GateConfig(patience=1))
     assert (decision.proceed, decision.champion) == (False, 1)
     assert decision.reason == (
-        "validation accuracy 50.0% after iteration 2: no gain of more than 0.0% for 1 iteration (patience 1)"
+        "validation accuracy 50.0% after iteration 2: no gain of more than 0.0% over 60.0% of iteration 1 for 1 "
+        "iteration (patience 1)"
     )
 
 
@@ -116,10 +125,127 @@ def test_require_interval_asks_for_more_than_the_upper_limit_of_the_best():
     assert decide([base, record(1, report(0.551))], config).proceed
 
 
+def paired(low, *, against="base", iteration=None, dataset="tiny-word", split="validation"):
+    return PairedTest(
+        dataset=dataset,
+        split=split,
+        against=against,
+        against_iteration=iteration,
+        num_fixed=0,
+        num_broken=0,
+        difference=low + 0.02,
+        interval=(low, low + 0.04),
+        p_value=0.5,
+    )
+
+
+def with_tests(index, accuracy, *tests):
+    return record(index, report(accuracy)).model_copy(update={"paired": tests})
+
+
+INTERVAL = GateConfig(require_interval=True, patience=1)
+
+
+def test_a_gain_that_the_paired_interval_is_sure_of_counts_though_both_own_intervals_overlap():
+    base = record(0, report(0.5, interval=(0.45, 0.55)))
+    sure = decide([base, with_tests(1, 0.53, paired(0.01, iteration=0))], INTERVAL)
+    assert (sure.proceed, sure.champion, sure.reason) == (True, 1, "validation accuracy 53.0%, the best so far")
+    unsure = decide([base, with_tests(1, 0.58, paired(-0.01, iteration=0))], INTERVAL)
+    assert (unsure.proceed, unsure.champion) == (False, 1)
+    assert unsure.reason == (
+        "validation accuracy 58.0% after iteration 1: no gain of more than 0.0% beyond the interval over 50.0% of the "
+        "base for 1 iteration (patience 1); best so far 58.0% in iteration 1"
+    )
+
+
+def test_the_paired_interval_is_that_against_the_last_iteration_that_gained():
+    curve = [
+        record(0, report(0.5)),
+        with_tests(1, 0.6, paired(0.05, iteration=0)),
+        with_tests(2, 0.59, paired(0.04, iteration=0), paired(-0.06, against="previous", iteration=1)),
+        with_tests(
+            3,
+            0.63,
+            paired(0.08, iteration=0),
+            paired(0.02, against="previous", iteration=2),
+            paired(-0.01, against="best", iteration=1),
+        ),
+    ]
+    assert not decide(curve, GateConfig(require_interval=True, patience=2)).proceed
+    curve[3] = with_tests(3, 0.63, paired(0.01, against="best", iteration=1))
+    assert decide(curve, GateConfig(require_interval=True, patience=2)).proceed
+    [trial] = replay(curve, [GateConfig(require_interval=True, patience=3)])
+    assert trial.to_beat == pytest.approx({1: 0.55, 2: 0.65, 3: 0.62})  # accuracy less the interval's lower limit
+
+
+def test_small_gains_that_no_interval_is_sure_of_add_up():
+    curve = [
+        record(0, report(0.50)),
+        with_tests(1, 0.52, paired(-0.01, iteration=0)),
+        with_tests(2, 0.54, paired(0.01, iteration=0), paired(-0.01, against="best", iteration=1)),
+    ]
+    assert decide(curve, GateConfig(require_interval=True, patience=2)).proceed
+
+
+def test_only_the_tests_of_the_validation_split_and_its_dataset_are_read():
+    base = record(0, report(0.5, interval=(0.45, 0.55)))
+    other = [paired(0.3, iteration=0, split="test"), paired(0.3, iteration=0, dataset="tiny-algebra")]
+    assert not decide([base, with_tests(1, 0.53, *other)], INTERVAL).proceed
+
+
+def test_records_of_the_first_version_have_tests_that_name_no_iteration():
+    curve = [record(0, report(0.5)), with_tests(1, 0.52, paired(0.01))]
+    assert decide(curve, INTERVAL).proceed
+    curve.append(with_tests(2, 0.54, paired(0.03), paired(-0.01, against="previous")))
+    assert not decide(curve, INTERVAL).proceed
+    curve.append(with_tests(3, 0.55, paired(0.04), paired(-0.01, against="previous")))  # none against iteration 1
+    decision = decide(curve, GateConfig(require_interval=True, patience=3))
+    assert decision.proceed
+    assert decision.reason.endswith("; against iteration 1 by its own interval alone: no paired test is on record")
+
+
+def test_records_without_the_later_fields_are_read():
+    old = with_tests(1, 0.52, paired(0.01)).model_dump(mode="json")
+    del old["parent"], old["paired"][0]["against_iteration"], old["evaluations"][0]["sampled_interval"]
+    assert IterationRecord.model_validate(old) == with_tests(1, 0.52, paired(0.01))
+
+
 def test_a_failed_audit_stops_with_its_reason_and_keeps_the_champion():
     decision = decide([*records(0.4, 0.6, 0.5), record(3, audit=audit(passed=False))], GateConfig(patience=5))
     assert (decision.proceed, decision.champion) == (False, 1)
-    assert decision.reason == "audit: nothing informative"
+    assert decision.reason == (
+        "validation accuracy 60.0% in iteration 1, the best so far; audit of iteration 3: nothing informative"
+    )
+
+
+def test_a_stop_names_what_was_to_be_beaten_and_the_champion_where_that_is_another():
+    decision = decide(records(0.50, 0.51, 0.50), GateConfig(min_gain=0.02, patience=2))
+    assert decision.reason == (
+        "validation accuracy 50.0% after iteration 2: no gain of more than 2.0% over 50.0% of the base for 2 "
+        "iterations (patience 2); best so far 51.0% in iteration 1"
+    )
+    stopped = decide([*records(0.4), record(1, audit=audit(passed=False))], GateConfig())
+    assert stopped.reason == "validation accuracy 40.0%, the base; audit of iteration 1: nothing informative"
+
+
+def test_the_best_so_far_is_the_earliest_of_the_highest():
+    assert best_so_far(records(0.4, 0.6, 0.6)).index == 1
+    assert best_so_far([*records(0.4, 0.3), record(2, audit=audit(passed=False))]).index == 0
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "config", "start"),
+    [
+        ((0.4, 0.6, 0.5), GateConfig(patience=3), "p1"),
+        ((0.4, 0.6, 0.5), GateConfig(patience=3, continue_from="last"), "p2"),
+        ((0.4, 0.3), GateConfig(patience=3), "p0"),
+        ((0.4, 0.6), GateConfig(), "p1"),
+        ((0.4,), GateConfig(continue_from="last"), "p0"),
+    ],
+)
+def test_the_next_iteration_starts_from_the_best_or_from_the_last(accuracies, config, start):
+    curve = records(*accuracies)
+    assert policy_to_go_on_from(curve, decide(curve, config), config).policy_id == start
 
 
 def test_a_passed_audit_changes_nothing():

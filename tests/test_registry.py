@@ -18,6 +18,7 @@ from pipeline_lib.policy.model_folders import model_path
 from pipeline_lib.registry import LoggedAdapter, Registry, RegistryError
 from pipeline_lib.registry.lineage import version_tags
 from pipeline_lib.registry.model_note import load_lines
+from pipeline_lib.report.notes import promotion_line
 from pipeline_lib.tracking import IterationContents, Tracker, open_registry, registered_champion, tracking_uri
 from pipeline_lib.tracking.outage import TrackingError
 from pipeline_lib.types import GateDecision, IterationRecord, PolicyRef, Promotion
@@ -176,6 +177,26 @@ def test_a_rerun_repeats_the_verdict_and_undoes_nothing(pipeline: Pipeline) -> N
         pipeline.run(0.5, accuracy)
         assert registry.champion() == "1"
     assert "rolled back" in tags_of(registry, "2")["coppice.promotion"]
+
+
+def test_a_rerun_says_what_was_replaced_then_and_not_now(pipeline: Pipeline) -> None:
+    first = pipeline.run(0.5, 0.7)
+    assert pipeline.apply_gate_decision() == first == Promotion(promoted=True, version="1", reason=first.reason)
+    second = pipeline.run(0.5, 0.8)
+    assert pipeline.apply_gate_decision() == second  # version 2 instead of 1, where the alias alone says 2 instead of 2
+    assert promotion_line(pipeline.apply_gate_decision(), "m").startswith(
+        "m@champion moved to version 2, instead of 1: "
+    )
+    kept = pipeline.run(0.5, 0.6)
+    assert pipeline.apply_gate_decision() == kept
+    old = pipeline.run(0.5, 0.7)
+    assert (old.promoted, old.version, old.previous) == (True, "1", None)
+    assert old.reason == f"{first.reason}; since then version 2 became champion"
+    pipeline.registry.roll_back("it swears")
+    assert pipeline.run(0.5, 0.7) == first
+    assert promotion_line(pipeline.run(0.5, 0.8), "m").startswith(
+        "m@champion stays at version 1 (version 2 is candidate)"
+    )
 
 
 def test_promotion_by_hand_needs_the_gate_or_a_reason(pipeline: Pipeline) -> None:

@@ -6,18 +6,20 @@ import time
 from html.parser import HTMLParser
 
 import pytest
-from report_fixtures import OTHER, TRAINED, make_audit, make_record, make_result
+from report_fixtures import OTHER, TRAINED, make_audit, make_record, make_result, with_samples
 from tree_fixtures import make_tree
 
 from pipeline_lib.config import GateConfig, PipelineConfig
 from pipeline_lib.gate import calibration_grid, replay
-from pipeline_lib.report import Material, figures_of, findings_markdown, records_table, render_page, render_plain
+from pipeline_lib.report import Material, figures_of, findings_markdown, render_page, render_plain
 from pipeline_lib.report.flips import EXAMPLES_PER_KIND, summarise_flips
 from pipeline_lib.report.material import MAX_ANSWER_CHARS, MAX_UPDATES, ShownTree, bounded_history
-from pipeline_lib.report.metrics import update_points
+from pipeline_lib.report.metrics import is_headline, record_metrics, update_points, version_scores
+from pipeline_lib.report.notes import results_markdown
+from pipeline_lib.report.page.page_rows import gate_rows
 from pipeline_lib.report.page.render import changed_settings
 from pipeline_lib.report.page.tree_pictures import show_tree
-from pipeline_lib.report.tables import DASH, format_seconds, gate_rows
+from pipeline_lib.report.tables import DASH, format_seconds, records_table, sampled_rows
 from pipeline_lib.types import NO_PARENT, Grade, IterationRecord, Outcome, Problem
 
 CONFIG = PipelineConfig()
@@ -110,6 +112,38 @@ def test_an_iteration_that_the_audit_stopped_is_marked() -> None:
     rows = records_table(result.records, result.decision)
     assert [row.decision for row in rows] == ["champion", "not trained"]
     assert rows[1].accuracies == {"tiny-word": DASH, "tiny-algebra": DASH}
+
+
+def test_the_mean_of_samples_stands_beside_greedy_with_its_interval() -> None:
+    records = [with_samples(make_record(0)), with_samples(make_record(1), 0.6)]
+    names, rows = sampled_rows(records)
+    assert names == ["greedy", "avg@4", "maj@4", "pass@4"]
+    assert rows[2] == ["1", TRAINED, "51.0 ±10.0", "60.0 ±5.0", "70.0", "90.0"]
+    page = Page(render(*records))
+    assert page.text.count("avg@4, %") == 3  # one column for each test set, and the table of sampled answers
+    assert "60.0 ±5.0" in page.text
+    head, _, base, _ = results_markdown(records, None)
+    assert f"| {TRAINED} | {TRAINED} avg@4 | {OTHER} | {OTHER} avg@4 |" in head
+    assert "| 50.0 ±10.0 | 40.0 ±5.0 |" in base
+    assert "avg@4" not in results_markdown([make_record(0)], None)[0]
+
+
+def test_the_mean_of_samples_is_a_metric_of_every_iteration_and_a_score_of_its_version() -> None:
+    metrics = record_metrics(with_samples(make_record(1), 0.6))
+    expected = {"": 0.6, "_low": 0.55, "_high": 0.65}
+    name = f"eval/{TRAINED}/avg_at_4"
+    assert {end: metrics[name + end] for end in expected} == pytest.approx(expected)
+    assert metrics[f"eval/{TRAINED}/mean"] == 0.6  # the name that older runs have
+    assert is_headline(name)
+    assert version_scores(metrics)[f"{name}_low"] == pytest.approx(0.55)
+
+
+def test_samples_of_older_runs_are_shown_as_they_were_named() -> None:
+    record = make_record(1)
+    sampled = {"mean": 0.6, "maj@4": 0.7}
+    old = [report.model_copy(update={"sampled": sampled}) for report in record.evaluations]
+    names, rows = sampled_rows([record.model_copy(update={"evaluations": tuple(old)})])
+    assert (names, rows[0][3:]) == (["greedy", "mean", "maj@4"], ["60.0", "70.0"])
 
 
 def test_charts_for_each_dataset_transfer_training_and_every_audit() -> None:

@@ -45,6 +45,7 @@ OUTSIDE_THE_STAGES = {
     "policy.server.patience_s": "when a run without servers gives up",
     "policy.server.recheck_s": "how soon a server is used again",
     "policy.server.retries": "how often a request that servers die of is tried",
+    "gate.continue_from": "whose policy the next iteration searches with; that policy's id is in its keys",
     "train.checkpoint_every": "how much a killed training repeats",
     "train.dpo_beta": "step-dpo alone reads it: test_keys.py",
     "train.tokens_per_microbatch": "how much of the same update is computed at a time",
@@ -79,6 +80,8 @@ OTHER_VALUES = {
     "train.objective": "rft",
     "train.kl_beta": 0.5,
     "evaluation.datasets": '["tiny-word"]',
+    "evaluation.pass_k": "1",
+    "gate.continue_from": "last",
     "grading.any_order": False,
     "grading.percent": "unit",
     "grading.ignore_units": False,
@@ -101,7 +104,8 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
 
 def config_for(path: Path) -> PipelineConfig:
     return apply_overrides(
-        PipelineConfig(), ["problems.dataset=file", f"problems.path={path}", "policy.model=owner/name"]
+        PipelineConfig(),
+        ["problems.dataset=file", f"problems.path={path}", "policy.model=owner/name", "evaluation.num_samples=2"],
     )
 
 
@@ -123,7 +127,7 @@ def entries(config: PipelineConfig) -> set[str]:
         draw_problems.entry(**of_all),
         search_shard.entry(**of_all, problems=ref, policy=policy, shard=0, earlier=()),
         score_steps.entry(**of_all, trees=(ref,)),
-        audit_iteration.entry(**of_all, trees=(ref,), scores=ref, remedied=False),
+        audit_iteration.entry(**of_all, trees=(ref,), scores=ref, earlier=()),
         train_policy.entry(**of_all, trees=(ref,), scores=ref, policy=policy),
         evaluate_policy.entry(config=config, problems=ref, policy=policy, split="test", name="any"),
         decide_gate.entry(config=config, records=[IterationRecord(index=0, policy=policy)]),

@@ -165,7 +165,7 @@ def _train(config: PipelineConfig, tree: SearchTree, folder: Path) -> tuple[floa
     from pipeline_lib.training.loop import train
 
     scores = [score_tree(tree, config.score)]
-    audit_scores([tree], scores, config.audit, remedied=True)
+    audit_scores([tree], scores, config.audit)
     engines.free_for_training()
     started = time.perf_counter()
     times = [started]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from pipeline_lib.config.group import ConfigGroup
 
@@ -111,8 +111,8 @@ class AuditConfig(ConfigGroup):
     )
     remedy: bool = Field(
         True,
-        description="Before stopping, go on searching the uninformative problems, once, up to twice the simulations. "
-        "Our choice.",
+        description="Before stopping, go on searching the uninformative problems, once, up to twice the simulations "
+        "and tokens; only where that can help, so not where answers cannot be graded. Our choice.",
     )
     histogram_bins: int = Field(
         41, ge=3, description="Bins of the score histogram. Our choice: odd, so that one bin holds 0."
@@ -129,17 +129,31 @@ class EvaluationConfig(ConfigGroup):
     )
     num_problems: int = Field(500, ge=1, description="Problems of each test set, the first ones. Our choice.")
     num_samples: int = Field(
-        0, ge=0, description="Samples per problem, k of maj@k and pass@k; 0 leaves them out. Our choice."
+        0, ge=0, description="Samples per problem, n of avg@n, maj@n and pass@k; 0 leaves them out. Our choice."
+    )
+    pass_k: tuple[int, ...] = Field(
+        (),
+        json_schema_extra={"before": []},
+        description="Each k of pass@k, at most num_samples: one, or a JSON list; the estimate is unbiased and the less "
+        "noisy, the more samples there are beyond k. None named: num_samples. Our choice.",
     )
     sampled_problems: int = Field(
         100, ge=1, description="Problems of each set that are sampled, the first ones. Our choice."
     )
     max_new_tokens: int = Field(256, ge=1, description="Tokens of one answer, at most. Our choice.")
 
-    @field_validator("datasets", mode="before")
+    @field_validator("datasets", "pass_k", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
+        return (value,) if isinstance(value, (str, int)) else value
+
+    @field_validator("pass_k")
+    @classmethod
+    def _as_many_samples(cls, value: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+        num_samples = info.data.get("num_samples", 0)
+        if len(set(value)) < len(value) or not all(1 <= k <= num_samples for k in value):
+            raise ValueError(f"each pass_k once, from 1 to evaluation.num_samples={num_samples}")
+        return value
 
     @field_validator("datasets")
     @classmethod
@@ -163,5 +177,12 @@ class GateConfig(ConfigGroup):
     )
     require_interval: bool = Field(
         False,
-        description="A gain must also lie above the 95 % interval of the last iteration that gained. Our choice.",
+        description="The paired 95 % interval of a gain, over the same validation problems, must also lie above 0. Our "
+        "choice: False, since patience already tolerates noise.",
+    )
+    continue_from: Literal["best", "last"] = Field(
+        "best",
+        description="Whose policy the next iteration searches with, trains from and is held near by the KL: the best "
+        "by validation accuracy so far, or the last. Our choice: best, since one that got worse hands its damage on "
+        "by its weights and by what it samples.",
     )

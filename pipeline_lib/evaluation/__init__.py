@@ -2,6 +2,7 @@
 
 from pipeline_lib.evaluation.accuracy import Prediction, evaluate, read_predictions, write_predictions
 from pipeline_lib.evaluation.statistics import (
+    clustered_interval,
     majority_index,
     paired_difference_interval,
     paired_test,
@@ -11,6 +12,7 @@ from pipeline_lib.evaluation.statistics import (
 
 __all__ = [
     "Prediction",
+    "clustered_interval",
     "evaluate",
     "majority_index",
     "paired_difference_interval",

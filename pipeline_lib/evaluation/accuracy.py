@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline_lib.config import EvaluationConfig
-from pipeline_lib.evaluation.statistics import majority_index, pass_at_k, wilson_interval
+from pipeline_lib.evaluation.statistics import clustered_interval, pass_at_k, wilson_interval
+from pipeline_lib.evaluation.votes import winning_samples
 from pipeline_lib.policy.protocol import FinishReason, Policy, SampleRequest, SampleResult, SamplingParams
 from pipeline_lib.seeding import derive_seed
 from pipeline_lib.store import write_parquet
@@ -57,14 +58,14 @@ def evaluate(
     seed: int,
     extract: Extract,
 ) -> tuple[EvalReport, list[Prediction]]:
-    """Greedy pass@1 over all problems; maj@k and pass@k over the first ``sampled_problems``.
+    """Greedy pass@1 over all problems; avg@k, maj@k and pass@k over the first ``sampled_problems``.
 
     Args:
         problems: what is asked, at least one; all of one dataset.
         policy: answers; nothing else may be in flight on it.
         grader: grades the answers; nothing else may be in flight on it.
         split: the split's name, for the report; the gate reads ``validation``.
-        config: `max_new_tokens`, `num_samples` and `sampled_problems` are used.
+        config: `max_new_tokens`, `num_samples`, `sampled_problems` and `pass_k` are used.
         seed: from which the samples' seeds are derived; the greedy answers need none.
         extract: from raw text to the final answer, for majority votes.
 
@@ -78,6 +79,7 @@ def evaluate(
         raise ValueError(f"evaluation of {split}: no problem to ask")
     predictions = _answer(problems, policy, grader, SamplingParams(config.max_new_tokens, 0.0), [0], extract)
     num_correct = sum(prediction.is_correct for prediction in predictions)
+    sampled, sampled_interval = _sampled(problems[: config.sampled_problems], policy, grader, config, seed, extract)
     report = EvalReport(
         dataset=problems[0].dataset,
         split=split,
@@ -89,7 +91,8 @@ def evaluate(
         num_timeouts=sum(p.grade is Grade.TIMEOUT for p in predictions),
         accuracy=num_correct / len(problems),
         interval=wilson_interval(num_correct, len(problems)),
-        sampled=_sampled(problems[: config.sampled_problems], policy, grader, config, seed, extract),
+        sampled=sampled,
+        sampled_interval=sampled_interval,
     )
     return report, predictions
 
@@ -101,23 +104,31 @@ def _sampled(
     config: EvaluationConfig,
     seed: int,
     extract: Extract,
-) -> dict[str, float]:
-    k = config.num_samples
-    if not k:
-        return {}
+) -> tuple[dict[str, float], tuple[float, float] | None]:
+    """The figures of `EvalReport.sampled`, and the interval of their mean; nothing where no sample is asked for."""
+    n = config.num_samples
+    if not n:
+        return {}, None
     params = SamplingParams(config.max_new_tokens, SAMPLING_TEMPERATURE)
-    seeds = [derive_seed(seed, "sample", i) for i in range(k)]
+    seeds = [derive_seed(seed, "sample", i) for i in range(n)]
     predictions = _answer(problems, policy, grader, params, seeds, extract)
-    groups = [predictions[start : start + k] for start in range(0, len(predictions), k)]
-    votes = [majority_index([p.answer for p in group]) for group in groups]
+    groups = [predictions[start : start + n] for start in range(0, len(predictions), n)]
     right = [sum(p.is_correct for p in group) for group in groups]
-    return {
-        "mean": float(np.mean(right)) / k,
-        f"maj@{k}": float(
-            np.mean([vote is not None and g[vote].is_correct for vote, g in zip(votes, groups, strict=True)])
-        ),
-        f"pass@{k}": float(np.mean([pass_at_k(k, count, k) for count in right])),
-    }
+    mean = float(np.mean(right)) / n
+    figures = {"mean": mean, f"avg@{n}": mean, **_majority(groups, grader, n)}
+    for k in config.pass_k or (n,):
+        figures[f"pass@{k}"] = float(np.mean([pass_at_k(n, count, k) for count in right]))
+    return figures, clustered_interval([count / n for count in right], n)
+
+
+def _majority(groups: Sequence[Sequence[Prediction]], grader: Grader, n: int) -> dict[str, float]:
+    """maj@n; nothing where a right answer cannot vote: a user's verifier finds it, Coppice's extractor does not."""
+    if any(p.is_correct and p.answer is None for group in groups for p in group):
+        return {}
+    texts, answers = ([[getattr(p, name) for p in group] for group in groups] for name in ("text", "answer"))
+    winners = winning_samples(texts, answers, grader)
+    won = [winner is not None and group[winner].is_correct for winner, group in zip(winners, groups, strict=True)]
+    return {f"maj@{n}": float(np.mean(won))}
 
 
 def _answer(

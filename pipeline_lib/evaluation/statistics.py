@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 from pipeline_lib.types import PairedTest
 
@@ -23,17 +23,27 @@ def wilson_interval(num_correct: int, num_problems: int) -> tuple[float, float]:
     Raises:
         ValueError: no problem, or more right than there are.
     """
-    from statsmodels.stats.proportion import proportion_confint
-
     if not 0 <= num_correct <= num_problems or num_problems == 0:
         raise ValueError(f"{num_correct} of {num_problems} is no proportion")
-    low, high = proportion_confint(num_correct, num_problems, alpha=1 - CONFIDENCE, method="wilson")
+    return _wilson(num_correct, num_problems)
+
+
+def _wilson(num_correct: float, num_answers: float) -> tuple[float, float]:
+    from statsmodels.stats.proportion import proportion_confint
+
+    low, high = proportion_confint(num_correct, num_answers, alpha=1 - CONFIDENCE, method="wilson")
     # Rounding can put a limit of 0 or 1 an ulp inside, so that a perfect accuracy lies outside its own interval.
-    return (0.0 if num_correct == 0 else float(low)), (1.0 if num_correct == num_problems else float(high))
+    return (0.0 if num_correct == 0 else float(low)), (1.0 if num_correct == num_answers else float(high))
 
 
 def paired_test(
-    before: Mapping[str, bool], after: Mapping[str, bool], *, dataset: str, split: str, against: str
+    before: Mapping[str, bool],
+    after: Mapping[str, bool],
+    *,
+    dataset: str,
+    split: str,
+    against: str,
+    against_iteration: int | None = None,
 ) -> PairedTest:
     """Two policies on the same problems: exact McNemar test, and the difference with its interval.
 
@@ -42,7 +52,8 @@ def paired_test(
         after: problem id to whether the later policy was right.
         dataset: the dataset's name, for the result.
         split: the split's name, for the result.
-        against: what the earlier policy is: ``base`` or ``previous``.
+        against: what the earlier policy is: ``base``, ``previous``, ``best`` or another iteration.
+        against_iteration: index of the earlier policy's iteration, for the result.
 
     Raises:
         ValueError: they answered different problems.
@@ -57,6 +68,7 @@ def paired_test(
         dataset=dataset,
         split=split,
         against=against,
+        against_iteration=against_iteration,
         num_fixed=fixed,
         num_broken=broken,
         difference=(fixed - broken) / len(before),
@@ -106,13 +118,42 @@ def paired_difference_interval(both: int, fixed: int, broken: int, neither: int)
     return max(-1.0, low), min(1.0, high)
 
 
-def majority_index(answers: Sequence[str | None]) -> int | None:
-    """Index of the first sample that gave the commonest answer; None when none gave any.
+def clustered_interval(means: Sequence[float], num_samples: int) -> tuple[float, float]:
+    """95 % interval of the mean accuracy over problems that were each asked several times, within [0, 1].
 
-    Ties go to the answer given first.
+    Samples of one problem resemble each other, so problems count, not samples. Wilson limits of as many answers as
+    would have the standard error of the problems' means, ``p (1 − p) n / s²``: not fewer than the problems (each one's
+    samples agree), not more than the samples (no problem is harder than another). Unlike a t interval it keeps its
+    width where all problems agree; one sample per problem gives `wilson_interval`.
+
+    Source: effective sample size after Korn and Graubard 1998 (Survey Methodology 24:193), there with exact limits;
+    clusters by question after Miller 2024 (arXiv 2411.00640).
+
+    Args:
+        means: share of each problem's samples that were right, in [0, 1].
+        num_samples: samples behind each of them, at least 1.
+
+    Raises:
+        ValueError: no problem.
+
+    Example: ten problems always right and ten never tell no more than 20 answers: ``wilson_interval(10, 20)``.
     """
-    given = Counter(answer for answer in answers if answer is not None)
-    return answers.index(given.most_common(1)[0][0]) if given else None
+    if not means:
+        raise ValueError("no problem was sampled")
+    total, mean = len(means), math.fsum(means) / len(means)
+    variance = math.fsum((share - mean) ** 2 for share in means) / max(1, total - 1)
+    effective = mean * (1 - mean) * total / variance if variance else math.inf
+    effective = max(total, min(effective, total * num_samples)) if 0 < mean < 1 else total
+    return _wilson(mean * effective, effective)
+
+
+def majority_index(votes: Sequence[Hashable | None]) -> int | None:
+    """Index of the first sample with the commonest vote; None when none voted.
+
+    Ties go to the vote cast first.
+    """
+    cast = Counter(vote for vote in votes if vote is not None)
+    return votes.index(cast.most_common(1)[0][0]) if cast else None
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pipeline_lib.registry.promotion import ValidationScore, validation_report
 from pipeline_lib.types import IterationRecord, PolicyRef
 
-POLICY_ID = "coppice.policy_id"
+POLICY_ID, PARENT_ITERATION = "coppice.policy_id", "coppice.parent_iteration"
 BASE_MODEL, BASE_REVISION = "coppice.base_model", "coppice.base_revision"
 VALIDATION_FIELDS = ("dataset", "accuracy", "num_problems", "yardstick")
 
@@ -33,6 +33,8 @@ def version_tags(
         "coppice.parent_policy_id": parent.policy_id,
         BASE_MODEL: record.policy.base_model,
     }
+    if record.parent is not None:
+        tags[PARENT_ITERATION] = str(record.parent)
     if record.policy.revision is not None:
         tags[BASE_REVISION] = record.policy.revision
     tags |= {f"digest/{name}": ref.sha256 for name, ref in record.refs.items()}

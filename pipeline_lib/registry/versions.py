@@ -173,10 +173,11 @@ class Registry:
     def _promote_if_better(self, version: str, record: IterationRecord) -> Promotion:
         """Whether the gate's choice becomes champion: decided once, then read from the version's tag."""
         verdict, _, reason = self._find(version)[1].get(PROMOTION, "").partition(": ")
-        current = self.champion()
+        current, moves = self.champion(), self._moves()
+        if verdict == PROMOTED:
+            return _promoted_then(version, reason, moves, current)
         if verdict:
-            return Promotion(promoted=verdict == PROMOTED, version=version, previous=current, reason=reason)
-        moves = self._moves()
+            return Promotion(promoted=False, version=version, previous=current, reason=reason)
         if current == version and moves and moves[-1].version == version:
             self._move_champion(moves[-1])  # killed after the alias, before the tag
             return Promotion(promoted=True, version=version, previous=moves[-1].previous, reason=moves[-1].reason)
@@ -237,6 +238,14 @@ class Registry:
     def _model(self) -> Any:
         found = self._client.search_registered_models(f"name = '{self.name}'")
         return found[0] if found else None
+
+
+def _promoted_then(version: str, reason: str, moves: Sequence[ChampionMove], current: str | None) -> Promotion:
+    """A promotion that is on record: what it replaced then, and what became of it if it is champion no longer."""
+    replaced = [move.previous for move in moves if (move.action, move.version) == (PROMOTED, version)]
+    if current != version:
+        reason += f"; since then version {current} became champion" if current else "; since then the alias was removed"
+    return Promotion(promoted=True, version=version, previous=replaced[-1] if replaced else None, reason=reason)
 
 
 def _objection(version: str, tags: Mapping[str, str]) -> str:

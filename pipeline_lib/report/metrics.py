@@ -14,11 +14,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from pipeline_lib.report.tables import average_name
 from pipeline_lib.types import AuditReport, EvalReport, IterationRecord
 
 MAX_PARAM_CHARS = 500
 HEADLINE = re.compile(
-    r"(eval|validation)/[^/]+/accuracy|score/(variance|informative_share)|train/(kl|updates)"
+    r"(eval|validation)/[^/]+/(accuracy|avg_at_\d+)|score/(variance|informative_share)|train/(kl|updates)"
     r"|search/(tokens_per_s|tokens_generated|engine_idle_share)|time/.+"
 )
 AUDIT_METRICS = (
@@ -46,7 +47,7 @@ def record_metrics(record: IterationRecord) -> dict[str, float]:
     for report in record.evaluations:
         metrics |= _evaluation_metrics(report)
     for test in record.paired:
-        prefix = f"{_split_prefix(test.split)}/{test.dataset}/paired_{test.against}"
+        prefix = f"{_split_prefix(test.split)}/{test.dataset}/paired_{test.against.replace(' ', '_')}"
         low, high = test.interval
         metrics |= {f"{prefix}/difference": test.difference, f"{prefix}/p_value": test.p_value}
         metrics |= {f"{prefix}/difference_low": low, f"{prefix}/difference_high": high}
@@ -123,6 +124,11 @@ def _evaluation_metrics(report: EvalReport) -> dict[str, float]:
     prefix = f"{_split_prefix(report.split)}/{report.dataset}"
     low, high = report.interval
     metrics = {"accuracy": report.accuracy, "accuracy_low": low, "accuracy_high": high, **report.sampled}
+    average = average_name([report])
+    if average is not None and report.sampled_interval is not None:
+        metrics |= {
+            f"{average}_{end}": limit for end, limit in zip(("low", "high"), report.sampled_interval, strict=True)
+        }
     names = ("num_problems", "num_correct", "num_wrong", "num_unparsed", "num_timeouts", "num_truncated")
     counts = {name: getattr(report, name) for name in names}
     return {f"{prefix}/{name}": value for name, value in (metrics | counts).items()}
@@ -134,5 +140,7 @@ def _audit_metrics(audit: AuditReport) -> dict[str, float]:
     metrics |= {f"score/variance/visits/{bucket}": value for bucket, value in audit.variance_by_visits.items()}
     metrics |= {f"search/rollouts/{name}": float(count) for name, count in audit.rollouts.items()}
     metrics |= {f"score/oracle/{name}": value for name, value in audit.oracle.items()}
+    if audit.remedy is not None:
+        metrics |= {f"score/remedy/{name}": float(value) for name, value in audit.remedy.model_dump().items()}
     metrics["score/audit_passed"] = float(audit.passed)
     return metrics

@@ -8,11 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pipeline_lib.report.tables import format_accuracy, records_table, tested_datasets
+from pipeline_lib.report.tables import (
+    average_name,
+    format_accuracy,
+    records_table,
+    tested_datasets,
+    tested_reports,
+)
 from pipeline_lib.types import GateDecision, IterationRecord, Promotion, RunResult
 
 MAX_CHARS = 7900  # MLflow keeps 8,000 of a tag
-CAPTION = "Greedy accuracy in % ± half the 95 % interval; the gate reads validation only."
+CAPTION = (
+    "Greedy accuracy and avg@n, the mean of n samples, in % ± half the 95 % interval; the gate reads validation only."
+)
 
 
 def run_note(
@@ -52,6 +60,8 @@ def iteration_note(record: IterationRecord, *, parent: str, version: str | None 
     """
     lines = results_markdown([record], None)
     lines += ["", CAPTION]
+    if record.parent is not None:
+        lines += ["", f"Started from {f'iteration {record.parent}' if record.parent else 'the base'}."]
     if record.audit is not None:
         lines += ["", f"**Audit {'passed' if record.audit.passed else 'stopped'}:** {record.audit.reason}"]
     if version is not None:
@@ -100,12 +110,16 @@ def results_markdown(records: Sequence[IterationRecord], decision: GateDecision 
     """The results table as lines of Markdown, a row per iteration; without a decision no row is marked as champion."""
     datasets = tested_datasets(records)
     validated = list(dict.fromkeys(e.dataset for r in records for e in r.evaluations if e.split == "validation"))
-    columns = [*(f"{name} (validation)" for name in validated), *datasets]
+    average = average_name(tested_reports(records))
+    columns = [f"{name} (validation)" for name in validated]
+    for name in datasets:
+        columns += [name, f"{name} {average}"] if average else [name]
     head = ["iteration", *columns, "informative", "variance", "KL", "tokens", "seconds", ""]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for record, row in zip(records, records_table(records, decision), strict=True):
         cells = [format_accuracy(record.evaluation(name, "validation")) for name in validated]
-        cells += [row.accuracies[name] for name in datasets]
+        for name in datasets:
+            cells += [row.accuracies[name], row.averages[name]] if average else [row.accuracies[name]]
         cells += [row.informative_share, row.variance, row.kl, row.tokens, row.seconds, row.decision]
         lines.append(f"| {' | '.join([row.name, *cells])} |")
     return lines

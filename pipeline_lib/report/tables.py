@@ -6,13 +6,15 @@ A number that was not measured is a dash, never a zero.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pipeline_lib.config import GateConfig, PipelineConfig
-from pipeline_lib.types import EvalReport, GateDecision, GateTrial, IterationRecord, PairedTest, RunResult
+from pipeline_lib.config import PipelineConfig
+from pipeline_lib.types import EvalReport, GateDecision, IterationRecord, PairedTest, RunResult
 
 DASH = "–"
+GREEDY, AVERAGE = "greedy", "avg@"
+ALIAS = "mean"  # of the average, and its only name in runs of version 0.1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +22,9 @@ class IterationRow:
     """One iteration as text; what was not measured is a dash.
 
     Args:
-        name: ``base`` or the iteration's number.
+        name: ``base`` or the iteration's number, with the one it started from where that is not the one before.
         accuracies: test accuracy ± half its 95 % interval in points, by dataset.
+        averages: the same of the mean of samples; without datasets where nothing was sampled.
         informative_share: problems with right and wrong rollouts, in per cent.
         variance: of the step scores.
         kl: mean KL of training, nats per scored token.
@@ -32,6 +35,7 @@ class IterationRow:
 
     name: str
     accuracies: dict[str, str]
+    averages: dict[str, str]
     informative_share: str
     variance: str
     kl: str
@@ -55,45 +59,21 @@ class KeyFigure:
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
-class GateCell:
-    """What one gate would have done.
-
-    Args:
-        stop: ``goes on`` or ``stops after`` an iteration.
-        champion: ``the base`` or the iteration that it would have taken.
-        is_own: whether it is the gate of the run.
-    """
-
-    stop: str
-    champion: str
-    is_own: bool
-
-
-@dataclass(frozen=True, slots=True)
-class GateRow:
-    """Gates of one minimum gain, by rising patience.
-
-    Args:
-        name: the minimum gain, in points.
-        patiences: one per cell.
-        cells: what each of the gates would have done.
-    """
-
-    name: str
-    patiences: tuple[int, ...]
-    cells: tuple[GateCell, ...]
-
-
 def tested_datasets(records: Sequence[IterationRecord]) -> list[str]:
     """Names of all datasets with a test report, in order of appearance."""
-    return list(dict.fromkeys(e.dataset for record in records for e in record.evaluations if e.split == "test"))
+    return list(dict.fromkeys(report.dataset for report in tested_reports(records)))
+
+
+def tested_reports(records: Sequence[IterationRecord]) -> list[EvalReport]:
+    """The reports of all test sets, iteration by iteration."""
+    return [report for record in records for report in record.evaluations if report.split == "test"]
 
 
 def records_table(records: Sequence[IterationRecord], decision: GateDecision | None) -> list[IterationRow]:
     """One `IterationRow` per record; the decision's champion is marked, without a decision none is."""
     datasets, champion = tested_datasets(records), None if decision is None else decision.champion
-    return [_row(record, datasets, champion) for record in records]
+    sampled = average_name(tested_reports(records)) is not None
+    return [_row(record, datasets, champion, sampled=sampled) for record in records]
 
 
 def format_accuracy(report: EvalReport | None) -> str:
@@ -103,25 +83,48 @@ def format_accuracy(report: EvalReport | None) -> str:
     """
     if report is None:
         return DASH
-    low, high = report.interval
-    return f"{100 * report.accuracy:.1f} ±{50 * (high - low):.1f}"
+    return _with_interval(report.accuracy, report.interval)
 
 
-def _row(record: IterationRecord, datasets: Sequence[str], champion: int | None) -> IterationRow:
+def format_average(report: EvalReport | None) -> str:
+    """The same of the mean of a report's samples; a dash where nothing was sampled."""
+    name = average_name([report]) if report is not None else None
+    return DASH if report is None or name is None else _with_interval(report.sampled[name], report.sampled_interval)
+
+
+def average_name(reports: Iterable[EvalReport]) -> str | None:
+    """What the mean of samples is called, ``avg@4``; None where no report has any."""
+    return next((name for report in reports for name in report.sampled if name.startswith(AVERAGE)), None)
+
+
+def _with_interval(share: float, interval: tuple[float, float] | None) -> str:
+    return f"{100 * share:.1f}" + (f" ±{50 * (interval[1] - interval[0]):.1f}" if interval else "")
+
+
+def _row(record: IterationRecord, datasets: Sequence[str], champion: int | None, *, sampled: bool) -> IterationRow:
     audit = record.audit
     return IterationRow(
-        name="base" if record.index == 0 else str(record.index),
+        name=_name(record),
         accuracies={name: format_accuracy(record.evaluation(name, "test")) for name in datasets},
+        averages={name: format_average(record.evaluation(name, "test")) for name in datasets if sampled},
         informative_share=f"{100 * audit.informative_share:.0f} %" if audit else DASH,
         variance=f"{audit.variance:.3g}" if audit else DASH,
-        kl=_number(record.train.get("kl"), ".3f"),
-        tokens=_number(record.search.get("tokens_generated"), ",.0f"),
-        seconds=_number(sum(record.seconds.values()) or None, ".0f"),
+        kl=format_number(record.train.get("kl"), ".3f"),
+        tokens=format_number(record.search.get("tokens_generated"), ",.0f"),
+        seconds=format_number(sum(record.seconds.values()) or None, ".0f"),
         decision=_decision(record, is_champion=record.index == champion),
     )
 
 
-def _number(value: float | None, spec: str) -> str:
+def _name(record: IterationRecord) -> str:
+    """``3 (from 1)`` where the iteration before, 2, was not what it started from."""
+    if record.parent is None or record.parent == record.index - 1:
+        return "base" if record.index == 0 else str(record.index)
+    return f"{record.index} (from {record.parent or 'base'})"
+
+
+def format_number(value: float | None, spec: str) -> str:
+    """A number by a format specification; a dash for None and nan."""
     return DASH if value is None or math.isnan(value) else format(value, spec)
 
 
@@ -131,7 +134,7 @@ def _decision(record: IterationRecord, *, is_champion: bool) -> str:
     return "champion" if is_champion else ""
 
 
-def _counted(number: float, noun: str) -> str:
+def counted(number: float, noun: str) -> str:
     """``1 iteration``, ``3 iterations``."""
     return f"{number:g} {noun}" if number == 1 else f"{number:g} {noun}s"
 
@@ -144,14 +147,14 @@ def headline(config: PipelineConfig, result: RunResult) -> str:
     if champion.index == 0 or before is None or after is None:
         return f"{dataset}: the base stays best"
     gain = f"{100 * before.accuracy:.1f} to {100 * after.accuracy:.1f} %"
-    return f"{dataset}: {gain} in {_counted(champion.index, 'iteration')}"
+    return f"{dataset}: {gain} in {counted(champion.index, 'iteration')}"
 
 
 def key_figures(config: PipelineConfig, result: RunResult) -> list[KeyFigure]:
     """The champion, its gain on each test set, what it cost."""
     champion, last = _champion(result), result.records[-1].index
     name = "the base" if champion.index == 0 else f"iteration {champion.index}"
-    figures = [KeyFigure("Champion", name, f"of {_counted(last, 'iteration')}")]
+    figures = [KeyFigure("Champion", name, f"of {counted(last, 'iteration')}")]
     for test in champion.paired:
         if (test.split, test.against) == ("test", "base"):
             kind = "Direct gain" if test.dataset == config.problems.dataset else "Transfer gain"
@@ -165,18 +168,30 @@ def key_figures(config: PipelineConfig, result: RunResult) -> list[KeyFigure]:
 
 
 def sampled_rows(records: Sequence[IterationRecord]) -> tuple[list[str], list[list[str]]]:
-    """Names of what was measured on samples, and a row per iteration and test set: both names, then per cents."""
-    reports = [(record.index, r) for record in records for r in record.evaluations if r.split == "test" and r.sampled]
-    names = list(dict.fromkeys(name for _, report in reports for name in report.sampled))
+    """Names of what was measured, and a row per iteration and test set with samples: both names, then per cents."""
+    names = sampled_names(tested_reports(records))
     rows = [
-        [
-            "base" if index == 0 else str(index),
-            report.dataset,
-            *(_number(None if name not in report.sampled else 100 * report.sampled[name], ".1f") for name in names),
-        ]
-        for index, report in reports
+        ["base" if record.index == 0 else str(record.index), report.dataset, *sampled_cells(report, names)]
+        for record in records
+        for report in tested_reports([record])
+        if report.sampled
     ]
     return names, rows
+
+
+def sampled_names(reports: Sequence[EvalReport]) -> list[str]:
+    """``greedy`` and every figure of the reports' samples; none where nothing was sampled."""
+    names = list(dict.fromkeys(name for report in reports for name in report.sampled))
+    if average_name(reports) is not None:
+        names = [name for name in names if name != ALIAS]
+    return [GREEDY, *names] if names else []
+
+
+def sampled_cells(report: EvalReport, names: Sequence[str]) -> list[str]:
+    """One report's figures in per cent, in the order of `names`; greedy and the average with their intervals."""
+    cells = {name: _with_interval(value, None) for name, value in report.sampled.items()}
+    cells |= {name: format_average(report) for name in cells if name.startswith(AVERAGE)}
+    return [{**cells, GREEDY: format_accuracy(report)}.get(name, DASH) for name in names]
 
 
 def transfer_sentence(config: PipelineConfig, result: RunResult) -> str:
@@ -187,40 +202,6 @@ def transfer_sentence(config: PipelineConfig, result: RunResult) -> str:
         return ""
     shares = [f"{100 * t.difference / direct.difference:.0f} % of it on {name}" for name, t in tests.items()]
     return f"The champion gains {100 * direct.difference:.1f} points where it was trained, and {', '.join(shares)}."
-
-
-def duration_rows(records: Sequence[IterationRecord]) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """The stages, and for every iteration its name and the seconds of each stage and of all."""
-    stages = list(dict.fromkeys(stage for record in records for stage in record.seconds))
-    rows = [
-        (
-            "base" if record.index == 0 else str(record.index),
-            [*(_number(record.seconds.get(stage), ".1f") for stage in stages), f"{sum(record.seconds.values()):.0f}"],
-        )
-        for record in records
-    ]
-    return stages, rows
-
-
-def gate_rows(trials: Sequence[GateTrial], own: GateConfig) -> list[GateRow]:
-    """One row per minimum gain, one cell per patience."""
-    patiences = tuple(sorted({trial.patience for trial in trials}))
-    rows = []
-    for min_gain in sorted({trial.min_gain for trial in trials}):
-        mine = sorted((t for t in trials if t.min_gain == min_gain), key=lambda trial: trial.patience)
-        cells = tuple(_gate_cell(t, (t.min_gain, t.patience) == (own.min_gain, own.patience)) for t in mine)
-        rows.append(GateRow(_counted(100 * min_gain, "point"), patiences, cells))
-    return rows
-
-
-def environment_rows(environment: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Name and value of hardware, code and versions."""
-    names = {"mlflow.source.git.commit": "commit", "hardware/cpu": "CPU", "hardware/gpu": "GPU"}
-    names |= {"hardware/memory_gib": "memory, GiB", "version/python": "Python"}
-    values = dict(environment)
-    if values.pop("git/dirty", "") == "true" and "mlflow.source.git.commit" in values:
-        values["mlflow.source.git.commit"] = f"{values['mlflow.source.git.commit'][:12]} and uncommitted changes"
-    return [(names.get(name, name.rpartition("/")[2]), value) for name, value in sorted(values.items())]
 
 
 def format_seconds(seconds: float) -> str:
@@ -240,12 +221,6 @@ def _champion(result: RunResult) -> IterationRecord:
 
 def _interval(test: PairedTest) -> str:
     return f"95 % interval {100 * test.interval[0]:+.1f} to {100 * test.interval[1]:+.1f}"
-
-
-def _gate_cell(trial: GateTrial, is_own: bool) -> GateCell:
-    stop = "goes on" if trial.stopped_after is None else f"stops after {trial.stopped_after}"
-    champion = "the base" if trial.champion == 0 else str(trial.champion)
-    return GateCell(stop, champion, is_own)
 
 
 def _short(number: float) -> str:

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline_lib.config import AuditConfig
-from pipeline_lib.types import AuditReport, Float64Array, Histogram, Outcome, SearchTree
+from pipeline_lib.types import AuditReport, Float64Array, Histogram, Outcome, Remedy, SearchTree
 
 VISIT_BUCKETS = {"1": (1, 1), "2-3": (2, 3), "4-7": (4, 7), "8+": (8, np.iinfo(np.int32).max)}
+MOSTLY = 0.5  # of the rollouts; where more than these cannot be graded, that is why problems are uninformative
 Oracle = Callable[[SearchTree], NDArray[np.bool_]]
 
 
@@ -24,7 +25,7 @@ def audit_scores(
     scores: Sequence[Float64Array],
     config: AuditConfig,
     *,
-    remedied: bool,
+    earlier: Sequence[SearchTree] = (),
     step_is_right: Oracle | None = None,
 ) -> AuditReport:
     """Everything that tells whether an iteration's scores are worth training on.
@@ -33,7 +34,7 @@ def audit_scores(
         trees: all that the iteration searched, at least one.
         scores: `[N]` float64 for each tree, in the trees' order.
         config: the thresholds, and the histogram's bins.
-        remedied: whether the uninformative problems were searched twice already.
+        earlier: the same problems' trees before the uninformative ones were searched again; none where none was.
         step_is_right: the oracle, `[N]` bool for a tree; only the tiny world has one.
 
     Raises:
@@ -53,7 +54,8 @@ def audit_scores(
         "truncated_share": rollouts["truncated"] / num_rollouts,
     }
     variance = float(steps.scores.var()) if len(steps.scores) else 0.0
-    reason, advice = _verdict(counts, shares, variance, config, remedied)
+    remedy = _remedy(earlier, trees) if earlier else None
+    reason, advice = _verdict(counts, shares, variance, config, remedy)
     return AuditReport(
         **counts,
         informative_share=counts["num_informative"] / counts["num_problems"],
@@ -72,12 +74,31 @@ def audit_scores(
         positive_mass=float(steps.scores[steps.scores > 0].sum()),
         negative_mass=float(steps.scores[steps.scores < 0].sum()),
         histogram=_histogram(steps.scores, config.histogram_bins),
-        remedied=remedied,
+        remedied=remedy is not None,
+        remedy=remedy,
         passed=not advice,
         reason=reason,
         advice=advice,
         oracle={} if step_is_right is None else _oracle_auc(steps, trees, step_is_right),
     )
+
+
+def remedy_may_help(report: AuditReport, config: AuditConfig) -> bool:
+    """Whether to search the uninformative problems on, once, before an audit that did not pass stops the iteration.
+
+    More simulations make no answer gradable and no informative problem more so: not where most rollouts are unparsed
+    or truncated, nor where the scores hardly vary though every problem is informative.
+
+    Args:
+        report: the audit's.
+        config: the thresholds that it was made with, and whether the remedy is wanted.
+    """
+    all_informative = report.num_informative == report.num_problems
+    if report.passed or report.remedied or not config.remedy or all_informative:
+        return False
+    unusable = report.unparsed_share + report.truncated_share
+    lacks_informative = report.informative_share < config.min_informative_share or not report.num_informative
+    return unusable <= config.max_unusable_share and not (lacks_informative and unusable > MOSTLY)
 
 
 class _Steps:
@@ -130,12 +151,12 @@ def _failed(tree: SearchTree) -> int:
 
 
 def _verdict(
-    counts: dict[str, int], shares: dict[str, float], variance: float, config: AuditConfig, remedied: bool
+    counts: dict[str, int], shares: dict[str, float], variance: float, config: AuditConfig, remedy: Remedy | None
 ) -> tuple[str, str]:
     """The reason, and advice that is empty when the audit passes."""
     n, informative = counts["num_problems"], counts["num_informative"]
     share = informative / n
-    again = " even after twice the simulations" if remedied else ""
+    again = f" even after {_what_it_did(remedy)}" if remedy else ""
     unusable = shares["unparsed_share"] + shares["truncated_share"]
     if unusable > config.max_unusable_share:
         limit = f"at most {config.max_unusable_share:.1%}"
@@ -153,7 +174,8 @@ def _verdict(
     if variance < config.min_variance or variance == 0:
         reason = f"the scores' variance is {variance:.2g} (at least {config.min_variance:.2g}){again}"
         return reason, "raise search.num_simulations, lower score.min_visits, or search harder problems"
-    return f"{share:.1%} of {n} problems are informative and the scores' variance is {variance:.3g}", ""
+    passed = f"{share:.1%} of {n} problems are informative and the scores' variance is {variance:.3g}"
+    return passed + (f"; {_what_it_did(remedy)}" if remedy else ""), ""
 
 
 def _advice_unusable(shares: dict[str, float]) -> str:
@@ -163,11 +185,27 @@ def _advice_unusable(shares: dict[str, float]) -> str:
 
 
 def _advice_uninformative(counts: dict[str, int], shares: dict[str, float]) -> str:
-    if shares["unparsed_share"] + shares["truncated_share"] > 0.5:
+    if shares["unparsed_share"] + shares["truncated_share"] > MOSTLY:
         return _advice_unusable(shares)
     if counts["num_all_wrong"] >= counts["num_all_correct"]:
         return "take easier problems or a stronger policy.model, or raise search.num_simulations"
     return "take harder problems: the policy solves these every time"
+
+
+def _remedy(earlier: Sequence[SearchTree], trees: Sequence[SearchTree]) -> Remedy:
+    """What searching the uninformative ones of `earlier` again did; `trees` holds the same problems in their order."""
+    again = [(before, after) for before, after in zip(earlier, trees, strict=True) if not before.is_informative]
+    return Remedy(
+        num_problems=len(again),
+        num_rollouts=sum(after.num_rollouts - before.num_rollouts for before, after in again),
+        num_informative=sum(after.is_informative for _, after in again),
+    )
+
+
+def _what_it_did(remedy: Remedy) -> str:
+    problems = "1 problem was" if remedy.num_problems == 1 else f"{remedy.num_problems} problems were"
+    rollouts = "1 new rollout" if remedy.num_rollouts == 1 else f"{remedy.num_rollouts} new rollouts"
+    return f"{problems} searched again with {rollouts} and {remedy.num_informative} became informative"
 
 
 def _by_visits(visits: NDArray[np.int32]) -> list[tuple[str, NDArray[np.bool_]]]:

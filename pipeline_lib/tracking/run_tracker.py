@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline_lib.config import PipelineConfig, Settings
 from pipeline_lib.registry import LoggedAdapter, Registry
-from pipeline_lib.registry.lineage import POLICY_ID, version_tags
+from pipeline_lib.registry.lineage import PARENT_ITERATION, POLICY_ID, version_tags
 from pipeline_lib.report.metrics import flatten, is_headline, record_metrics, version_scores
 from pipeline_lib.report.notes import iteration_note, run_link, run_note, version_note
 from pipeline_lib.tracking.client import find_experiment, import_mlflow, open_client, open_tracing_client, page_url
@@ -127,8 +127,9 @@ class Tracker(TrackedRun):
         model = self._logged_model(run, record) if contents.adapter else None
         metrics = record_metrics(record)
         points = [(name, record.index, value) for name, value in metrics.items()]
-        policy = {POLICY_ID: record.policy.policy_id}
-        run.log(points=points, tags=policy, model_id=model.model_id if model else None)
+        origin = {} if record.parent is None else {PARENT_ITERATION: str(record.parent)}
+        tags = {POLICY_ID: record.policy.policy_id, **origin}
+        run.log(points=points, tags=tags, model_id=model.model_id if model else None)
         run.log_points(contents.curves)
         run.log_datasets(_datasets(record), root=self._settings.store_uri)
         run.log_files(contents.artifacts, {"record.json": record.model_dump_json(indent=2), **contents.texts})

@@ -8,7 +8,7 @@ from pipeline_lib.report import figures_of, render_plain
 from pipeline_lib.report.figures import Histories
 from pipeline_lib.report.metrics import update_points
 from pipeline_lib.tracking import IterationContents
-from pipeline_lib.types import IterationRecord
+from pipeline_lib.types import IterationRecord, PolicyRef
 from tasks.audit import AUDIT
 from tasks.reporting.trees import stage_refs, traced_trees, trees_page
 from tasks.runtime.policies import adapter_folder
@@ -37,8 +37,13 @@ def contents_of(record: IterationRecord, earlier: Sequence[IterationRecord]) -> 
         curves=[point for updates in history.values() for point in update_points(updates)],
         traces=traced_trees(record),
         adapter=adapter_folder(record.refs["train"]) if "train" in record.refs else None,
-        parent=earlier[-1].policy if earlier else None,
+        parent=_parent(record, earlier),
     )
+
+
+def _parent(record: IterationRecord, earlier: Sequence[IterationRecord]) -> PolicyRef | None:
+    """The policy that it was trained from; None for the base."""
+    return next((before.policy for before in earlier if before.index == record.parent), None)
 
 
 def figures_page(

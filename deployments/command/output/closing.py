@@ -13,7 +13,15 @@ from pipeline_lib.config import PipelineConfig
 from pipeline_lib.report.notes import promotion_line
 from pipeline_lib.report.sanity import single_iteration_checks
 from pipeline_lib.report.signatures import failure_signatures
-from pipeline_lib.report.tables import IterationRow, format_accuracy, records_table, tested_datasets
+from pipeline_lib.report.tables import (
+    IterationRow,
+    format_accuracy,
+    records_table,
+    sampled_cells,
+    sampled_names,
+    sampled_rows,
+    tested_datasets,
+)
 from pipeline_lib.tracking.outage import without_password
 from pipeline_lib.tracking.registered_model import model_name
 from pipeline_lib.types import EvalReport, RunResult
@@ -32,13 +40,31 @@ def results_table(result: RunResult) -> Table:
     return table
 
 
+def sampled_table(result: RunResult, config: PipelineConfig) -> Table | None:
+    """Samples beside greedy answers, one row per iteration and test set; None where nothing was sampled."""
+    names, rows = sampled_rows(result.records)
+    if not rows:
+        return None
+    evaluation = config.evaluation
+    samples = f"{evaluation.num_samples} samples at temperature 1 for each of the first {evaluation.sampled_problems}"
+    title = f"{samples} problems, beside greedy on all, in %"
+    table = Table("iteration", "test set", title=title, title_justify="left")
+    for name in names:
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
 def print_result(
     result: RunResult, config: PipelineConfig, *, tracking_uri: str, console: Console | None = None
 ) -> None:
-    """Prints the table, the champion and its reason, what went wrong if anything did, and how to open both UIs."""
+    """Prints both tables, the champion and its reason, what went wrong if anything did, and how to open both UIs."""
     console = console or Console()
     if not console.is_terminal:
         console.width = 160  # nobody's window: a pipe would otherwise cut the table at 80
+    if (sampled := sampled_table(result, config)) is not None:
+        console.print(sampled)
     console.print(results_table(result))
     champion = result.decision.champion
     lines = [
@@ -54,10 +80,11 @@ def print_result(
 
 def print_reports(reports: Sequence[EvalReport], *, console: Console | None = None) -> None:
     """Prints one line per evaluated dataset."""
-    table = Table("dataset", "split", "problems", "accuracy (%)", "unparsed", "truncated")
+    sampled = sampled_names(reports)[1:]
+    table = Table("dataset", "split", "problems", "accuracy (%)", "unparsed", "truncated", *sampled)
     for report in reports:
         counts = (report.num_problems, format_accuracy(report), report.num_unparsed, report.num_truncated)
-        table.add_row(report.dataset, report.split, *map(str, counts))
+        table.add_row(report.dataset, report.split, *map(str, counts), *sampled_cells(report, sampled))
     (console or Console()).print(table)
 
 

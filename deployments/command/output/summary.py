@@ -28,8 +28,13 @@ def summary_json(result: RunResult, config: PipelineConfig) -> JsonDict:
         "seed": config.seed,
         "wall_s": result.wall_s,
         "base": _accuracies(base),
+        "base_sampled": _samples(base),
         "iterations": [_iteration_json(record) for record in iterations],
-        "champion": {"iteration": champion.index, "accuracy": _accuracies(champion)},
+        "champion": {
+            "iteration": champion.index,
+            "accuracy": _accuracies(champion),
+            "sampled": _samples(champion),
+        },
         "stopped_because": result.stopped_because,
     }
 
@@ -40,6 +45,8 @@ def _iteration_json(record: IterationRecord) -> JsonDict:
         "index": record.index,
         "accuracy": _accuracies(record),
         "interval": {e.dataset: list(e.interval) for e in record.evaluations if e.split == "test"},
+        "sampled": _samples(record),
+        "parent": record.parent,
         "audit": audit and audit.model_dump(include={"variance", "informative_share", "passed", "reason"}),
         "search": {name: _finite(record.search.get(key)) for name, key in SEARCH_KEYS.items()},
         "train": {
@@ -53,6 +60,15 @@ def _iteration_json(record: IterationRecord) -> JsonDict:
 
 def _accuracies(record: IterationRecord) -> dict[str, float]:
     return {e.dataset: e.accuracy for e in record.evaluations if e.split == "test"}
+
+
+def _samples(record: IterationRecord) -> JsonDict:
+    """By test set that was sampled: avg@n, its interval, maj@n and pass@k."""
+    return {
+        e.dataset: {**e.sampled, "interval": e.sampled_interval and list(e.sampled_interval)}
+        for e in record.evaluations
+        if e.split == "test" and e.sampled
+    }
 
 
 def _finite(value: float | None) -> float | None:

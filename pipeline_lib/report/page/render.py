@@ -18,18 +18,18 @@ from pydantic import BaseModel
 from pipeline_lib.config import PipelineConfig
 from pipeline_lib.report.figures import figures_of, gate_chart
 from pipeline_lib.report.material import Material, ShownTree
+from pipeline_lib.report.page.page_rows import duration_rows, environment_rows, gate_rows
 from pipeline_lib.report.page.tree_pictures import Cell, cells_of, depth_of, height_rem
 from pipeline_lib.report.sanity import CANNOT_TELL, single_iteration_checks
 from pipeline_lib.report.signatures import failure_signatures
 from pipeline_lib.report.tables import (
-    duration_rows,
-    environment_rows,
-    gate_rows,
+    average_name,
     headline,
     key_figures,
     records_table,
     sampled_rows,
     tested_datasets,
+    tested_reports,
     transfer_sentence,
 )
 from pipeline_lib.types import GateTrial, Outcome, RunResult
@@ -91,6 +91,7 @@ def render_page(
         cannot_tell=CANNOT_TELL,
         datasets=tested_datasets(records),
         rows=records_table(records, result.decision),
+        average=average_name(tested_reports(records)),
         sampled_names=sampled_names,
         sampled=sampled,
         transfer=transfer_sentence(config, result),
