@@ -15,6 +15,7 @@ from tasks.record import record_iteration
 from tasks.runtime.artifacts import drop_doubles
 from tasks.runtime.engines import base_policy, trained_policy
 from tasks.runtime.flow_tracking import begin_tracking, end_unfinished
+from tasks.runtime.prompts import check_prompts
 from tasks.score import score_steps
 from tasks.search import search_problems
 from tasks.train import check_training, train_policy
@@ -41,6 +42,7 @@ def self_training(config: PipelineConfig) -> RunResult:
     7. Ask the gate; go on with 2, or stop and name the best iteration champion.
     """
     check_training(config)
+    check_prompts(config)
     policy = base_policy(config)
     evaluations = evaluate_everywhere(config, policy)
     records = [record_iteration(config=config, index=0, policy=policy, stages={}, evaluations=evaluations, earlier=[])]

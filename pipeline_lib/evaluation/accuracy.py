@@ -60,7 +60,7 @@ def evaluate(
     """Greedy pass@1 over all problems; maj@k and pass@k over the first ``sampled_problems``.
 
     Args:
-        problems: what is asked, at least one; all of one dataset.
+        problems: what is asked, at least one; all of one set, whose name the report gets.
         policy: answers; nothing else may be in flight on it.
         grader: grades the answers; nothing else may be in flight on it.
         split: the split's name, for the report; the gate reads ``validation``.
@@ -79,7 +79,7 @@ def evaluate(
     predictions = _answer(problems, policy, grader, SamplingParams(config.max_new_tokens, 0.0), [0], extract)
     num_correct = sum(prediction.is_correct for prediction in predictions)
     report = EvalReport(
-        dataset=problems[0].dataset,
+        dataset=problems[0].set_name,
         split=split,
         policy_id=policy.policy_id,
         num_problems=len(problems),
