@@ -9,6 +9,7 @@ from pipeline_lib.types import EvalReport
 from tasks.champion import champion_policy, find_champion, no_champion, record_champion
 from tasks.evaluate import evaluate_policy
 from tasks.problems import evaluation_sets
+from tasks.runtime.prompts import check_prompts
 
 
 @flow(name="evaluate-champion", flow_run_name="{config.preset}-champion", validate_parameters=True)
@@ -22,6 +23,7 @@ def evaluate_champion(config: PipelineConfig) -> list[EvalReport] | State[list[E
     champion = find_champion(config)
     if champion is None:
         return no_champion(config)
+    check_prompts(config, ["test"])
     policy = champion_policy(config, champion)
     evaluations = [
         evaluate_policy(config=config, problems=problems, policy=policy, split=split, name=name)

@@ -12,6 +12,7 @@ from tasks.evaluate import evaluate_policy as evaluate_on
 from tasks.evaluate import load_report
 from tasks.problems import evaluation_sets
 from tasks.runtime.policies import base_policy, folder_policy
+from tasks.runtime.prompts import check_prompts
 
 
 @flow(name="evaluate-policy", flow_run_name="{config.preset}-{split}")
@@ -24,6 +25,7 @@ def evaluate_policy(
     2. Answer every problem of the split greedily; sample where ``evaluation.num_samples`` asks for it.
     3. Report accuracy with its interval, one report per dataset.
     """
+    check_prompts(config, [split])
     policy = base_policy(config) if adapter_dir is None else folder_policy(config, adapter_dir)
     return [
         load_report(evaluate_on(config=config, problems=problems, policy=policy, split=split, name=name))

@@ -17,6 +17,7 @@ from tasks.record import record_iteration
 from tasks.runtime.artifacts import drop_doubles
 from tasks.runtime.flow_tracking import begin_tracking, end_unfinished
 from tasks.runtime.policies import base_policy, trained_policy
+from tasks.runtime.prompts import check_prompts
 from tasks.score import score_steps
 from tasks.search import search_problems
 from tasks.train import check_training, train_policy
@@ -43,6 +44,7 @@ def self_training(config: PipelineConfig) -> RunResult:
     7. Ask the gate; go on with 2, or stop and name the best iteration champion.
     """
     check_training(config)
+    check_prompts(config)
     base = base_policy(config)
     records = [record_base(config, base)]
     decision = decide_gate(config=config, records=records)

@@ -52,7 +52,8 @@ class Problem:
     """One question with its gold answer.
 
     Args:
-        problem_id: unique over all datasets and splits, ``dataset/split/00017``.
+        problem_id: unique over all sets and splits, ``set/split/00017``; a set is called as its dataset unless a test
+            set has a name of its own.
         question: what the policy is asked, without any prompt around it.
         answer: the gold final answer alone, never a worked solution.
         dataset: the dataset's name; prompt, step delimiter and answer format depend on it.
@@ -64,6 +65,11 @@ class Problem:
     answer: str
     dataset: str
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def set_name(self) -> str:
+        """How reports call the set that it stands in."""
+        return self.problem_id.partition("/")[0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,69 +8,99 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline_lib.config import PipelineConfig
-from pipeline_lib.grading import extract_answer
+from pipeline_lib.config import NamedSet, PipelineConfig
 from pipeline_lib.problems.draw import draw_problems as draw
-from pipeline_lib.problems.draw import hold_out
+from pipeline_lib.problems.draw import draw_test, hold_out
+from pipeline_lib.problems.pools import ProblemPool
 from pipeline_lib.problems.problem_table import write_problems
-from pipeline_lib.problems.sources import ProblemPool, load_problems
-from pipeline_lib.problems.splits import find_files
+from pipeline_lib.problems.run_sets import local_files, tested_pool, training_pool
+from pipeline_lib.problems.splits import find_validation
 from pipeline_lib.problems.tiny import is_tiny
 from pipeline_lib.store import Entry, write_json
 from pipeline_lib.types import Problem, Ref
+from tasks.runtime.keys import key_of
 from tasks.runtime.stage import Done, stage
 
 PROBLEMS, SKIPPED = "problems.parquet", "skipped.json"
+READING = 2  # version of how rows become sets; what is generated knows none
 LOGGER = logging.getLogger("coppice.progress")
 
 
 def _train_spec(*, config: PipelineConfig, iteration: int) -> dict[str, Any]:
+    problems = config.problems
     return {
-        "problems": config.problems.model_dump(exclude={"path"}),
-        "content": _digest(config.problems.dataset, "train", config.problems.path),
-        "seed": config.seed,
+        "problems": key_of(problems, without=("path", "validation_path", "validation_seed")),
+        "content": _digest(problems.dataset, "train", problems.path),
+        "seed": problems.validation_seed if iteration == 0 else config.seed,
         "iteration": iteration,
+        **_beside(config),
     }
+
+
+def _beside(config: PipelineConfig) -> dict[str, Any]:
+    """What a draw depends on besides the train split; nothing where all is generated: those splits share nothing."""
+    problems, tests = config.problems, config.evaluation.test_sets
+    others = [
+        [s.dataset, config.evaluation.num_problems if is_tiny(s.dataset) else _digest(s.dataset, "test", s.path)]
+        for s in tests
+        if not (is_tiny(s.dataset) and is_tiny(problems.dataset))
+    ]
+    apart = {"reading": READING, "apart_from": others} if others else {}
+    if is_tiny(problems.dataset):
+        return apart
+    return {**apart, "reading": READING, "validation": _validation_digest(config), "cut": problems.validation_seed}
 
 
 @stage(_train_spec, run_name="problems {iteration}")
 def draw_problems(entry: Entry, *, config: PipelineConfig, iteration: int) -> Done:
     """The iteration's training problems; number 0 are the held-out ones."""
     problems = config.problems
-    pool = load_problems(
-        problems.dataset, "train", path=problems.path, on_bad_row=problems.on_bad_row, extract_gold=extract_answer
-    )
+    pool = training_pool(config)
     if iteration == 0:
-        chosen = hold_out(pool, problems.num_validation, seed=config.seed)
-    else:
-        chosen = draw(
-            pool,
-            problems.num_problems,
-            num_validation=problems.num_validation,
-            seed=config.seed,
-            iteration=iteration,
-            fresh=problems.fresh_each_iteration,
-        )
-        if chosen.note:
-            LOGGER.warning(chosen.note)
+        held_out = hold_out(pool, problems.num_validation, seed=problems.validation_seed)
+        return _save(entry, pool.validation or pool, held_out)
+    chosen = draw(
+        pool,
+        problems.num_problems,
+        num_validation=problems.num_validation,
+        validation_seed=problems.validation_seed,
+        seed=config.seed,
+        iteration=iteration,
+        fresh=problems.fresh_each_iteration,
+    )
+    if chosen.note:
+        LOGGER.warning(chosen.note)
     return _save(entry, pool, chosen)
 
 
-def _test_spec(*, config: PipelineConfig, dataset: str, path: str | None) -> dict[str, Any]:
-    return {
+def _test_spec(*, config: PipelineConfig, dataset: str, path: str | None, name: str | None = None) -> dict[str, Any]:
+    spec = {
         "dataset": dataset,
         "content": _digest(dataset, "test", path),
         "num_problems": config.evaluation.num_problems,
         "on_bad_row": config.problems.on_bad_row,
     }
+    if is_tiny(dataset):
+        return spec
+    columns = config.problems.columns.model_dump(exclude_none=True)
+    return spec | {"reading": READING, "name": name or dataset} | ({"columns": columns} if columns else {})
 
 
 @stage(_test_spec, run_name="test problems {dataset}")
-def draw_test_problems(entry: Entry, *, config: PipelineConfig, dataset: str, path: str | None) -> Done:
-    """The first ``evaluation.num_problems`` of a test split: the same ones in every iteration and run."""
-    on_bad_row = config.problems.on_bad_row
-    pool = load_problems(dataset, "test", path=path, on_bad_row=on_bad_row, extract_gold=extract_answer)
-    return _save(entry, pool, [pool[i] for i in range(min(config.evaluation.num_problems, len(pool)))])
+def draw_test_problems(
+    entry: Entry, *, config: PipelineConfig, dataset: str, path: str | None, name: str | None = None
+) -> Done:
+    """``evaluation.num_problems`` of a test split: the same ones in every iteration and run.
+
+    Args:
+        entry: filled with ``problems.parquet``.
+        config: how many, and how rows are read.
+        dataset: whose format they have.
+        path: where they are; None takes the dataset's own place.
+        name: how reports call the set; None: as the dataset.
+    """
+    pool = tested_pool(config, NamedSet(name or dataset, dataset, path))
+    return _save(entry, pool, draw_test(pool, config.evaluation.num_problems))
 
 
 def evaluation_sets(
@@ -79,25 +109,43 @@ def evaluation_sets(
     """(name, split, problems) of the validation set and of every test set; only those of `splits` are read."""
     if "validation" in splits:
         yield f"{config.problems.dataset} validation", "validation", draw_problems(config=config, iteration=0)
-    for name in config.evaluation.datasets if "test" in splits else ():
-        dataset, _, path = name.partition("=")
-        yield f"{dataset} test", "test", draw_test_problems(config=config, dataset=dataset, path=path or None)
+    for named in config.evaluation.test_sets if "test" in splits else ():
+        problems = draw_test_problems(config=config, dataset=named.dataset, path=named.path, name=named.name)
+        yield f"{named.name} test", "test", problems
 
 
 def _save(entry: Entry, pool: ProblemPool, chosen: list[Problem]) -> Done:
     write_problems(chosen, entry.path / PROBLEMS)
-    write_json(entry.path / SKIPPED, [bad.reason for bad in pool.skipped])
+    notes = pool.notes(chosen)
+    write_json(entry.path / SKIPPED, [*(bad.reason for bad in pool.skipped), *notes])
     if pool.skipped:
         LOGGER.warning(f"{pool.name}: {len(pool.skipped)} rows skipped; the first: {pool.skipped[0].reason}")
+    for note in notes:
+        LOGGER.warning(note)
     return Done(len(chosen))
 
 
+def _validation_digest(config: PipelineConfig) -> str | None:
+    """Of a validation set of the user's own, by name or beside the train split."""
+    problems = config.problems
+    if problems.validation_path is not None:
+        return _digest(problems.dataset, "validation", problems.validation_path)
+    if problems.path is None or problems.path.startswith("hub:"):
+        return None  # the train split's place says it
+    return _digest_of(find_validation(Path(problems.path).expanduser()))
+
+
 def _digest(dataset: str, split: str, path: str | None) -> str | None:
-    """SHA-256 over the files that will be read: other rows make another entry, the same ones elsewhere do not."""
+    """Of the files that are read, or where on the hub they are: other rows make another entry, moved ones do not."""
     if path is None or path.startswith("hub:") or is_tiny(dataset):
         return path
+    return _digest_of(local_files(dataset, split, path))
+
+
+def _digest_of(files: Sequence[Path]) -> str:
+    """SHA-256 over the files' own."""
     digest = hashlib.sha256()
-    for file in find_files(Path(path).expanduser(), split):
+    for file in files:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from pipeline_lib.config import ConfigError, PipelineConfig, apply_overrides, setting_names
+from pipeline_lib.config import ConfigError, NamedSet, PipelineConfig, apply_overrides, setting_names
 
 NAMED_IN_THE_CONTRACT = [
     "seed",
@@ -85,3 +87,25 @@ def test_a_single_test_set_needs_no_list_and_none_stands_twice():
     assert one.evaluation.datasets == ("gsm8k=/data/test.parquet",)
     with pytest.raises(ConfigError, match="stands twice"):
         apply_overrides(PipelineConfig(), ['evaluation.datasets=["gsm8k=/a", "gsm8k=/b"]'])
+
+
+def test_a_test_set_may_have_a_name_of_its_own():
+    datasets = ["tiny-word@2", "gsm8k=/a=b", "math=hub:owner/name:main", "aime:math=hub:owner/aime", "big:file=/a:b"]
+    config = apply_overrides(PipelineConfig(), [f"evaluation.datasets={json.dumps(datasets)}"])
+    assert config.evaluation.test_sets == (
+        NamedSet("tiny-word@2", "tiny-word@2", None),
+        NamedSet("gsm8k", "gsm8k", "/a=b"),
+        NamedSet("math", "math", "hub:owner/name:main"),
+        NamedSet("aime", "math", "hub:owner/aime"),
+        NamedSet("big", "file", "/a:b"),
+    )
+    twice = ["aime:math=/a", "aime:file=/b"]
+    for wrong, message in {
+        json.dumps(twice): "stands twice",
+        "aime:math": "expected NAME:DATASET=PATH",
+        ":math=/a": "expected NAME:DATASET=PATH",
+        "aime:=/a": "expected NAME:DATASET=PATH",
+        "a@b:math=/a": "expected NAME:DATASET=PATH",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            apply_overrides(PipelineConfig(), [f"evaluation.datasets={wrong}"])

@@ -280,6 +280,12 @@ def test_every_count_of_a_report_and_predictions_in_the_order_of_problems():
     assert (report.dataset, report.split, report.policy_id, report.sampled) == ("d", "test", "scripted", {})
 
 
+def test_a_report_is_called_as_the_set_is_not_as_its_format():
+    asked = [Problem("aime/test/00000", "right", "2", "math")]
+    report, _ = run(lambda prompt, prefix, seed: SCRIPT[prompt], asked)
+    assert (report.dataset, report.num_correct) == ("aime", 1)
+
+
 def test_samples_give_mean_majority_and_pass():
     # Each problem's samples are numbered as they come; "most" is right twice of three, "once" once, "never" never.
     plan = {"most": "223", "once": "332", "never": "334"}

@@ -9,7 +9,7 @@ import pytest
 from run_fixtures import SCRIPTED, SMALL, children, client, manifests, small_config
 
 from deployments.command import app as cli
-from pipeline_lib.config import PipelineConfig
+from pipeline_lib.config import ConfigError, PipelineConfig
 from pipeline_lib.search import read_trees_parquet
 from pipeline_lib.store import Entry
 from pipeline_lib.types import IterationRecord, PolicyRef, RunResult
@@ -62,6 +62,13 @@ def test_the_same_run_in_two_homes_gives_the_same_bytes(
     assert [record.refs for record in again.records] == [record.refs for record in result.records]
     assert [record.policy for record in again.records] == [record.policy for record in result.records]
     assert again.decision == result.decision
+
+
+def test_a_prompt_beyond_the_context_ends_a_run_before_it_begins(new_home: Callable[[], Path]) -> None:
+    home = new_home()
+    with pytest.raises(ConfigError, match=r"^tiny-word/.*: a prompt of .* policy\.max_context_tokens=140; raise it to"):
+        run_in(home, small_config("policy.max_context_tokens=140"))
+    assert manifests(home) == {}
 
 
 def test_a_finished_run_is_not_computed_again(finished: tuple[Path, RunResult], commits: list[str]) -> None:

@@ -127,6 +127,7 @@ def test_what_another_program_fetched_in_part_is_finished(hub: Hub, missing: str
 def test_a_dataset_is_read_from_the_cache_when_the_hub_is_away(hub: Hub) -> None:
     def answers() -> list[str]:
         pool = load_problems("gsm8k", "train", path=f"hub:{DATASET}")
+        assert pool.validation is None
         return [problem.answer for problem in pool]
 
     assert answers() == ["2", "3"]
@@ -134,6 +135,17 @@ def test_a_dataset_is_read_from_the_cache_when_the_hub_is_away(hub: Hub) -> None
     started = time.monotonic()
     assert answers() == ["2", "3"]
     assert time.monotonic() - started < 10
+
+
+def test_a_validation_split_of_the_hub_is_taken(hub: Hub) -> None:
+    files = hub.repositories[f"datasets/{DATASET}"]
+    files["valid.jsonl"] = json.dumps({"question": "2+2?", "answer": "#### 4"}).encode()
+    validation = load_problems("gsm8k", "train", path=f"hub:{DATASET}").validation
+    assert validation is not None
+    assert [(p.problem_id, p.answer) for p in validation] == [("gsm8k/validation/00000", "4")]
+    assert load_problems("gsm8k", "validation", path=f"hub:{DATASET}")[0].answer == "4"
+    with pytest.raises(ProblemsError, match=r"^hub:coppice/sums has no split test, only train, validation;"):
+        load_problems("gsm8k", "test", path=f"hub:{DATASET}")
 
 
 def test_weights_in_another_format_are_refused(hub: Hub) -> None:

@@ -15,9 +15,10 @@ from pipeline_lib.config import ConfigError
 from pipeline_lib.grading import extract_answer
 from pipeline_lib.problems.draw import draw_problems, hold_out
 from pipeline_lib.problems.formats import format_of, gold_in_box
+from pipeline_lib.problems.pools import ProblemPool
 from pipeline_lib.problems.problem_table import read_problems, write_problems
 from pipeline_lib.problems.rows import ProblemsError
-from pipeline_lib.problems.sources import ProblemPool, load_problems
+from pipeline_lib.problems.sources import load_problems
 from pipeline_lib.types import Problem
 
 
@@ -106,7 +107,7 @@ def test_csv_says_which_row_lost_its_quotes(tmp_path: Path) -> None:
 def test_own_answers_may_be_solutions(tmp_path: Path) -> None:
     cut_short = ["####", r"so \boxed{}", r"\boxed{3"]
     answers = ["3/4", r"so \boxed{7}", "1+1=2\n#### 2", "long\nstory", None, True, 0.5, *cut_short, 10**400]
-    path = write_jsonl(tmp_path / "own.jsonl", [{"question": "q", "answer": answer} for answer in answers])
+    path = write_jsonl(tmp_path / "own.jsonl", [{"question": f"q{i}", "answer": a} for i, a in enumerate(answers)])
     pool = load_problems("file", "test", path=path, extract_gold=extract_answer)
     assert [p.answer for p in pool] == ["3/4", "7", "2", "0.5", str(10**400)]
     assert [bad.row for bad in pool.skipped] == [4, 5, 6, 8, 9, 10]
@@ -224,7 +225,7 @@ def test_the_hub_out_of_reach_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -
 def test_tiny_pools_make_only_what_is_drawn() -> None:
     pool = load_problems("tiny-word", "train")
     started = time.perf_counter()
-    drawn = draw_problems(pool, 5, num_validation=50, seed=0, iteration=3)
+    drawn = draw_problems(pool, 5, num_validation=50, validation_seed=0, seed=0, iteration=3)
     assert time.perf_counter() - started < 1
     assert len(pool) == 100_000
     assert all(p.problem_id.startswith("tiny-word/train/") for p in drawn)
@@ -249,7 +250,9 @@ def test_draws_go_through_the_pool_before_repeating(size: int, num: int, num_val
     size_left = size - num_validation
     seen: list[str] = []
     for iteration in range(1, 8):
-        draw = draw_problems(pool, num, num_validation=num_validation, seed=seed, iteration=iteration)
+        draw = draw_problems(
+            pool, num, num_validation=num_validation, validation_seed=seed, seed=seed + 1, iteration=iteration
+        )
         ids = [p.problem_id for p in draw]
         assert len(set(ids)) == len(ids) == min(num, size_left)
         assert not held & set(ids)
@@ -261,7 +264,7 @@ def test_draws_go_through_the_pool_before_repeating(size: int, num: int, num_val
 
 def test_draws_depend_on_the_seed_alone() -> None:
     def ids(**changes: Any) -> list[str]:
-        arguments: dict[str, Any] = {"num_validation": 10, "seed": 0, "iteration": 1, **changes}
+        arguments: dict[str, Any] = {"num_validation": 10, "validation_seed": 0, "seed": 0, "iteration": 1, **changes}
         return [p.problem_id for p in draw_problems(listed(100), 20, **arguments)]
 
     assert ids() == ids()

@@ -37,7 +37,7 @@ def build_config(preset: str, overrides: list[str], model: str | None = None) ->
     from deployments import presets
     from pipeline_lib.config import ConfigError, apply_overrides
     from pipeline_lib.policy.model_folders import model_path
-    from pipeline_lib.problems.formats import format_of
+    from pipeline_lib.problems.run_sets import check_datasets
 
     names = list(presets.preset_names())
     if preset not in names:
@@ -45,8 +45,7 @@ def build_config(preset: str, overrides: list[str], model: str | None = None) ->
         raise ConfigError(f"--preset {preset}: there is none of that name; the nearest is {nearest!r}")
     model_override = [] if model is None else [f"policy.model={json.dumps(model)}"]
     config = apply_overrides(presets.preset(preset), [*overrides, *model_override])
-    for dataset in (config.problems.dataset, *(name.partition("=")[0] for name in config.evaluation.datasets)):
-        format_of(dataset)  # an unknown one is refused
+    check_datasets(config)  # an unknown one is refused
     model_path(config.policy.model)  # a missing folder is refused
     return config
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from deployments.preflight.rehearsal import Rehearsal
 from pipeline_lib.policy.protocol import Codec
-from pipeline_lib.problems.sources import ProblemPool
+from pipeline_lib.problems.pools import ProblemPool
 
 Verdict = Literal["ok", "problem", "skipped"]
 

@@ -1,4 +1,4 @@
-"""Checks of the data: problems can be read, their gold answers graded, their prompts fit into the context."""
+"""Checks of the data: problems can be read and kept apart, their gold answers graded, their prompts fit the context."""
 
 from __future__ import annotations
 
@@ -6,34 +6,30 @@ from collections.abc import Sequence
 
 from deployments.preflight.findings import Findings
 from pipeline_lib.config import ConfigError, PipelineConfig, Settings
-from pipeline_lib.grading import Grade, extract_answer
+from pipeline_lib.grading import Grade
 from pipeline_lib.policy.model_folders import model_folder
-from pipeline_lib.problems.sources import ProblemPool, load_problems
+from pipeline_lib.problems.pools import ProblemPool
+from pipeline_lib.problems.run_sets import tested_pool, training_pool
 from pipeline_lib.types import Problem
+from tasks.runtime.prompts import measure_prompts, problems_to_ask, prompt_codec
 
-MAX_PROBLEMS = 2000  # of each dataset, whose prompts are measured and gold answers graded
+MAX_PROBLEMS = 2000  # of each dataset, whose gold answers are graded
 OTHER_ANSWER = "#### 7"  # compared with every gold answer: tells one that cannot be read from one that differs
 
 
 def check_problems(config: PipelineConfig, settings: Settings, findings: Findings) -> str:
-    """Every dataset can be read, and holds what an iteration draws."""
+    """Every dataset can be read, shares no question with another, and holds what an iteration draws."""
     problems = config.problems
-    sources: dict[str, tuple[str, str, str | None]] = {"training": (problems.dataset, "train", problems.path)}
-    for name in config.evaluation.datasets:
-        test_set, _, own_path = name.partition("=")
-        sources[test_set] = (test_set, "test", own_path or None)
-    for key, (dataset, split, path) in sources.items():
-        findings.problems[key] = load_problems(
-            dataset, split, path=path, on_bad_row=problems.on_bad_row, extract_gold=extract_answer
-        )
-    pool = findings.problems["training"]
+    pool = training_pool(config)
     if len(pool) <= problems.num_validation and pool.validation is None:
-        findings.problems.clear()
         raise ConfigError(
             f"{pool.name}: {len(pool)} problems, of which problems.num_validation={problems.num_validation} are held "
             "out; none is left to train on"
         )
-    return "; ".join(_describe(pool) for pool in findings.problems.values())
+    tests = {named.name: tested_pool(config, named) for named in config.evaluation.test_sets}
+    findings.problems |= {"training": pool, **tests}
+    validation = [] if pool.validation is None or pool.is_generated else [pool.validation]
+    return "; ".join(_describe(found) for found in (pool, *validation, *tests.values()))
 
 
 def check_gold_answers(config: PipelineConfig, settings: Settings, findings: Findings) -> str:
@@ -52,24 +48,23 @@ def check_gold_answers(config: PipelineConfig, settings: Settings, findings: Fin
 
 
 def check_prompts(config: PipelineConfig, settings: Settings, findings: Findings) -> str:
-    """The tokenizer loads, has a template, and prompts leave room for an answer."""
-    from pipeline_lib.policy.tokenizers import load_codec
-    from tasks.runtime.engines import instruction_for
+    """The tokenizer loads, its template leads to an answer that can end, and prompts leave room for one."""
+    from pipeline_lib.policy.template_checks import check_end_token, check_template
 
     assert findings.training_problems is not None  # among the check's needs
-    instruction = instruction_for(config, findings.training_problems[0].dataset)
-    model = model_folder(config.policy.model, config.policy.revision, weights=False)
-    findings.tokenizer = codec = load_codec(model, config.policy, instruction)
-    tried = findings.training_problems[:MAX_PROBLEMS]
-    lengths = [len(codec.encode_prompt(problem.question)) for problem in tried]
-    longest = max(lengths)
-    _require_room(config, longest, tried[lengths.index(longest)].problem_id)
-    return f"{sum(lengths) / len(lengths):.0f} tokens on average, {longest} at most, of {len(tried):,} tried"
+    codec = prompt_codec(config, findings.training_problems[0].dataset)
+    check_template(codec.tokenizer)
+    check_end_token(model_folder(config.policy.model, config.policy.revision, weights=False), codec.tokenizer)
+    findings.tokenizer = codec
+    tests = [pool for name, pool in findings.problems.items() if name != "training"]
+    found = measure_prompts(config, problems_to_ask(config, findings.training_problems, tests))
+    return f"{found.mean:.0f} tokens on average, {found.longest} at most, of {found.num_prompts:,} tried"
 
 
 def _describe(pool: ProblemPool) -> str:
     skipped = f", {len(pool.skipped):,} rows skipped ({pool.skipped[0].reason})" if pool.skipped else ""
-    return f"{pool.name}: {len(pool):,}{skipped}"
+    left_out = "".join(f", {line.removeprefix(f'{pool.name}: ')}" for line in pool.left_out)
+    return f"{pool.name}: {len(pool):,}{skipped}{left_out}"
 
 
 def _ungradable(config: PipelineConfig, problems: Sequence[Problem]) -> list[Problem]:
@@ -83,17 +78,3 @@ def _ungradable(config: PipelineConfig, problems: Sequence[Problem]) -> list[Pro
         while grader.num_in_flight:
             grades |= dict(grader.poll(block=True))
     return [problem for problem in problems if grades[problem.problem_id] in (Grade.UNPARSED, Grade.TIMEOUT)]
-
-
-def _require_room(config: PipelineConfig, prompt_tokens: int, problem_id: str) -> None:
-    """Raises ConfigError where a prompt of that length and the answer to it do not fit into the context."""
-    context = config.policy.max_context_tokens
-    for name, answer_tokens in (
-        ("search.max_new_tokens", config.search.max_new_tokens),
-        ("evaluation.max_new_tokens", config.evaluation.max_new_tokens),
-    ):
-        if prompt_tokens + answer_tokens > context:
-            raise ConfigError(
-                f"{problem_id}: a prompt of {prompt_tokens} tokens and {name} do not fit into "
-                f"policy.max_context_tokens={context}; raise it to {prompt_tokens + answer_tokens}"
-            )

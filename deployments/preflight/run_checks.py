@@ -9,7 +9,7 @@ from pathlib import Path
 from deployments.preflight.findings import Findings
 from deployments.preflight.rehearsal import rehearse
 from pipeline_lib.config import ConfigError, PipelineConfig, Settings
-from pipeline_lib.problems.sources import ProblemPool
+from pipeline_lib.problems.pools import ProblemPool
 from pipeline_lib.tracking.outage import without_password
 from pipeline_lib.types import Problem
 

@@ -2,11 +2,13 @@
 
 from pipeline_lib.config.engine_config import ServerConfig, VllmConfig
 from pipeline_lib.config.group import ConfigError, ConfigGroup
+from pipeline_lib.config.named_set import NamedSet
 from pipeline_lib.config.overrides import apply_overrides, setting_names
 from pipeline_lib.config.pipeline import GradingConfig, PipelineConfig, PolicyConfig, RayConfig
 from pipeline_lib.config.settings import Settings
 from pipeline_lib.config.stages import (
     AuditConfig,
+    ColumnsConfig,
     EvaluationConfig,
     GateConfig,
     ProblemsConfig,
@@ -17,11 +19,13 @@ from pipeline_lib.config.train_config import TrainConfig
 
 __all__ = [
     "AuditConfig",
+    "ColumnsConfig",
     "ConfigError",
     "ConfigGroup",
     "EvaluationConfig",
     "GateConfig",
     "GradingConfig",
+    "NamedSet",
     "PipelineConfig",
     "PolicyConfig",
     "ProblemsConfig",

@@ -7,6 +7,22 @@ from typing import Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from pipeline_lib.config.group import ConfigGroup
+from pipeline_lib.config.named_set import NamedSet
+
+
+class ColumnsConfig(ConfigGroup):
+    """Where the rows of your files keep what is read, in place of a dataset's own columns."""
+
+    question: str | None = Field(
+        None,
+        description="Column of the question; a dotted path leads into nested values and lists: prompt.0.content. None "
+        "takes the dataset's own, as do rows without it.",
+    )
+    answer: str | None = Field(
+        None,
+        description="Column of the answer, or of the solution that ends with it: reward_model.ground_truth. None takes "
+        "the dataset's own, as do rows without it.",
+    )
 
 
 class ProblemsConfig(ConfigGroup):
@@ -25,11 +41,25 @@ class ProblemsConfig(ConfigGroup):
     num_problems: int = Field(
         2000, ge=1, description="Problems searched per iteration. Paper: about 2,000 per dataset."
     )
+    columns: ColumnsConfig = Field(
+        default_factory=ColumnsConfig, json_schema_extra={"before": {"question": None, "answer": None}}
+    )
     num_validation: int = Field(
         200,
         ge=1,
         description="Problems held out for the gate, never trained on; cut from train where the dataset has no "
         "validation split. Our choice.",
+    )
+    validation_seed: int = Field(
+        0,
+        ge=0,
+        description="Seed of the choice of validation problems, apart from the run's. Our choice: runs of other seeds "
+        "are measured on the same problems, so promotion can compare them.",
+    )
+    validation_path: str | None = Field(
+        None,
+        description="Local file or folder, or hub:owner/name, of a validation set of your own. None takes what is "
+        "called validation, valid or dev beside the train split, and cuts the set from train where there is none.",
     )
     fresh_each_iteration: bool = Field(
         True,
@@ -124,10 +154,16 @@ class EvaluationConfig(ConfigGroup):
 
     datasets: tuple[str, ...] = Field(
         ("tiny-word", "tiny-algebra"),
-        description="Test sets, all reported each iteration: `name` or `name=path`; one, or a JSON list. Paper: each "
-        "dataset also on the other one's test set.",
+        description="Test sets, all reported each iteration: `gsm8k`, `gsm8k=path`, or name:dataset=path, as "
+        "`aime:math=path`, under a name of its own; one, or a JSON list. Paper: each dataset also on the other one's "
+        "test set.",
     )
-    num_problems: int = Field(500, ge=1, description="Problems of each test set, the first ones. Our choice.")
+    num_problems: int = Field(
+        500,
+        ge=1,
+        description="Problems of each test set, the same ones in every run: of files and hub sets in one fixed random "
+        "order, since files are often sorted. Our choice.",
+    )
     num_samples: int = Field(
         0, ge=0, description="Samples per problem, n of avg@n, maj@n and pass@k; 0 leaves them out. Our choice."
     )
@@ -158,10 +194,15 @@ class EvaluationConfig(ConfigGroup):
     @field_validator("datasets")
     @classmethod
     def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        names = [dataset.partition("=")[0] for dataset in value]
+        names = [named.name for named in map(NamedSet.parse, value)]
         if len(set(names)) < len(names):
-            raise ValueError("a dataset stands twice; reports tell datasets apart by name")
+            raise ValueError("a name stands twice; reports tell test sets apart by it: NAME:DATASET=PATH gives a name")
         return value
+
+    @property
+    def test_sets(self) -> tuple[NamedSet, ...]:
+        """`datasets`, read."""
+        return tuple(map(NamedSet.parse, self.datasets))
 
 
 class GateConfig(ConfigGroup):

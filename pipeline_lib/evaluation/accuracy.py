@@ -61,7 +61,7 @@ def evaluate(
     """Greedy pass@1 over all problems; avg@k, maj@k and pass@k over the first ``sampled_problems``.
 
     Args:
-        problems: what is asked, at least one; all of one dataset.
+        problems: what is asked, at least one; all of one set, whose name the report gets.
         policy: answers; nothing else may be in flight on it.
         grader: grades the answers; nothing else may be in flight on it.
         split: the split's name, for the report; the gate reads ``validation``.
@@ -81,7 +81,7 @@ def evaluate(
     num_correct = sum(prediction.is_correct for prediction in predictions)
     sampled, sampled_interval = _sampled(problems[: config.sampled_problems], policy, grader, config, seed, extract)
     report = EvalReport(
-        dataset=problems[0].dataset,
+        dataset=problems[0].set_name,
         split=split,
         policy_id=policy.policy_id,
         num_problems=len(problems),

@@ -1,4 +1,4 @@
-"""Which problems a run holds out, and which an iteration sees.
+"""Which problems a run holds out, which an iteration sees, and which a test set asks.
 
 One idea: the draws of a whole run are one endless sequence, a permutation of the pool after another,
 and iteration k takes the k-th window of it. So nothing has to be remembered between iterations, and
@@ -12,12 +12,13 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline_lib.problems.pools import ProblemPool
 from pipeline_lib.problems.rows import ProblemsError
-from pipeline_lib.problems.sources import ProblemPool
 from pipeline_lib.seeding import derive_generator
 from pipeline_lib.types import Problem
 
 IntArray = NDArray[np.int64]
+TEST_SEED = 0  # of the order of test sets: the same in every run, whatever its seed
 
 
 class DrawnProblems(list[Problem]):
@@ -41,7 +42,7 @@ def hold_out(pool: ProblemPool, num_validation: int, *, seed: int) -> list[Probl
     Args:
         pool: the train split.
         num_validation: problems to hold out; a validation split that is smaller is taken whole.
-        seed: the run's seed.
+        seed: of this choice alone, not the run's: runs of other seeds then hold out the same problems.
 
     Raises:
         ProblemsError: there are not that many, or nothing would be left to train on.
@@ -52,8 +53,29 @@ def hold_out(pool: ProblemPool, num_validation: int, *, seed: int) -> list[Probl
     return [pool[i] for i in _cut(pool, num_validation, seed)[0].tolist()]
 
 
+def draw_test(pool: ProblemPool, num_problems: int) -> list[Problem]:
+    """The problems of a test set: the first ones of an order that no run changes; a smaller pool is asked whole.
+
+    Files are often sorted by subject or level, so their order is a permutation; generated ones are in no order.
+
+    Args:
+        pool: the test split.
+        num_problems: problems to ask, at most.
+    """
+    if pool.is_generated:
+        return list(pool[:num_problems])
+    return [pool[i] for i in _permutation(len(pool), TEST_SEED, "test", 0)[:num_problems].tolist()]
+
+
 def draw_problems(
-    pool: ProblemPool, num_problems: int, *, num_validation: int, seed: int, iteration: int, fresh: bool = True
+    pool: ProblemPool,
+    num_problems: int,
+    *,
+    num_validation: int,
+    validation_seed: int,
+    seed: int,
+    iteration: int,
+    fresh: bool = True,
 ) -> DrawnProblems:
     """The problems of one iteration: all different, never held out and, while the pool lasts, never drawn before.
 
@@ -63,6 +85,7 @@ def draw_problems(
         pool: the train split.
         num_problems: problems to draw, at least 1; a smaller pool is drawn whole.
         num_validation: how many problems `hold_out` takes from the pool.
+        validation_seed: the seed that `hold_out` was given: what it took is left out here.
         seed: the run's seed.
         iteration: number of the iteration, from 1.
         fresh: goes on where the last iteration ended; otherwise every iteration gets the first one's problems.
@@ -72,7 +95,7 @@ def draw_problems(
     """
     if iteration < 1:
         raise ValueError(f"iteration {iteration}: iterations that draw problems count from 1")
-    rest = np.arange(len(pool)) if pool.validation is not None else _cut(pool, num_validation, seed)[1]
+    rest = np.arange(len(pool)) if pool.validation is not None else _cut(pool, num_validation, validation_seed)[1]
     size, count = len(rest), min(num_problems, len(rest))
     number, offset = divmod((iteration - 1) * count if fresh else 0, size)
     window = _order(size, count, number, seed)[offset : offset + count]

@@ -55,18 +55,38 @@ def format_of(dataset: str) -> DatasetFormat:
     """
     form = FORMATS.get(dataset.partition("@")[0])
     if form is None:
-        raise ConfigError(f"dataset {dataset!r} is not known; the known ones are {', '.join(FORMATS)}")
+        raise ConfigError(
+            f"dataset {dataset!r} is not known; the known ones are {', '.join(FORMATS)} (a test set under a name of "
+            "your own is NAME:DATASET=PATH)"
+        )
     return form
 
 
-def gold_after_hashes(solution: str) -> str | None:
-    r"""GSM8K's gold: what follows the last ``####``, thousands commas removed; None when it is no number.
+_AMOUNT = re.compile(
+    r"""(?P<sign>-?) \s* [$€£]? \s* (?P<sign_too>-?)   # -$5, $-5
+        (?P<number>\d{1,3}(,\d{3})+(\.\d+)? | \d+(\.\d+)? | \.\d+)
+        \s* %? (\s* (?P<unit>[A-Za-z][A-Za-z ./'-]*))? \s* \.?""",
+    re.VERBOSE,
+)
+# Words after a number that make it another one, or leave it open: `5 million`, `5 and a half`, `5 or so`.
+_NO_UNIT = {"and", "or", "to", "half", "hundred", "thousand", "million", "billion", "trillion", "dozen", "x", "e"}
 
-    Example: ``gold_after_hashes("2*600=1200\n#### 1,200") == "1200"``
+
+def gold_after_hashes(solution: str) -> str | None:
+    r"""GSM8K's gold: the number that follows the last ``####``; None when there is none.
+
+    Thousands commas, a currency sign, a full stop and a unit of letters go. A comma elsewhere is no thousands comma,
+    and words that change a number are no unit: such a gold is refused, not guessed.
+
+    Example: ``gold_after_hashes("2*600=1200\n#### $1,200.") == "1200"``, and ``#### 5 apples`` gives "5"
     """
     _, mark, tail = solution.rpartition("####")
-    number = tail.strip().replace(",", "")
-    return number if mark and re.fullmatch(r"-?(\d+(\.\d+)?|\.\d+)", number) else None
+    found = _AMOUNT.fullmatch(tail.strip())
+    if not mark or found is None or (found["sign"] and found["sign_too"]):
+        return None
+    if _NO_UNIT & set(re.findall(r"[a-z]+", (found["unit"] or "").lower())):
+        return None
+    return found["sign"] + found["sign_too"] + found["number"].replace(",", "")
 
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")

@@ -1,4 +1,4 @@
-"""Rows of Parquet, JSONL, JSON and CSV files, each with the place that a message can name.
+r"""Rows with the place that a message can name, and what of a row is text.
 
 One idea: a broken row is a value among the others, a `BadRow` that says file, row, field and what to
 do; whoever reads decides whether to go on.
@@ -6,18 +6,24 @@ do; whoever reads decides whether to go on.
 
 from __future__ import annotations
 
-import csv
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 from pipeline_lib.config import ConfigError
 
-MAX_CELL_CHARS = 16 * 1024 * 1024
+# What JSON and Python make of LaTeX with single backslashes: `\frac` becomes a form feed and `rac`, `\vec` a vertical
+# tab and `ec`. Tabs and line ends stand before letters in good texts too: there the rest of a command must follow.
+LOST_BACKSLASH = re.compile(
+    r"[\x00-\x08\x0b\x0c\x0e-\x1f][A-Za-z]+"
+    r"|\t(?:heta|imes|ext(?:bf|it|rm)?|frac|binom|riangle|ilde|herefore|an|au|op)(?![A-Za-z])"
+    r"|\r(?:ight|ho|angle|ceil|floor|vert|brace|m)(?![A-Za-z])"
+    r"|\n(?:eq|eg|abla|otin|leq|geq|parallel|ewline)(?![A-Za-z])"
+)
+_LETTERS = {"\a": "a", "\b": "b", "\t": "t", "\n": "n", "\v": "v", "\f": "f", "\r": "r"}
 
 
 class ProblemsError(ConfigError):
@@ -59,22 +65,43 @@ class Row:
         """The same row as a bad one."""
         return BadRow(self.file, self.row, field, fault)
 
+    def get(self, field: str) -> Any:
+        """The value of a field; None where there is none.
 
-def read_rows(path: Path) -> Iterator[Row | BadRow]:
-    """Every record of one file, in order, without holding the file in memory (JSON apart).
+        Args:
+            field: a column, whatever spaces its header has around it, or a dotted path into nested values and lists,
+                as ``prompt.0.content``; a column that is itself called so comes first.
+        """
+        if field in self.values:
+            return self.values[field]
+        named = {name.strip(): value for name, value in self.values.items() if isinstance(name, str)}
+        return named[field] if field in named else _inside(named, field.split("."))
 
-    Raises:
-        ProblemsError: the file cannot be read at all.
-    """
-    try:
-        yield from READERS[path.suffix.lower()](path)
-    except OSError as error:
-        raise ProblemsError(f"{path}: {error.strerror or error}; check problems.path") from None
+
+def _inside(value: Any, path: list[str]) -> Any:
+    for name in path:
+        if isinstance(value, Mapping):
+            value = value.get(name)
+        elif isinstance(value, list) and name.isdecimal() and int(name) < len(value):
+            value = value[int(name)]
+        else:
+            return None
+    return value
+
+
+def is_blank(value: Any) -> bool:
+    """Whether a cell holds nothing: null, an empty text, or the NaN that tables write for one."""
+    if isinstance(value, (float, Decimal)):
+        return math.isnan(value)
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def text_of(row: Row, field: str) -> str | BadRow:
-    """The field's text, stripped; numbers become text; a BadRow when it is missing, empty or not UTF-8."""
-    value = row.values.get(field)
+    r"""The field's text, stripped; numbers become text.
+
+    A BadRow when it is missing, empty, not UTF-8, or has control characters where LaTeX had backslashes.
+    """
+    value = row.get(field)
     if value is None:
         found = ", ".join(str(name) for name in row.values if name is not None)
         return row.bad(field, f"the field is missing (found: {found or 'nothing'}); add it or drop the row")
@@ -84,11 +111,31 @@ def text_of(row: Row, field: str) -> str | BadRow:
         value = str(value)
     if isinstance(value, (float, Decimal)) and math.isfinite(value):
         value = str(value)
+    if is_blank(value):
+        return row.bad(field, "the field is empty; fill it in or drop the row")
     if not isinstance(value, str):
-        return row.bad(field, f"expected text, found {type(value).__name__} {str(value)[:40]!r}; write it as text")
+        return row.bad(field, _not_text(value, field))
     if not value.isascii() and not _is_utf8(value):
         return row.bad(field, "not UTF-8; save the file as UTF-8")
-    return value.strip() or row.bad(field, "the field is empty; fill it in or drop the row")
+    lost = LOST_BACKSLASH.search(value)
+    return row.bad(field, _lost_backslash(lost[0])) if lost else value.strip()
+
+
+def _not_text(value: Any, field: str) -> str:
+    advice = (
+        f"name the text inside it, for example {field}.0.content" if isinstance(value, list) else "write it as text"
+    )
+    advice = f"name the text inside it, {field}.{next(iter(value))}" if isinstance(value, dict) and value else advice
+    return f"expected text, found {type(value).__name__} {str(value)[:40]!r}; {advice}"
+
+
+def _lost_backslash(found: str) -> str:
+    letter = _LETTERS.get(found[0])
+    command = f": \\{letter}{found[1:]} was written with" if letter else ":"
+    return (
+        f"a control character ({found[0]!r}) stands before {found[1:]!r}{command} one backslash; JSON needs two "
+        "(\\\\frac), so write the file again"
+    )
 
 
 def _is_utf8(text: str) -> bool:
@@ -98,100 +145,3 @@ def _is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _read_parquet(path: Path) -> Iterator[Row | BadRow]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    row = 0
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                yield from (Row(str(path), row + i, values) for i, values in enumerate(_records(batch), start=1))
-                row += batch.num_rows
-    except pa.ArrowException as error:
-        first = str(error).partition("\n")[0]
-        raise ProblemsError(f"{path}, after row {row}: not a readable Parquet file ({first}); write it again") from None
-
-
-def _records(batch: Any) -> list[dict[str, Any]]:
-    import pyarrow as pa
-
-    try:
-        records: list[dict[str, Any]] = batch.to_pylist()
-    except UnicodeDecodeError:
-        # Arrow does not check text; as bytes the broken cell can be told from the others.
-        columns = {
-            name: column.cast(pa.large_binary()) if _is_text(column.type) else column
-            for name, column in zip(batch.schema.names, batch.columns, strict=True)
-        }
-        records = pa.RecordBatch.from_pydict(columns).to_pylist()
-    return records
-
-
-def _is_text(kind: Any) -> bool:
-    import pyarrow as pa
-
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def _read_jsonl(path: Path) -> Iterator[Row | BadRow]:
-    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield _json_row(path, number, line)
-
-
-def _read_json(path: Path) -> Iterator[Row | BadRow]:
-    text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
-    if not text.lstrip().startswith("["):
-        yield _json_row(path, 1, text)
-        return
-    try:
-        records = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ProblemsError(f"{path}: not valid JSON ({error}); repair the file") from None
-    for number, record in enumerate(records, start=1):
-        yield _row_of(path, number, record)
-
-
-def _json_row(path: Path, number: int, text: str) -> Row | BadRow:
-    try:
-        return _row_of(path, number, json.loads(text))
-    except (ValueError, RecursionError) as error:
-        return BadRow(str(path), number, "", f"not valid JSON ({error}); repair the line or drop it")
-
-
-def _row_of(path: Path, number: int, record: Any) -> Row | BadRow:
-    if isinstance(record, dict):
-        return Row(str(path), number, record)
-    return BadRow(str(path), number, "", f"expected an object, found {type(record).__name__}; write {{...}}")
-
-
-def _read_csv(path: Path) -> Iterator[Row | BadRow]:
-    csv.field_size_limit(MAX_CELL_CHARS)
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        number = 0
-        while True:
-            number += 1
-            try:
-                record = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield BadRow(str(path), number, "", f"not valid CSV ({error}); check the quotes")
-                continue
-            if None in record:
-                yield BadRow(str(path), number, "", "more cells than the header; put quotes around text with commas")
-            else:
-                yield Row(str(path), number, record)
-
-
-READERS: dict[str, Callable[[Path], Iterator[Row | BadRow]]] = {
-    ".parquet": _read_parquet,
-    ".jsonl": _read_jsonl,
-    ".json": _read_json,
-    ".csv": _read_csv,
-}

@@ -2,7 +2,7 @@ r"""Datasets as problems, from the hub, from files, or made on the spot.
 
 One idea: a dataset is a sequence of `Problem`; a list where rows were read, lazy where they are
 generated, and nobody after this file can tell. A row's number is part of its problem's id, so ids do
-not shift when another row is dropped.
+not shift when another row is dropped. Of rows that ask the same the first is kept.
 
 1. ``gsm8k``: columns question and answer, which ends in ``#### n``.
 2. ``math``: columns problem and solution (gold: the last ``\boxed``), or with an answer column, as
@@ -14,77 +14,28 @@ not shift when another row is dropped.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Literal
 
+from pipeline_lib.config import ColumnsConfig
 from pipeline_lib.problems.formats import format_of, gold_after_hashes, gold_in_box
-from pipeline_lib.problems.rows import BadRow, ProblemsError, Row, read_rows, text_of
-from pipeline_lib.problems.splits import find_files
-from pipeline_lib.problems.tiny import POOL_SIZE, is_tiny, make_problem
+from pipeline_lib.problems.hub import HUB, hub_rows, load_hub
+from pipeline_lib.problems.pools import GeneratedProblems, ProblemPool
+from pipeline_lib.problems.questions import Repeats
+from pipeline_lib.problems.row_files import read_rows
+from pipeline_lib.problems.rows import BadRow, ProblemsError, Row, is_blank, text_of
+from pipeline_lib.problems.splits import find_files, find_validation
+from pipeline_lib.problems.tiny import is_tiny
 from pipeline_lib.types import Problem
 
-HUB = {("gsm8k", "train"): "openai/gsm8k:main", ("gsm8k", "test"): "openai/gsm8k:main"}
-HUB[("math", "test")] = "HuggingFaceH4/MATH-500"
 MAX_GOLD_CHARS = 1000
-HUB_PATIENCE_S = 10.0
+OWN_COLUMNS = ColumnsConfig()
 
+Rows = Iterator[Row | BadRow]
 Parsed = tuple[str, str, dict[str, str]] | BadRow
 ExtractGold = Callable[[str], str | None]
-
-
-class ProblemPool(Sequence[Problem]):
-    """A split of a dataset, and what of it could not be used.
-
-    Args:
-        name: ``dataset/split``.
-        problems: in the order of the files; lazy for the tiny worlds.
-        skipped: the bad rows, in the order of the files.
-        validation: a validation split of its own; None where it has to be cut from this one.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        problems: Sequence[Problem],
-        skipped: tuple[BadRow, ...] = (),
-        validation: Sequence[Problem] | None = None,
-    ) -> None:
-        self.name = name
-        self.skipped = skipped
-        self.validation = validation
-        self._problems = problems
-
-    def __len__(self) -> int:
-        return len(self._problems)
-
-    @overload
-    def __getitem__(self, index: int) -> Problem: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Problem]: ...
-    def __getitem__(self, index: int | slice) -> Problem | Sequence[Problem]:
-        return self._problems[index]
-
-
-class GeneratedProblems(Sequence[Problem]):
-    """A tiny world's split: `POOL_SIZE` problems, each made when it is looked up."""
-
-    def __init__(self, dataset: str, split: str) -> None:
-        make_problem(dataset, split, 0)  # an unknown name fails here, not in the first draw
-        self._dataset, self._split = dataset, split
-
-    def __len__(self) -> int:
-        return POOL_SIZE
-
-    @overload
-    def __getitem__(self, index: int) -> Problem: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Problem]: ...
-    def __getitem__(self, index: int | slice) -> Problem | list[Problem]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(POOL_SIZE)[index]]
-        return make_problem(self._dataset, self._split, range(POOL_SIZE)[index])
+Parse = Callable[[Row], Parsed]
 
 
 def load_problems(
@@ -94,8 +45,10 @@ def load_problems(
     path: str | Path | None = None,
     on_bad_row: Literal["skip", "refuse"] = "skip",
     extract_gold: ExtractGold = lambda _: None,
+    columns: ColumnsConfig = OWN_COLUMNS,
+    name: str | None = None,
 ) -> ProblemPool:
-    """One split of a dataset.
+    """One split of a dataset, no question twice, and with the train split the validation split that stands beside it.
 
     Args:
         dataset: ``tiny-word``, ``tiny-algebra`` (also with ``@scale``), ``gsm8k``, ``math`` or ``file``.
@@ -105,117 +58,112 @@ def load_problems(
         on_bad_row: collect bad rows, or stop at the first one.
         extract_gold: finds the final answer in a worked solution; only ``file`` needs it, since it
             says nothing about how its solutions end.
+        columns: where the rows keep question and answer, if not in the dataset's own columns.
+        name: how problem ids and reports call the set; None: as the dataset.
 
     Raises:
         ProblemsError: nothing to read, no usable row, or a bad row under ``refuse``.
         ConfigError: no dataset is called so.
     """
-    name = format_of(dataset).name
+    known = format_of(dataset).name
     if is_tiny(dataset):
-        validation = GeneratedProblems(dataset, "validation") if split == "train" else None
-        return ProblemPool(f"{dataset}/{split}", GeneratedProblems(dataset, split), validation=validation)
+        validation = ProblemPool(f"{dataset}/validation", GeneratedProblems(dataset, "validation"))
+        generated = GeneratedProblems(dataset, split)
+        return ProblemPool(f"{dataset}/{split}", generated, validation=validation if split == "train" else None)
+    parse = _parser(known, columns, extract_gold)
+
+    def read(rows: Rows, split: str) -> ProblemPool:
+        pool = _read(rows, parse, f"{name or known}/{split}", known, refuses=on_bad_row == "refuse")
+        if not len(pool):
+            why = f"the first of {len(pool.skipped)} bad rows: {pool.skipped[0].reason}" if pool.skipped else None
+            raise ProblemsError(f"{path or 'hub'}: no usable problem for {pool.name}; {why or 'there are no rows'}")
+        return pool
+
+    rows, validation_rows = _rows(known, split, path)
+    pool = read(rows, split)
+    return pool if validation_rows is None else pool.with_validation(read(validation_rows, "validation"))
+
+
+def _read(rows: Rows, parse: Parse, name: str, dataset: str, *, refuses: bool) -> ProblemPool:
+    """The pool called `name`, of all rows that hold a problem and none twice."""
     problems: list[Problem] = []
     skipped: list[BadRow] = []
-    for index, row in enumerate(_rows(name, split, path)):
-        parsed = row if isinstance(row, BadRow) else _parse(name, row, extract_gold)
+    places: list[tuple[str, int]] = []
+    repeats = Repeats()
+    for index, row in enumerate(rows):
+        parsed = row if isinstance(row, BadRow) else parse(row)
         if isinstance(parsed, BadRow):
-            if on_bad_row == "refuse":
+            if refuses:
                 raise ProblemsError(f"{parsed.reason} (or set problems.on_bad_row=skip)")
             skipped.append(parsed)
-        else:
-            question, answer, metadata = parsed
-            problems.append(Problem(f"{name}/{split}/{index:05d}", question, answer, name, metadata))
-    if not problems:
-        why = f"the first of {len(skipped)} bad rows: {skipped[0].reason}" if skipped else "there are no rows"
-        raise ProblemsError(f"{path or 'hub'}: no usable problem for {dataset}/{split}; {why}")
-    return ProblemPool(f"{name}/{split}", tuple(problems), tuple(skipped))
+            continue
+        question, answer, metadata = parsed
+        assert isinstance(row, Row)  # what was parsed is one
+        if repeats.is_new(row, question, answer):
+            problems.append(Problem(f"{name}/{index:05d}", question, answer, dataset, metadata))
+            places.append((row.file, row.row))
+    return ProblemPool(name, tuple(problems), tuple(skipped), left_out=tuple(repeats.describe(name)), places=places)
 
 
-def _parse(dataset: str, row: Row, extract_gold: ExtractGold) -> Parsed:
-    match dataset:
-        case "gsm8k":
-            return _parse_gsm8k(row)
-        case "math":
-            return _parse_math(row)
-    return _parse_file(row, extract_gold)
-
-
-def _rows(dataset: str, split: str, path: str | Path | None) -> Iterator[Row | BadRow]:
+def _rows(dataset: str, split: str, path: str | Path | None) -> tuple[Rows, Rows | None]:
+    """The rows of a split, and with train those of the validation split that stands beside it, if one does."""
     if path is not None and not str(path).startswith("hub:"):
-        for file in find_files(Path(path).expanduser(), split):
-            yield from read_rows(file)
-        return
+        local = Path(path).expanduser()
+        files = find_files(local, split)
+        validation = find_validation(local) if split == "train" else []
+        return _rows_of(files), _rows_of(validation) if validation else None
     name = str(path).removeprefix("hub:") if path else HUB.get((dataset, split))
     if name is None:
         raise ProblemsError(f"{dataset}/{split} is not on the hub; set problems.path to a file or folder that holds it")
-    yield from _read_hub(name, split)
+    splits = load_hub(name, split)
+    has_validation = split == "train" and "validation" in splits
+    return hub_rows(name, splits, split), hub_rows(name, splits, "validation") if has_validation else None
 
 
-def _read_hub(name: str, split: str) -> Iterator[Row]:
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", name):
-        raise ProblemsError(f"hub:{name}: expected hub:owner/name or hub:owner/name:config")
-    repository, _, config = name.partition(":")
-    import datasets
-
-    try:
-        with _cache_alone_unless_reached(repository):
-            rows: Any = datasets.load_dataset(repository, config or None, split=split)
-    except Exception as error:
-        # The hub client has no common base class for "no network", "no such dataset" and "no access".
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        advice = "go online, or set problems.path to a local copy"
-        raise ProblemsError(f"cannot load {repository} ({split}) from the hub: {reason}; {advice}") from None
-    for number, values in enumerate(rows, start=1):
-        yield Row(f"{repository} ({split})", number, values)
+def _rows_of(files: list[Path]) -> Rows:
+    return (row for file in files for row in read_rows(file))
 
 
-@contextmanager
-def _cache_alone_unless_reached(repository: str) -> Iterator[None]:
-    """One question to the hub; without an answer, what is in the cache has to do: else `datasets` asks for 23 s."""
-    import datasets
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
+def _parser(dataset: str, columns: ColumnsConfig, extract_gold: ExtractGold) -> Parse:
+    """From a row of the dataset to its problem."""
+    own_question = "problem" if dataset == "math" else "question"
 
-    before = datasets.config.HF_HUB_OFFLINE
-    try:
-        HfApi().dataset_info(repository, timeout=HUB_PATIENCE_S)
-    except HfHubHTTPError:  # it has answered; why not with the dataset, the next question will tell
-        pass
-    except Exception:  # of the HTTP client, which is the hub client's own choice
-        datasets.config.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        datasets.config.HF_HUB_OFFLINE = before
+    def parse(row: Row) -> Parsed:
+        question = text_of(row, _column(row, columns.question, own_question))
+        if isinstance(question, BadRow):
+            return question
+        answer = _column(row, columns.answer, "answer")
+        match dataset:
+            case "gsm8k":
+                return _parse_gsm8k(row, question, answer)
+            case "math":
+                return _parse_math(row, question, answer)
+        return _parse_file(row, question, answer, extract_gold)
 
-
-def _question_and_answer(row: Row) -> tuple[str, str] | BadRow:
-    question, answer = text_of(row, "question"), text_of(row, "answer")
-    if isinstance(question, BadRow):
-        return question
-    return answer if isinstance(answer, BadRow) else (question, answer)
+    return parse
 
 
-def _parse_gsm8k(row: Row) -> Parsed:
-    texts = _question_and_answer(row)
-    if isinstance(texts, BadRow):
-        return texts
-    question, solution = texts
+def _column(row: Row, mapped: str | None, own: str) -> str:
+    """Where a row keeps a value: the column that the user named, or the dataset's own where only that one is there."""
+    return own if mapped is None or (row.get(mapped) is None and row.get(own) is not None) else mapped
+
+
+def _parse_gsm8k(row: Row, question: str, field: str) -> Parsed:
+    solution = text_of(row, field)
+    if isinstance(solution, BadRow):
+        return solution
     gold = gold_after_hashes(solution)
     if gold is None:
-        return row.bad("answer", "it does not end in `#### ` and a number; add that line or drop the row")
+        return row.bad(field, "it does not end in `#### ` and one number; mend that line or drop the row")
     return question, gold, {}
 
 
-def _parse_math(row: Row) -> Parsed:
-    question = text_of(row, "problem")
-    if isinstance(question, BadRow):
-        return question
-    if row.values.get("answer") is not None:
-        gold: str | BadRow | None = text_of(row, "answer")
-    else:
+def _parse_math(row: Row, question: str, field: str) -> Parsed:
+    if is_blank(row.get(field)):
         solution = text_of(row, "solution")
         gold = solution if isinstance(solution, BadRow) else gold_in_box(solution)
+    else:
+        gold = text_of(row, field)
     if gold is None:
         return row.bad("solution", r"no gold: its last \boxed is missing, empty or unclosed; drop the row")
     if isinstance(gold, BadRow):
@@ -225,14 +173,13 @@ def _parse_math(row: Row) -> Parsed:
     return question, gold, metadata
 
 
-def _parse_file(row: Row, extract_gold: ExtractGold) -> Parsed:
-    texts = _question_and_answer(row)
-    if isinstance(texts, BadRow):
-        return texts
-    question, answer = texts
+def _parse_file(row: Row, question: str, field: str, extract_gold: ExtractGold) -> Parsed:
+    answer = text_of(row, field)
+    if isinstance(answer, BadRow):
+        return answer
     gold = extract_gold(answer)
     if gold is None and not re.search(r"\n|####|\\boxed", answer):
         gold = answer  # the answer alone; a mark with nothing behind it is a solution cut short
     if not gold or len(gold) > MAX_GOLD_CHARS:
-        return row.bad("answer", "no final answer; write it alone, or end the solution with `#### answer`")
+        return row.bad(field, "no final answer; write it alone, or end the solution with `#### answer`")
     return question, gold, {}

@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pipeline_lib.problems.rows import READERS, ProblemsError
+from pipeline_lib.problems.row_files import READERS
+from pipeline_lib.problems.rows import ProblemsError
 
-_SPLITS = ("train", "test", "validation")
+VALIDATION_NAMES = ("validation", "valid", "dev")
 _SPLIT_IN_NAME = re.compile(r"(?<![a-z])(train|test|validation|valid|dev)(?![a-z])", re.IGNORECASE)
 
 
@@ -20,26 +21,55 @@ def find_files(path: Path, split: str) -> list[Path]:
 
     A file whose name names no split serves whichever split is asked for. A folder holds
     ``<split>.parquet``, ``<split>-00000-of-00001.parquet`` and the like, or a folder ``<split>``
-    with anything below it.
+    with anything below it. What is called ``valid`` or ``dev`` is a validation split too.
 
     Raises:
         ProblemsError: nothing there, an unknown kind of file, or only another split.
     """
     if not path.exists():
-        raise ProblemsError(f"problems.path: {path} does not exist; name a file or a folder with {split} files")
-    path = _of_split(path, split)
-    if path.is_file():
+        raise ProblemsError(f"{path} does not exist; name a file or a folder with {split} files")
+    found = find_validation(path) if split == "validation" and _split_named(path) != split else []
+    path = path if found else _of_split(path, split)
+    if path.is_file() and not found:
         if path.suffix.lower() not in READERS:
             raise ProblemsError(f"{path}: cannot read {path.suffix or 'this kind of'} files, only {_kinds()}")
         return [path]
-    folder = path if _split_named(path) == split else path / split
-    found = _readable(sorted(path.glob(f"{split}[.-]*"))) or _readable(sorted(folder.rglob("*"), key=_natural))
+    found = found or _files_in(path, split)
     if not found:
         raise ProblemsError(f"{path}: no {split} files; expected {split}.parquet, {split}.jsonl … or a folder {split}/")
     kinds = sorted({file.suffix.lower() for file in found})
     if len(kinds) > 1:
         raise ProblemsError(f"{path}: {split} is there as {' and as '.join(kinds)}; name one file in problems.path")
     return found
+
+
+def find_validation(path: Path) -> list[Path]:
+    """The files of a validation split in a folder, or beside a train split; none where it has to be cut from train.
+
+    Raises:
+        ProblemsError: there are several.
+    """
+    found = [files for name in VALIDATION_NAMES if (files := _files_called(path, name))]
+    if len(found) > 1:
+        raise ProblemsError(
+            f"{found[0][0]} and {found[1][0]} may both be the validation set; name one in problems.validation_path"
+        )
+    return found[0] if found else []
+
+
+def _files_called(path: Path, name: str) -> list[Path]:
+    """Files called `name` in a folder, or beside what is called after another split."""
+    if _split_named(path) is not None:
+        path = path.with_name(_SPLIT_IN_NAME.sub(name, path.name))
+    elif path.is_file():
+        return []
+    return _readable([path]) if path.is_file() else _files_in(path, name)
+
+
+def _files_in(path: Path, name: str) -> list[Path]:
+    """The files of a folder whose names begin with `name`, else those below the folder `name`, in it or itself."""
+    folder = path if _split_named(path) is not None else path / name
+    return _readable(sorted(path.glob(f"{name}[.-]*"))) or _readable(sorted(folder.rglob("*"), key=_natural))
 
 
 def _of_split(path: Path, split: str) -> Path:
@@ -54,11 +84,12 @@ def _of_split(path: Path, split: str) -> Path:
 
 
 def _split_named(path: Path) -> str | None:
-    named = {"valid": "validation", "dev": "validation"}
-    if path.is_dir():
-        return path.name.lower() if path.name.lower() in _SPLITS else None  # `test-data` may hold any split
-    found = {named.get(name.lower(), name.lower()) for name in _SPLIT_IN_NAME.findall(path.name)}
-    return found.pop() if len(found) == 1 else None
+    """The split that a name says; of a folder only where it says nothing else: `test-data` may hold any split."""
+    names = [path.name] if path.is_dir() else _SPLIT_IN_NAME.findall(path.name)
+    found = {name.lower() for name in names}
+    found = {"validation" if name in VALIDATION_NAMES else name for name in found}
+    said = found.pop() if len(found) == 1 else None
+    return said if said in ("train", "test", "validation") else None
 
 
 def _readable(paths: list[Path]) -> list[Path]:

@@ -1,0 +1,84 @@
+"""Whether prompts and answers fit into the context: what `coppice check` says, and a run before any GPU time."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from pipeline_lib.config import ConfigError, PipelineConfig
+from pipeline_lib.policy.model_folders import model_folder
+from pipeline_lib.problems.draw import draw_test, hold_out
+from pipeline_lib.problems.pools import ProblemPool
+from pipeline_lib.problems.run_sets import tested_pool, training_pool
+from pipeline_lib.types import Problem
+from tasks.runtime.engines import instruction_for
+
+if TYPE_CHECKING:
+    from pipeline_lib.policy.codec import TokenizerCodec
+
+MAX_PROMPTS = 20_000  # of a split that was read: the longest by characters; a tokenizer does some 5,000 a second
+MAX_GENERATED = 200  # of a generated one, whose prompts are all alike
+
+Asked = tuple[Literal["search", "evaluation"], Sequence[Problem]]
+"""Problems, and the group of settings that bounds the answers to them."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLengths:
+    """Prompts in tokens, instruction and template included."""
+
+    num_prompts: int
+    mean: float
+    longest: int
+
+
+def check_prompts(config: PipelineConfig, splits: Collection[str] = ("train", "validation", "test")) -> None:
+    """Raises ConfigError where a prompt of the run leaves no room for its answer."""
+    training = training_pool(config) if {"train", "validation"} & set(splits) else None
+    tests = [tested_pool(config, named) for named in config.evaluation.test_sets] if "test" in splits else []
+    asked = problems_to_ask(config, training, tests)
+    measure_prompts(config, asked if "train" in splits or training is None else asked[1:])
+
+
+def problems_to_ask(config: PipelineConfig, training: ProblemPool | None, tests: Iterable[ProblemPool]) -> list[Asked]:
+    """What a run asks of its pools: all that it may train on, first, then what it measures policies on."""
+    asked: list[Asked] = []
+    if training is not None:
+        some = training[:MAX_GENERATED] if training.is_generated else training
+        problems = config.problems
+        asked.append(("search", some))
+        asked.append(("evaluation", hold_out(training, problems.num_validation, seed=problems.validation_seed)))
+    return asked + [("evaluation", draw_test(pool, config.evaluation.num_problems)) for pool in tests]
+
+
+def measure_prompts(config: PipelineConfig, asked: Iterable[Asked]) -> PromptLengths:
+    """How long the prompts are.
+
+    Raises:
+        ConfigError: one of them and its answer do not fit into the context.
+    """
+    lengths: list[int] = []
+    for group, problems in asked:
+        codec = prompt_codec(config, problems[0].dataset)
+        tried = heapq.nlargest(MAX_PROMPTS, problems, key=lambda problem: len(problem.question))
+        own = [len(codec.encode_prompt(problem.question)) for problem in tried]
+        longest = max(own)
+        answer_tokens = config.search.max_new_tokens if group == "search" else config.evaluation.max_new_tokens
+        if longest + answer_tokens > config.policy.max_context_tokens:
+            raise ConfigError(
+                f"{tried[own.index(longest)].problem_id}: a prompt of {longest} tokens and {group}.max_new_tokens="
+                f"{answer_tokens} do not fit into policy.max_context_tokens={config.policy.max_context_tokens}; raise "
+                f"it to {longest + answer_tokens}, or drop the row"
+            )
+        lengths += own
+    return PromptLengths(len(lengths), sum(lengths) / len(lengths), max(lengths))
+
+
+def prompt_codec(config: PipelineConfig, dataset: str) -> TokenizerCodec:
+    """The model's tokenizer with the instruction that a dataset's questions get."""
+    from pipeline_lib.policy.tokenizers import load_codec
+
+    model = model_folder(config.policy.model, config.policy.revision, weights=False)
+    return load_codec(model, config.policy, instruction_for(config, dataset))
