@@ -281,7 +281,7 @@ def test_the_findings_hold_headline_key_figures_and_signatures() -> None:
 
 def test_only_settings_off_their_default_are_listed() -> None:
     config = PipelineConfig.model_validate({"train": {"kl_beta": 0.5}})
-    assert changed_settings(config) == [("train.kl_beta", "0.5", "0.1")]
+    assert changed_settings(config) == [("train.kl_beta", "0.5", "None")]
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(9.4, "9 s"), (208, "3 min 28 s"), (7300, "2 h 1 min")])
