@@ -40,11 +40,15 @@ class Repeats:
     num_contradicting: int = 0
     first: str = ""
     first_contradicting: str = ""
-    _kept: dict[str, tuple[str, int, str]] = field(default_factory=dict)  # file, row and answer by question
+    _kept: dict[str, tuple[str, int, str]] = field(default_factory=dict)  # file, row and answer by normal question
+    _normal: dict[str, str] = field(default_factory=dict)  # some sets repeat each row a hundred times
 
     def is_new(self, row: Row, question: str, answer: str) -> bool:
         """Whether no earlier row has asked this; a repeat is counted."""
-        file, number, kept_answer = self._kept.setdefault(normal_question(question), (row.file, row.row, answer))
+        normal = self._normal.get(question)
+        if normal is None:
+            normal = self._normal[question] = normal_question(question)
+        file, number, kept_answer = self._kept.setdefault(normal, (row.file, row.row, answer))
         if (file, number) == (row.file, row.row):
             return True
         self.count += 1

@@ -74,13 +74,16 @@ class Row:
         """
         if field in self.values:
             return self.values[field]
+        first, *inner = field.split(".")
+        if first in self.values:
+            return _inside(self.values[first], inner)
         named = {name.strip(): value for name, value in self.values.items() if isinstance(name, str)}
-        return named[field] if field in named else _inside(named, field.split("."))
+        return named[field] if field in named else _inside(named.get(first), inner)
 
 
 def _inside(value: Any, path: list[str]) -> Any:
     for name in path:
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):
             value = value.get(name)
         elif isinstance(value, list) and name.isdecimal() and int(name) < len(value):
             value = value[int(name)]
@@ -117,7 +120,7 @@ def text_of(row: Row, field: str) -> str | BadRow:
         return row.bad(field, _not_text(value, field))
     if not value.isascii() and not _is_utf8(value):
         return row.bad(field, "not UTF-8; save the file as UTF-8")
-    lost = LOST_BACKSLASH.search(value)
+    lost = None if value.isprintable() else LOST_BACKSLASH.search(value)  # the first is the quicker, and most often true
     return row.bad(field, _lost_backslash(lost[0])) if lost else value.strip()
 
 
