@@ -120,9 +120,8 @@ def text_of(row: Row, field: str) -> str | BadRow:
         return row.bad(field, _not_text(value, field))
     if not value.isascii() and not _is_utf8(value):
         return row.bad(field, "not UTF-8; save the file as UTF-8")
-    lost = (
-        None if value.isprintable() else LOST_BACKSLASH.search(value)
-    )  # the first is the quicker, and most often true
+    # The first is the quicker, and most often true.
+    lost = None if value.isprintable() else LOST_BACKSLASH.search(value)
     return row.bad(field, _lost_backslash(lost[0])) if lost else value.strip()
 
 
