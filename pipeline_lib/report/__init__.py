@@ -9,6 +9,7 @@ signatures.py   ways of failing, named when a run shows them
 sanity.py       what a run of a single iteration can show
 material.py     what a page shows besides the records
 summary.py      findings as a few lines of Markdown, for the flow run's page
+tree_choice.py  which few of an iteration's trees are worth a look
 notes.py        descriptions of runs and versions as Markdown, for MLflow's pages
 page/           everything as one HTML file that opens without a network; its tree pictures
 """

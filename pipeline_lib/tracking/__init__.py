@@ -6,7 +6,7 @@ tracked_run.py       one MLflow run, written so that writing twice equals writin
 run_tracker.py       a pipeline run: its parent run, a child run per iteration, its registered adapters
 reading.py           finished runs read back
 registered_model.py  a preset's registered model and its champion
-tree_traces.py       search trees as traces: which trees, which nodes
+tree_traces.py       search trees as traces: which nodes
 traces.py            those traces on the server
 provenance.py        commit, versions and hardware as tags
 """
