@@ -3,7 +3,6 @@ from __future__ import annotations
 import io
 
 import pytest
-from prefect.settings import PREFECT_API_URL, temporary_settings
 from report_fixtures import make_record, make_result, with_samples
 from rich.console import Console
 
@@ -14,12 +13,10 @@ from pipeline_lib.types import IterationRecord
 
 
 def test_the_last_lines_name_the_servers_in_use_and_no_password() -> None:
-    with temporary_settings(restore_defaults={PREFECT_API_URL}):
-        prefect, mlflow = ui_lines("postgresql://me:secret@host/db")
-    assert prefect.endswith("prefect server start   then http://127.0.0.1:4200")
+    prefect, mlflow = ui_lines("postgresql://me:secret@host/db", None)
+    assert prefect.endswith("coppice up   then http://127.0.0.1:4200")
     assert "--backend-store-uri postgresql://host/db " in mlflow
-    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:4711/api"}):
-        prefect, mlflow = ui_lines("http://me:secret@host:5000")
+    prefect, mlflow = ui_lines("http://me:secret@host:5000", "http://127.0.0.1:4711")
     assert prefect.split() == ["stages", "and", "artifacts:", "http://127.0.0.1:4711"]
     assert mlflow.split() == ["metrics", "and", "models:", "http://host:5000"]
 
@@ -30,7 +27,7 @@ SAMPLING = PipelineConfig(evaluation=EvaluationConfig(num_samples=4, sampled_pro
 def test_the_closing_tables_show_samples_beside_greedy_where_there_are_any() -> None:
     def shown(*records: IterationRecord) -> str:
         console = Console(file=io.StringIO(), width=160)
-        print_result(make_result(records), SAMPLING, tracking_uri="http://host", console=console)
+        print_result(make_result(records), SAMPLING, tracking_uri="http://host", prefect_page=None, console=console)
         print_reports(records[1].evaluations, console=console)
         assert isinstance(console.file, io.StringIO)
         return console.file.getvalue()

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from deployments.command.options import load_settings
+from deployments.interrupts import says_how_to_go_on
 
 
 def build_base(
@@ -23,11 +24,14 @@ def build_base(
 
     if any(path.exists() and not path.is_dir() for path in (output, *output.resolve().parents)):
         raise ConfigError(f"{output}: cannot be written; name a folder, or one that can be made")
-    load_settings()
-    from deployments.command.output.progress_bar import show_progress
-    from flows.build_base import build_base as build_base_flow
+    from deployments.service.terminal_server import prefect_of_run
 
-    with show_progress():
-        accuracies = build_base_flow(output.resolve(), scale=scale, seed=seed, num_threads=num_threads)
+    with says_how_to_go_on(), prefect_of_run(load_settings()) as prefect:
+        from deployments.command.output.progress_bar import show_progress
+        from flows.build_base import build_base as build_base_flow
+
+        prefect.wait()
+        with show_progress():
+            accuracies = build_base_flow(output.resolve(), scale=scale, seed=seed, num_threads=num_threads)
     for dataset, accuracy in accuracies.items():
         typer.echo(f"{dataset} {accuracy:.1%} greedy on validation")

@@ -16,6 +16,7 @@ from deployments.command.options import (
     require_writable,
     write_json,
 )
+from deployments.interrupts import says_how_to_go_on
 
 
 def run(
@@ -28,22 +29,27 @@ def run(
     config = build_config(preset, overrides, model)
     require_writable(summary)
     settings = load_settings()
-    from deployments.command.output.closing import print_result
-    from deployments.command.output.progress_bar import show_progress
-    from deployments.command.output.summary import summary_json
-    from flows.self_training import self_training
-    from pipeline_lib.tracking import tracking_uri
-    from tasks.runtime.runner import check_runner
-    from tasks.train import check_training
+    if config.runner == "ray":  # a server of ours is not one that its workers reach
+        from tasks.runtime.runner import check_runner
 
-    check_runner(config)
-    check_training(config)
+        check_runner(config)
+    from deployments.service.terminal_server import prefect_of_run
 
-    with show_progress():
-        result = self_training(config)
+    with says_how_to_go_on(), prefect_of_run(settings) as prefect:
+        from deployments.command.output.closing import print_result
+        from deployments.command.output.progress_bar import show_progress
+        from deployments.command.output.summary import summary_json
+        from flows.self_training import self_training
+        from pipeline_lib.tracking import tracking_uri
+        from tasks.train import check_training
+
+        check_training(config)
+        prefect.wait()
+        with show_progress():
+            result = self_training(config)
     if summary is not None:
         write_json(summary, summary_json(result, config))
-    print_result(result, config, tracking_uri=tracking_uri(settings))
+    print_result(result, config, tracking_uri=tracking_uri(settings), prefect_page=prefect.page())
 
 
 def evaluate(
@@ -63,13 +69,17 @@ def evaluate(
     if adapter is not None and not adapter.is_dir():
         raise ConfigError(f"--adapter {adapter}: no such folder")
     require_writable(summary)
-    load_settings()
-    from deployments.command.output.closing import print_reports
-    from deployments.command.output.progress_bar import show_progress
-    from flows.evaluate_policy import evaluate_policy
+    settings, adapter_dir = load_settings(), None if adapter is None else str(adapter.resolve())
+    from deployments.service.terminal_server import prefect_of_run
 
-    with show_progress():
-        reports = evaluate_policy(config, adapter_dir=None if adapter is None else str(adapter.resolve()), split=split)
+    with says_how_to_go_on(), prefect_of_run(settings) as prefect:
+        from deployments.command.output.closing import print_reports
+        from deployments.command.output.progress_bar import show_progress
+        from flows.evaluate_policy import evaluate_policy
+
+        prefect.wait()
+        with show_progress():
+            reports = evaluate_policy(config, adapter_dir=adapter_dir, split=split)
     if summary is not None:
         write_json(summary, [report.model_dump(mode="json") for report in reports])
     print_reports(reports)

@@ -84,7 +84,7 @@ class Server:
             raise ConfigError(f"up: {self.name} runs already, at {running}; `make down` ends it")
         return True
 
-    def start(self) -> subprocess.Popen[bytes]:
+    def start(self) -> None:
         """Starts it; what it printed before is kept."""
         self.folder.mkdir(parents=True, exist_ok=True)
         started = time.time()
@@ -98,23 +98,19 @@ class Server:
                 start_new_session=True,
             )
         write_json(self.file, {"session": process.pid, "address": self.address, "started": started})
-        return process
 
-    def wait(self, process: subprocess.Popen[bytes]) -> None:
-        """Returns as soon as it is healthy.
-
-        Args:
-            process: what `start` returned.
+    def wait(self) -> None:
+        """Returns as soon as it is healthy; whoever started it.
 
         Raises:
             ConfigError: it ended, or took too long.
         """
         deadline, started = time.monotonic() + START_TIMEOUT_S, read_json(self.file)["started"]
         while not self.is_healthy(started):
-            if process.poll() is not None:
-                raise ConfigError(f"up: {self.name} has ended: {self._last_line()} ({self.log})")
+            if not self.processes():
+                raise ConfigError(f"{self.name} has ended: {self._last_line()} ({self.log})")
             if time.monotonic() > deadline:
-                raise ConfigError(f"up: {self.name} does not answer after {START_TIMEOUT_S:.0f} s; see {self.log}")
+                raise ConfigError(f"{self.name} does not answer after {START_TIMEOUT_S:.0f} s; see {self.log}")
             time.sleep(0.2)
 
     def has_children(self) -> bool:

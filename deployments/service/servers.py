@@ -98,20 +98,16 @@ def down() -> list[str]:
 def servers(settings: Settings, ports: ServerSettings, serve_arguments: tuple[str, ...] = ()) -> tuple[Server, ...]:
     """Prefect, MLflow and the worker, in the order of their start."""
     home = settings.home.resolve()
-    common = {name: value for name, value in os.environ.items() if name not in (*PREFECT_DATABASE, *MLFLOW_DATABASE)}
-    common |= {"COPPICE_HOME": str(home), "DO_NOT_TRACK": "true", "PYTHONUNBUFFERED": "1"}
-    common |= {"PREFECT_HOME": str(home / "prefect-server"), "PREFECT_API_URL": f"{ports.prefect_url}/api"}
+    common = _environment(home, ports.prefect_url)
     folder, python = home / "servers", sys.executable
     return (
         Server(
             name="prefect",
             folder=folder,
             command=(python, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(ports.prefect_port)),
-            environment=common
-            | _prefect_environment(ports)
-            | (_set_by_user(PREFECT_DATABASE) or _prefect_database(home)),
+            environment=prefect_environment(home, ports.prefect_url) | _pages(ports),
             address=ports.prefect_url,
-            is_healthy=lambda _: _request(f"{ports.prefect_url}/api/health") is True,
+            is_healthy=lambda _: is_healthy_prefect(ports.prefect_url),
         ),
         Server(
             name="mlflow",
@@ -132,19 +128,37 @@ def servers(settings: Settings, ports: ServerSettings, serve_arguments: tuple[st
     )
 
 
-def _prefect_database(home: Path) -> dict[str, str]:
-    return {PREFECT_DATABASE[0]: f"sqlite+aiosqlite:///{home / 'prefect.db'}"}
+def prefect_environment(home: Path, url: str) -> dict[str, str]:
+    """All variables of a Prefect server on loopback whose data lies below the home, or where the user says.
+
+    Args:
+        home: the resolved ``COPPICE_HOME``.
+        url: where the server will answer.
+    """
+    database = _set_by_user(PREFECT_DATABASE) or {PREFECT_DATABASE[0]: f"sqlite+aiosqlite:///{home / 'prefect.db'}"}
+    return _environment(home, url) | database | {"PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
 
 
-def _prefect_environment(ports: ServerSettings) -> dict[str, str]:
-    pages = (ports.prefect_url, f"http://localhost:{ports.prefect_port}")
+def is_healthy_prefect(url: str) -> bool:
+    """Whether a Prefect server answers there."""
+    return _request(f"{url}/api/health") is True
+
+
+def _environment(home: Path, prefect_url: str) -> dict[str, str]:
+    """What every server sees; of the databases' addresses, which hold passwords, none."""
+    common = {name: value for name, value in os.environ.items() if name not in (*PREFECT_DATABASE, *MLFLOW_DATABASE)}
+    common |= {"COPPICE_HOME": str(home), "DO_NOT_TRACK": "true", "PYTHONUNBUFFERED": "1"}
+    return common | {"PREFECT_HOME": str(home / "prefect-server"), "PREFECT_API_URL": f"{prefect_url}/api"}
+
+
+def _pages(ports: ServerSettings) -> dict[str, str]:
+    origins = (ports.prefect_url, f"http://localhost:{ports.prefect_port}")
     return {
         "PREFECT_UI_API_URL": f"{ports.prefect_url}/api",
-        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(pages),  # not every page that a browser happens to show
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(origins),  # not every page that a browser happens to show
         # In memory, the default, they die with the server: whoever holds a deployment's slot could not renew it, and
         # nobody would give the slot back.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     }
 
 
@@ -172,8 +186,10 @@ def _set_by_user(names: tuple[str, ...]) -> dict[str, str]:
 
 def _start(missing: list[Server]) -> None:
     """Starts them side by side, and returns when all are healthy."""
-    for server, process in [(server, server.start()) for server in missing]:
-        server.wait(process)
+    for server in missing:
+        server.start()
+    for server in missing:
+        server.wait()
 
 
 def _require_free(port: int, variable: str) -> None:

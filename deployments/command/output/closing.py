@@ -57,7 +57,12 @@ def sampled_table(result: RunResult, config: PipelineConfig) -> Table | None:
 
 
 def print_result(
-    result: RunResult, config: PipelineConfig, *, tracking_uri: str, console: Console | None = None
+    result: RunResult,
+    config: PipelineConfig,
+    *,
+    tracking_uri: str,
+    prefect_page: str | None,
+    console: Console | None = None,
 ) -> None:
     """Prints both tables, the champion and its reason, what went wrong if anything did, and how to open both UIs."""
     console = console or Console()
@@ -72,7 +77,7 @@ def print_result(
         f"stopped because: {result.stopped_because} ({result.wall_s:.0f} s in all)",
         *_registry_lines(result, config),
         *notice_lines(result, config),
-        *ui_lines(tracking_uri),
+        *ui_lines(tracking_uri, prefect_page),
     ]
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -100,13 +105,14 @@ def notice_lines(result: RunResult, config: PipelineConfig) -> list[str]:
     return lines
 
 
-def ui_lines(tracking_uri: str) -> list[str]:
-    """How to open Prefect's UI and MLflow's, with the commands of this environment."""
-    from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
+def ui_lines(tracking_uri: str, prefect_page: str | None) -> list[str]:
+    """How to open Prefect's UI and MLflow's, with the commands of this environment.
 
-    prefect = PREFECT_UI_URL.value() if PREFECT_API_URL.value() else None
-    if prefect is None:
-        prefect = f"{_command('prefect')} server start   then http://127.0.0.1:4200"
+    Args:
+        tracking_uri: where MLflow keeps its runs; a server's address is shown, a database gets the command for its UI.
+        prefect_page: address of a Prefect server that goes on; None after a run that had one of its own.
+    """
+    prefect = prefect_page or f"{_command('coppice')} up   then http://127.0.0.1:4200"
     mlflow = without_password(tracking_uri)
     if not mlflow.startswith("http"):
         mlflow = f"{_command('mlflow')} ui --backend-store-uri {mlflow}   then http://127.0.0.1:5000"

@@ -1,0 +1,131 @@
+"""Ctrl-C and SIGTERM, as a person and a scheduler send them to `coppice run`: it ends at once and goes on later."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+from run_fixtures import client
+from server_fixtures import wait_until
+
+from deployments.environment import exempt_loopback
+
+pytestmark = pytest.mark.slow
+
+TESTS = Path(__file__).parent
+RUN = "import faulty_flow; from deployments.command.app import main; main()"
+SETTINGS = (
+    "policy.backend=scripted",
+    "num_iterations=1",
+    "problems.num_problems=24",
+    "problems.num_validation=8",
+    "evaluation.datasets=tiny-word",
+    "evaluation.num_problems=8",
+    "evaluation.num_samples=0",
+)
+END_TIMEOUT_S = 30.0  # alone it takes 3; three processes of tests share two cores
+PROXY = {"HTTP_PROXY": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}  # nobody listens there
+
+
+class Terminal:
+    """A shell in which `coppice run` is typed, with stages that wait where the test says."""
+
+    def __init__(self, home: Path, *settings: str, **environment: str) -> None:
+        self.home, self.faults, self.output = home, home / "faults", home / "output.txt"
+        self.faults.mkdir()
+        arguments = [argument for setting in (*SETTINGS, *settings) for argument in ("--set", setting)]
+        self.command = [sys.executable, "-c", RUN, "run", "--preset", "tiny", *arguments]
+        names = {"COPPICE_HOME": str(home), "COPPICE_TEST_FAULTS": str(self.faults), "HOME": str(home)}
+        self.environment = os.environ | names | {"PYTHONPATH": f"{TESTS}:{TESTS.parent}"} | environment
+        self.environment.pop("PREFECT_API_URL", None)
+
+    def start(self) -> subprocess.Popen[bytes]:
+        with self.output.open("wb") as output:
+            return subprocess.Popen(
+                self.command, env=self.environment, stdout=output, stderr=output, start_new_session=True
+            )
+
+    def interrupt_in(self, stage: str, number: signal.Signals) -> int:
+        """Exit code of a run that gets a signal, with all that it started, in a stage."""
+        (self.faults / stage).write_text("wait")
+        process = self.start()
+        wait_until(lambda: (self.faults / "waiting").exists() or process.poll() is not None, f"{stage} is reached")
+        assert process.poll() is None, self.printed()
+        sent = time.monotonic()
+        os.killpg(process.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(2 * END_TIMEOUT_S)
+        took = time.monotonic() - sent
+        (self.faults / stage).unlink()
+        (self.faults / "waiting").unlink()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        assert took < END_TIMEOUT_S, self.printed()
+        return process.wait()
+
+    def printed(self) -> str:
+        return self.output.read_text(encoding="utf-8")
+
+    def living(self) -> list[str]:
+        """Whatever this home's runs have left running."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get("COPPICE_HOME") == str(self.home):
+                    found.append(" ".join(process.cmdline()))
+        return found
+
+    def running(self) -> list[str]:
+        """What Prefect or MLflow still calls running."""
+        with sqlite3.connect(f"file:{self.home / 'prefect.db'}?mode=ro", uri=True) as prefect:
+            names = [
+                f"{name} in Prefect"
+                for (name,) in prefect.execute("select name from flow_run where state_type in ('RUNNING', 'PENDING')")
+            ]
+        mlflow = client(self.home).search_runs(["1"], filter_string="attributes.status = 'RUNNING'")
+        return names + [f"{run.info.run_name} in MLflow" for run in mlflow]
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_ends_at_once_leaves_nothing_running_and_goes_on(
+    number: signal.Signals, code: int, new_server_home: Callable[[], Path]
+) -> None:
+    terminal = Terminal(new_server_home(), **PROXY)
+    for stage in ("search-shard", "train-policy", "evaluate-policy", "record-iteration"):
+        assert terminal.interrupt_in(stage, number) == code, terminal.printed()
+        assert "the same command goes on from there" in terminal.printed()
+        assert "Traceback" not in terminal.printed()
+        assert terminal.living() == []
+        assert terminal.running() == []
+    assert terminal.start().wait() == 0, terminal.printed()
+    assert terminal.living() == []
+    tried = (terminal.faults / "tried").read_text().split()
+    assert tried.count("search-shard") == 2  # once interrupted, once finished: later runs found it
+
+
+@pytest.mark.timeout(300)
+def test_a_server_that_cannot_come_up_says_why_at_once(new_server_home: Callable[[], Path]) -> None:
+    home = new_server_home()
+    with sqlite3.connect(home / "prefect.db") as database:
+        database.execute("update alembic_version set version_num = 'ffffffffffff'")  # of a Prefect that is to come
+    terminal = Terminal(home)
+    assert terminal.start().wait() == 2
+    assert "prefect-terminal has ended" in terminal.printed()
+    assert "ffffffffffff" in terminal.printed()
+    assert terminal.living() == []
+
+
+def test_loopback_is_exempt_from_a_proxy_beside_what_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {"NO_PROXY": "intranet, 127.0.0.1"})
+    exempt_loopback()
+    assert os.environ == {"NO_PROXY": "intranet,127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
