@@ -25,6 +25,7 @@ Int8Array = NDArray[np.int8]
 Float64Array = NDArray[np.float64]
 
 NO_PARENT = -1
+NO_TOKEN = -1
 ROOT = 0
 
 
@@ -56,7 +57,7 @@ class Problem:
             set has a name of its own.
         question: what the policy is asked, without any prompt around it.
         answer: the gold final answer alone, never a worked solution.
-        dataset: the dataset's name; prompt, step delimiter and answer format depend on it.
+        dataset: the dataset's name; prompt and answer format depend on it.
         metadata: columns that some reports group by (``level``, ``subject``); strings only.
     """
 
@@ -97,6 +98,8 @@ class SearchTree:
         tokens_generated: tokens that the policy sampled for this tree.
         tokens_kept: of those, the ones in a step whose rollout was backed up (merged ones count).
         num_timeouts: rollouts whose grading passed its deadline; their outcome is UNPARSED.
+        end_token_ids: `[N]` int32, the token that ended each finished rollout; -1 where none did or it is not known.
+            Empty in trees of version 0.1.0, which did not keep it.
     """
 
     problem_id: str
@@ -113,6 +116,7 @@ class SearchTree:
     tokens_generated: int = 0
     tokens_kept: int = 0
     num_timeouts: int = 0
+    end_token_ids: Int32Array = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
 
     @property
     def num_nodes(self) -> int:
@@ -133,6 +137,11 @@ class SearchTree:
     def is_informative(self) -> bool:
         """True when at least one rollout was right and at least one was not."""
         return bool(0 < self.value_sums[ROOT] < self.visits[ROOT])
+
+    def end_token_id(self, node: int) -> int | None:
+        """The token that ended the rollout at `node`; None where none did or it is not known."""
+        found = int(self.end_token_ids[node]) if len(self.end_token_ids) else NO_TOKEN
+        return None if found == NO_TOKEN else found
 
     def sibling_groups(self) -> dict[int, Int32Array]:
         """Children of every inner node: parent index to `[A]` int32 child indices, ascending."""

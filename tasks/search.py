@@ -6,15 +6,22 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from pipeline_lib.config import PipelineConfig, SearchConfig
-from pipeline_lib.problems.formats import format_of
 from pipeline_lib.problems.problem_table import read_problems
-from pipeline_lib.search import TreeWriter, read_trees, read_trees_parquet, search_trees, write_trees_parquet
+from pipeline_lib.search import (
+    TreeWriter,
+    read_trees,
+    read_trees_parquet,
+    search_trees,
+    step_rules,
+    write_trees_parquet,
+)
 from pipeline_lib.seeding import derive_seed
 from pipeline_lib.store import PARTIAL, Entry
 from pipeline_lib.types import PolicyRef, Ref, SearchTree
 from tasks.problems import PROBLEMS
 from tasks.runtime.engines import engine_spec, open_policy
 from tasks.runtime.graders import grading_spec, open_grader
+from tasks.runtime.keys import key_of
 from tasks.runtime.progress import Progress
 from tasks.runtime.runner import run_each
 from tasks.runtime.stage import Done, open_store, stage
@@ -27,7 +34,8 @@ def _spec(
     *, config: PipelineConfig, problems: Ref, policy: PolicyRef, iteration: int, shard: int, earlier: tuple[Ref, ...]
 ) -> dict[str, Any]:
     return {
-        "search": _search_config(config, earlier).model_dump(exclude={"num_shards"}),
+        "search": key_of(_search_config(config, earlier), without={"num_shards"}),
+        **step_rules(config.search, model=config.policy.model),
         "engine": engine_spec(config),
         "policy_id": policy.policy_id,
         **grading_spec(config),
@@ -94,7 +102,6 @@ def search_shard(
                 grader,
                 _search_config(config, earlier),
                 seed=derive_seed(config.seed, "search", iteration),
-                step_delimiter=format_of(to_do[0].dataset).step_delimiter,
                 on_tree=on_tree,
                 resume={p.problem_id: before[p.problem_id] for p in to_do if p.problem_id in before},
             )

@@ -139,7 +139,6 @@ def search(
         LateGrader(arrival),
         SearchConfig.model_validate(config),
         seed=seed,
-        step_delimiter="\n",
         on_tree=trees.append,
         resume=resume or {},
     )

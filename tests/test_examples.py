@@ -62,7 +62,6 @@ def scheduled(problems: list[Problem], policy: Policy, config: SearchConfig) -> 
             grader,
             config.model_copy(update={"parallel_simulations": 1}),
             seed=3,
-            step_delimiter="\n",
             on_tree=lambda tree: trees.update({tree.problem_id: tree}),
         )
     return [trees[problem.problem_id] for problem in problems]

@@ -28,7 +28,7 @@ def test_the_whole_path_is_graded():
     texts = iter(["a\nb", "c\nd", "#1"])
     policy, grader = UnorderedPolicy(lambda prefix, seed: next(texts)), LateGrader()
     config = SearchConfig(num_simulations=3, num_candidates=2, parallel_simulations=1)
-    search_trees(make_problems(1), policy, grader, config, seed=0, step_delimiter="\n", on_tree=lambda tree: None)
+    search_trees(make_problems(1), policy, grader, config, seed=0, on_tree=lambda tree: None)
     assert grader.predictions == ["a\nb", "c\nd", "a\n#1"]
 
 
@@ -129,9 +129,7 @@ def test_a_killed_search_run_again_gives_the_same_trees():
             raise KilledError
 
     with pytest.raises(KilledError):
-        search_trees(
-            problems, UnorderedPolicy(babble), LateGrader(), SearchConfig(), seed=0, step_delimiter="\n", on_tree=keep
-        )
+        search_trees(problems, UnorderedPolicy(babble), LateGrader(), SearchConfig(), seed=0, on_tree=keep)
     rest = [problem for problem in problems if problem.problem_id not in finished]
     trees, stats, _ = search(babble, rest, capacity=3, arrival=9)
     assert (len(rest), stats.num_problems) == (7, 7)
@@ -208,7 +206,6 @@ def test_the_engine_is_kept_full_and_few_trees_are_live():
         LateGrader(),
         SearchConfig(parallel_simulations=4),
         seed=0,
-        step_delimiter="\n",
         on_tree=lambda tree: finished.append((tree.problem_id, len(live))),
     )
     assert policy.most_in_flight == 16 + 16 // 3 + 1
@@ -234,6 +231,4 @@ def test_problems_and_trees_that_do_not_fit_are_refused():
     foreign = UnorderedPolicy(always("#1"))
     foreign.policy_id = "other"
     with pytest.raises(ValueError, match="was sampled by 'letters', not by 'other'"):
-        search_trees(
-            problems, foreign, LateGrader(), SearchConfig(), seed=0, step_delimiter="\n", on_tree=print, resume=trees
-        )
+        search_trees(problems, foreign, LateGrader(), SearchConfig(), seed=0, on_tree=print, resume=trees)

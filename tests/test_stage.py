@@ -70,6 +70,7 @@ OTHER_VALUES = {
     "policy.device": "cuda",
     "policy.dtype": "bfloat16",
     "policy.instruction": "Think.",
+    "search.step_delimiter": "sentence",
     "policy.vllm.kv_cache_gib": 2,
     "policy.vllm.block_tokens": 64,
     "policy.vllm.quantization": "fp8",
@@ -215,7 +216,6 @@ def searched(config: SearchConfig) -> tuple[dict[str, Any], set[SamplingParams]]
         InstantGrader(),
         config,
         seed=0,
-        step_delimiter="\n",
         on_tree=lambda tree: trees.update({tree.problem_id: tree_to_dict(tree)}),
     )
     return trees, policy.asked
@@ -234,6 +234,7 @@ def test_every_search_dial_changes_the_search() -> None:
         "max_new_tokens": 40,
         "max_step_tokens": 10,
         "max_tokens_per_problem": 200,
+        "step_delimiter": "=",
     }
     elsewhere = {"num_shards", "markdown_steps"}  # the latter in test_search_markdown.py: nothing here is left open
     assert set(changes) == set(SearchConfig.model_fields) - elsewhere

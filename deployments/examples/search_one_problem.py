@@ -14,7 +14,6 @@ from deployments.presets import preset
 from pipeline_lib.config import SearchConfig
 from pipeline_lib.grading import grade
 from pipeline_lib.policy import Policy, sample_all
-from pipeline_lib.problems.formats import format_of
 from pipeline_lib.problems.tiny import make_problem
 from pipeline_lib.search import TreeBuilder, request_at, rollout_from_result, split_steps
 from pipeline_lib.seeding import derive_seed
@@ -24,8 +23,7 @@ from tasks.runtime.engines import open_policy
 
 def search_one(problem: Problem, policy: Policy, config: SearchConfig, *, seed: int) -> SearchTree:
     """The tree of one problem after ``config.num_simulations`` rollouts, whatever tokens they take."""
-    delimiter = format_of(problem.dataset).step_delimiter
-    split = partial(split_steps, codec=policy.codec, delimiter=delimiter, markdown=config.markdown_steps)
+    split = partial(split_steps, codec=policy.codec, delimiter=config.step_delimiter, markdown=config.markdown_steps)
     prompt, own_seed = policy.codec.encode_prompt(problem.question), derive_seed(seed, problem.problem_id)
     tree = TreeBuilder(problem.problem_id, policy.policy_id, prompt, seed=own_seed, config=config)
     for index in range(config.num_simulations):

@@ -16,7 +16,6 @@ from pipeline_lib.config import ConfigError, EvaluationConfig, PipelineConfig
 from pipeline_lib.evaluation import evaluate
 from pipeline_lib.policy.model_folders import model_folder
 from pipeline_lib.policy.protocol import Policy, SampleRequest, SamplingParams
-from pipeline_lib.problems.formats import format_of
 from pipeline_lib.score import score_tree
 from pipeline_lib.score.score_audit import audit_scores
 from pipeline_lib.search import search_trees, write_trees_parquet
@@ -153,7 +152,6 @@ def _search(config: PipelineConfig, problem: Problem, engine: Policy, grader: Gr
         grader,
         config.search.model_copy(update={"num_simulations": num_simulations}),
         seed=derive_seed(config.seed, "rehearsal"),
-        step_delimiter=format_of(problem.dataset).step_delimiter,
         on_tree=trees.append,
     )
     return trees[0]

@@ -62,9 +62,15 @@ class InFlight:
             else:
                 self.finish(request.request_id, (), reason)
 
-    def finish(self, request_id: str, token_ids: Sequence[int] | Int32Array, reason: FinishReason) -> None:
-        """Keeps a result until `hand_over`; `token_ids` are the new tokens without the one that ended the answer."""
-        self._results.append(SampleResult(request_id, np.array(token_ids, dtype=np.int32), reason))
+    def finish(
+        self,
+        request_id: str,
+        token_ids: Sequence[int] | Int32Array,
+        reason: FinishReason,
+        end_token_id: int | None = None,
+    ) -> None:
+        """Keeps a result until `hand_over`; see `SampleResult`."""
+        self._results.append(SampleResult(request_id, np.array(token_ids, dtype=np.int32), reason, end_token_id))
 
     def needs_pass(self, capacity: int) -> bool:
         """Whether an engine with `capacity` rows works on before it hands over what has finished.

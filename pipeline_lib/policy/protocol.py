@@ -58,11 +58,19 @@ class SampleRequest:
 
 @dataclass(frozen=True, slots=True)
 class SampleResult:
-    """One finished request; `token_ids` holds the new tokens only, without the end-of-sequence token."""
+    """One finished request.
+
+    Args:
+        request_id: the request's.
+        token_ids: int32, the new tokens only, without the one that ended the answer.
+        finish_reason: why it ended.
+        end_token_id: which token ended it, of the several that may; None where none did, or the engine does not tell.
+    """
 
     request_id: str
     token_ids: Int32Array
     finish_reason: FinishReason
+    end_token_id: int | None = None
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ gave up on is cut at the limit and kept as TRUNCATED: it says that this way lead
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -35,12 +35,14 @@ class Rollout:
         outcome: how it ended; OPEN while its answer is still to be graded.
         num_tokens: tokens that were sampled, also those past a limit.
         timed_out: its grading passed the deadline.
+        end_token_id: the token that ended it; None where none did or the engine does not tell.
     """
 
     steps: tuple[Step, ...]
     outcome: Outcome
     num_tokens: int
     timed_out: bool = False
+    end_token_id: int | None = None
 
     @property
     def text(self) -> str:
@@ -52,7 +54,7 @@ class Rollout:
 
     def with_grade(self, grade: Grade) -> Rollout:
         """The same rollout with the outcome that `grade` stands for."""
-        return Rollout(self.steps, OUTCOME_OF[grade], self.num_tokens, grade is Grade.TIMEOUT)
+        return replace(self, outcome=OUTCOME_OF[grade], timed_out=grade is Grade.TIMEOUT)
 
 
 def rollout_from_result(
@@ -72,7 +74,7 @@ def rollout_from_result(
     """
     num_tokens = len(result.token_ids)
     if num_tokens == 0:
-        return _empty_rollout(result.finish_reason)
+        return _empty_rollout(result)
     steps = split(result.token_ids)
     kept = steps[: config.max_depth - depth]
     too_long = next((i for i, step in enumerate(kept) if step.num_tokens > config.max_step_tokens), None)
@@ -80,11 +82,15 @@ def rollout_from_result(
         head = kept[too_long].token_ids[: config.max_step_tokens]
         kept = [*kept[:too_long], Step(codec.decode(head), head)]
     is_whole = result.finish_reason is FinishReason.STOP and len(kept) == len(steps) and too_long is None
-    return Rollout(tuple(kept), Outcome.OPEN if is_whole else Outcome.TRUNCATED, num_tokens)
+    if not is_whole:
+        return Rollout(tuple(kept), Outcome.TRUNCATED, num_tokens)
+    return Rollout(tuple(kept), Outcome.OPEN, num_tokens, end_token_id=result.end_token_id)
 
 
-def _empty_rollout(reason: FinishReason) -> Rollout:
-    if reason is FinishReason.ERROR:
+def _empty_rollout(result: SampleResult) -> Rollout:
+    if result.finish_reason is FinishReason.ERROR:
         return Rollout((), Outcome.TRUNCATED, 0)
     nothing = Step("", np.zeros(0, dtype=np.int32))
-    return Rollout((nothing,), Outcome.OPEN if reason is FinishReason.STOP else Outcome.TRUNCATED, 0)
+    if result.finish_reason is FinishReason.STOP:
+        return Rollout((nothing,), Outcome.OPEN, 0, end_token_id=result.end_token_id)
+    return Rollout((nothing,), Outcome.TRUNCATED, 0)

@@ -22,6 +22,7 @@ from types import MappingProxyType
 
 from pipeline_lib.config import SearchConfig
 from pipeline_lib.policy.protocol import FinishReason, Policy, SampleRequest, SampleResult
+from pipeline_lib.search.alignment import TokenTexts
 from pipeline_lib.search.rollout import Rollout, rollout_from_result
 from pipeline_lib.search.simulation import Simulation, SimulationWindow
 from pipeline_lib.search.stats import SearchStats
@@ -42,7 +43,6 @@ def search_trees(
     config: SearchConfig,
     *,
     seed: int,
-    step_delimiter: str,
     on_tree: Callable[[SearchTree], None],
     resume: Mapping[str, SearchTree] = MappingProxyType({}),
 ) -> SearchStats:
@@ -58,7 +58,6 @@ def search_trees(
         grader: grades the answers; nothing else may be in flight on it.
         config: limits and constants of every tree; `num_shards` is not looked at.
         seed: tree p draws from ``derive_seed(seed, p)``, p its problem id; a resumed tree goes on with its own.
-        step_delimiter: text that ends a step.
         on_tree: called with each complete tree, in order of completion.
         resume: trees by problem id whose search is continued up to `num_simulations`.
 
@@ -70,7 +69,7 @@ def search_trees(
             to resume was sampled by another policy.
     """
     _check(problems, policy, resume)
-    scheduler = _Scheduler(problems, policy, grader, config, seed, step_delimiter, on_tree, resume)
+    scheduler = _Scheduler(problems, policy, grader, config, seed, on_tree, resume)
     return scheduler.run()
 
 
@@ -117,7 +116,6 @@ class _Scheduler:
         grader: Grader,
         config: SearchConfig,
         seed: int,
-        step_delimiter: str,
         on_tree: Callable[[SearchTree], None],
         resume: Mapping[str, SearchTree],
     ) -> None:
@@ -130,7 +128,11 @@ class _Scheduler:
         self._on_tree = on_tree
         self._resume = resume
         self._split = partial(
-            split_steps, codec=policy.codec, delimiter=step_delimiter, markdown=config.markdown_steps, pieces={}
+            split_steps,
+            codec=policy.codec,
+            delimiter=config.step_delimiter,
+            markdown=config.markdown_steps,
+            texts=TokenTexts(),
         )
         self._ready: list[tuple[int, int, int, _RunningSimulation]] = []
         self._sampling: dict[str, _RunningSimulation] = {}

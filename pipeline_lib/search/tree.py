@@ -7,7 +7,7 @@ candidates when their parent is expanded, and no token is generated twice.
 Departures from the paper (arXiv 2501.01478), as far as it is known to us:
     1. Expansion and simulation are one request to the engine.
     2. Siblings whose texts are equal but for white space at the ends are one node; the tokens of
-       the first are kept.
+       the first are kept, the one that ended it included.
     3. A step that ended a rollout and one that did not stay apart, whatever their texts, and so do
        two that ended it with different outcomes.
     4. Rollouts start at a node until it has `num_candidates` visits; then its children are descended into.
@@ -23,7 +23,7 @@ from pipeline_lib.config import SearchConfig
 from pipeline_lib.search.rollout import Rollout
 from pipeline_lib.search.selection import select
 from pipeline_lib.search.steps import Step
-from pipeline_lib.types import NO_PARENT, ROOT, Int32Array, Outcome, SearchTree
+from pipeline_lib.types import NO_PARENT, NO_TOKEN, ROOT, Int32Array, Outcome, SearchTree
 
 OPEN = int(Outcome.OPEN)
 
@@ -59,6 +59,7 @@ class TreeBuilder:
         self._visits: list[int] = []
         self._value_sums: list[float] = []
         self._outcomes: list[int] = []
+        self._end_token_ids: list[int] = []
         self._depths: list[int] = []
         self._counts: list[int] = []
         self._path_tokens: list[int] = []
@@ -74,7 +75,7 @@ class TreeBuilder:
         builder = cls(tree.problem_id, tree.policy_id, tree.prompt_token_ids, seed=tree.seed, config=config)
         for node in range(1, tree.num_nodes):
             step = Step(tree.steps[node], tree.token_ids[node])
-            builder._add(int(tree.parents[node]), step, int(tree.outcomes[node]))
+            builder._add(int(tree.parents[node]), step, int(tree.outcomes[node]), tree.end_token_id(node))
         builder._visits = tree.visits.tolist()
         builder._counts = tree.visits.tolist()
         builder._value_sums = tree.value_sums.tolist()
@@ -123,7 +124,9 @@ class TreeBuilder:
         self._refresh(path)
         return node
 
-    def insert(self, node: int, steps: Sequence[Step], outcome: Outcome, reward: float) -> None:
+    def insert(
+        self, node: int, steps: Sequence[Step], outcome: Outcome, reward: float, end_token_id: int | None = None
+    ) -> None:
         """Expands `node` by the chain of `steps` and backs up one visit and `reward` along the whole path.
 
         Args:
@@ -131,10 +134,12 @@ class TreeBuilder:
             steps: what was sampled from `node` on; when empty, only the visit counts.
             outcome: how the last step ended; the others stay OPEN.
             reward: 0 or 1.
+            end_token_id: the token that ended the last step; None where none did or it is not known.
         """
         path = [ROOT, *self._path(node)]
         for position, step in enumerate(steps, start=1):
-            node = self._find_or_add(node, step, int(outcome) if position == len(steps) else OPEN)
+            is_last = position == len(steps)
+            node = self._find_or_add(node, step, *((int(outcome), end_token_id) if is_last else (OPEN, None)))
             self._counts[node] += 1
             path.append(node)
         for n in path:
@@ -145,7 +150,7 @@ class TreeBuilder:
 
     def insert_rollout(self, node: int, rollout: Rollout) -> None:
         """Inserts a rollout drawn at `node`, backs its reward up, and counts its tokens; see `insert`."""
-        self.insert(node, rollout.steps, rollout.outcome, rollout.reward)
+        self.insert(node, rollout.steps, rollout.outcome, rollout.reward, rollout.end_token_id)
         self.tokens_generated += rollout.num_tokens
         self.num_timeouts += rollout.timed_out
 
@@ -166,6 +171,7 @@ class TreeBuilder:
             tokens_generated=self.tokens_generated,
             tokens_kept=self.tokens_kept,
             num_timeouts=self.num_timeouts,
+            end_token_ids=np.array(self._end_token_ids, dtype=np.int32),
         )
 
     def _select_child(self, node: int, children: list[int]) -> int:
@@ -180,11 +186,11 @@ class TreeBuilder:
             node = self._parents[node]
         return path[::-1]
 
-    def _find_or_add(self, parent: int, step: Step, outcome: int) -> int:
+    def _find_or_add(self, parent: int, step: Step, outcome: int, end_token_id: int | None) -> int:
         found = self._index.get((parent, step.text.strip(), outcome))
-        return self._add(parent, step, outcome) if found is None else found
+        return self._add(parent, step, outcome, end_token_id) if found is None else found
 
-    def _add(self, parent: int, step: Step, outcome: int) -> int:
+    def _add(self, parent: int, step: Step, outcome: int, end_token_id: int | None = None) -> int:
         node = len(self._parents)
         if parent != NO_PARENT:
             self._children[parent].append(node)
@@ -194,6 +200,7 @@ class TreeBuilder:
         self._visits.append(0)
         self._value_sums.append(0.0)
         self._outcomes.append(outcome)
+        self._end_token_ids.append(NO_TOKEN if end_token_id is None else end_token_id)
         self._depths.append(0 if parent == NO_PARENT else self._depths[parent] + 1)
         self._counts.append(0)
         self._path_tokens.append(step.num_tokens + (0 if parent == NO_PARENT else self._path_tokens[parent]))

@@ -30,6 +30,7 @@ ARRAY_TYPES = {
     "value_sums": np.float64,
     "outcomes": np.int8,
     "depths": np.int32,
+    "end_token_ids": np.int32,
 }
 PARQUET_SCHEMA = pa.schema(
     [
@@ -47,8 +48,10 @@ PARQUET_SCHEMA = pa.schema(
         ("tokens_generated", pa.int64()),
         ("tokens_kept", pa.int64()),
         ("num_timeouts", pa.int64()),
+        ("end_token_ids", pa.list_(pa.int32())),
     ]
 )
+LATER_COLUMNS: JsonDict = {"end_token_ids": []}  # what stands for a column that version 0.1.0 did not write
 
 
 class TreeWriter:
@@ -127,7 +130,8 @@ def read_trees_parquet(path: Path, problem_ids: Collection[str] | None = None) -
     """
     wanted = None if problem_ids is None else [("problem_id", "in", sorted(problem_ids))]
     table = pq.read_table(path, filters=wanted)
-    if not table.schema.equals(PARQUET_SCHEMA):
+    missing = LATER_COLUMNS.keys() - set(table.column_names)
+    if not table.schema.equals(pa.schema([column for column in PARQUET_SCHEMA if column.name not in missing])):
         raise ValueError(f"{path}: not a file of search trees; its columns are {', '.join(table.column_names)}")
     return [tree_from_dict(row) for row in table.to_pylist()]
 
@@ -161,8 +165,8 @@ def tree_from_dict(row: JsonDict) -> SearchTree:
     Raises:
         TypeError, KeyError: a field is missing or unknown.
     """
-    fields: dict[str, Any] = dict(row)
-    fields |= {name: np.array(row[name], dtype=dtype) for name, dtype in ARRAY_TYPES.items()}
+    fields: dict[str, Any] = LATER_COLUMNS | row
+    fields |= {name: np.array(fields[name], dtype=dtype) for name, dtype in ARRAY_TYPES.items()}
     fields["steps"] = tuple(row["steps"])
     fields["token_ids"] = tuple(np.array(ids, dtype=np.int32) for ids in row["token_ids"])
     return SearchTree(**fields)

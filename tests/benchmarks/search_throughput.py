@@ -28,8 +28,7 @@ from benchmarks.measuring import Cost, Figure, clock_for, in_turns, measure, spe
 from pipeline_lib.config import SearchConfig
 from pipeline_lib.grading import GradingPool
 from pipeline_lib.policy.protocol import Policy, SampleRequest, SampleResult, SamplingParams, sample_all
-from pipeline_lib.problems.formats import format_of
-from pipeline_lib.search import SearchStats, TreeBuilder, search_trees, split_steps
+from pipeline_lib.search import SearchStats, TokenTexts, TreeBuilder, search_trees, split_steps
 from pipeline_lib.search.rollout import Rollout, rollout_from_result
 from pipeline_lib.search.simulation import Simulation, SimulationWindow
 from pipeline_lib.seeding import derive_generator, derive_seed
@@ -214,9 +213,8 @@ def _tokens(policy: Policy, work: Callable[[int], object], turn: int) -> float:
 def _search(
     policy: Policy, problems: Sequence[Problem], config: SearchConfig, seed: int, trees: list[SearchTree]
 ) -> SearchStats:
-    delimiter = format_of(problems[0].dataset).step_delimiter
     with GradingPool() as grader:
-        return search_trees(problems, policy, grader, config, seed=seed, step_delimiter=delimiter, on_tree=trees.append)
+        return search_trees(problems, policy, grader, config, seed=seed, on_tree=trees.append)
 
 
 def _lockstep(policy: Policy, problems: Sequence[Problem], config: SearchConfig, seed: int) -> None:
@@ -243,11 +241,10 @@ def _march(policy: Policy, grader: GradingPool, config: SearchConfig, draws: Seq
     """One round; the draws of the next."""
     results = sample_all(policy, [simulation.request for _, _, simulation in draws])
     rollouts: dict[str, Rollout] = {}
-    pieces: dict[int, str] = {}
+    texts = TokenTexts()
     for problem, simulations, simulation in draws:
         key = simulation.request.request_id
-        delimiter = format_of(problem.dataset).step_delimiter
-        split = partial(split_steps, codec=policy.codec, delimiter=delimiter, pieces=pieces)
+        split = partial(split_steps, codec=policy.codec, texts=texts)
         depth = simulations.depth(simulation)
         rollouts[key] = rollout_from_result(results[key], split, policy.codec, depth=depth, config=config)
         if rollouts[key].outcome is Outcome.OPEN:
