@@ -180,9 +180,9 @@ class TrainingExample:
 
 
 class Record(BaseModel):
-    """Base of everything written as JSON: immutable, unknown fields refused."""
+    """Base of everything written as JSON: immutable; what a later version wrote besides is left out when it is read."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class Ref(Record):

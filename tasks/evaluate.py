@@ -14,7 +14,7 @@ from pipeline_lib.store import Entry, canonical_json, read_json, write_json
 from pipeline_lib.types import EvalReport, PolicyRef, Ref
 from tasks.problems import PROBLEMS
 from tasks.runtime.engines import engine_spec, open_policy
-from tasks.runtime.graders import conventions_of, extractor, grading_spec, open_grader
+from tasks.runtime.graders import conventions_of, extractor, grading_spec, open_grader, source_spec
 from tasks.runtime.keys import key_of
 from tasks.runtime.stage import Done, open_store, stage
 
@@ -26,13 +26,19 @@ VOTES = 2
 def _spec(*, config: PipelineConfig, problems: Ref, policy: PolicyRef, split: str, name: str) -> dict[str, Any]:
     return {
         "evaluation": key_of(config.evaluation, without={"datasets", "num_problems"}),
-        "engine": engine_spec(config),
+        "engine": engine_spec(config, policy, _dataset(config, split, name)),
         "policy_id": policy.policy_id,
         **grading_spec(config),
         "seed": config.seed,
         "split": split,
         **({"votes": VOTES} if config.evaluation.num_samples else {}),
     }
+
+
+def _dataset(config: PipelineConfig, split: str, name: str) -> str:
+    """The dataset of the set that `evaluation_sets` calls `name`."""
+    tested = {f"{named.name} test": named.dataset for named in config.evaluation.test_sets}
+    return tested.get(name, config.problems.dataset) if split == "test" else config.problems.dataset
 
 
 @stage(_spec, version=2, run_name="evaluate {policy.iteration} {name}")
@@ -63,6 +69,7 @@ def _yardstick(config: PipelineConfig, problems: Ref, dataset: str) -> str:
     shared = {
         "problems": problems.sha256,
         "grader": config.grader,
+        **source_spec(config),
         "conventions": asdict(conventions_of(config, dataset)),
         "max_new_tokens": config.evaluation.max_new_tokens,
     }

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_fixtures import DATED_TEMPLATE, cache_model
 
 from pipeline_lib.config import PipelineConfig, SearchConfig, apply_overrides, setting_names
 from pipeline_lib.policy.protocol import SamplingParams
@@ -28,6 +29,7 @@ OUTSIDE_THE_STAGES = {
     "policy.max_batch": "how many rows share a decode step; a row's result does not depend on the others",
     "policy.num_threads": "how many cores compute the same numbers",
     "runner": "where the same shards are searched",
+    "search.num_shards": "how many tasks search the same trees: test_shards.py",
     "ray.cpus_per_shard": "likewise",
     "ray.gpus_per_shard": "likewise",
     "ray.max_retries": "how often a shard whose worker died goes on",
@@ -70,6 +72,7 @@ OTHER_VALUES = {
     "policy.device": "cuda",
     "policy.dtype": "bfloat16",
     "policy.instruction": "Think.",
+    "policy.template_date": "2025-01-01",
     "search.step_delimiter": "sentence",
     "policy.vllm.kv_cache_gib": 2,
     "policy.vllm.block_tokens": 64,
@@ -103,6 +106,10 @@ def write_problems(path: Path, question: str) -> Path:
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     monkeypatch.setenv("COPPICE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    commits = {("owner/name", "main"): "1" * 40, ("owner/name", "abc"): "2" * 40, ("owner/other", "main"): "3" * 40}
+    for (name, ref), commit in commits.items():
+        cache_model(tmp_path / "hub", name, commit, ref=ref, template=DATED_TEMPLATE)
     return write_problems(tmp_path / "own.jsonl", "q"), write_problems(tmp_path / "other.jsonl", "r")
 
 
@@ -121,7 +128,7 @@ def entries(config: PipelineConfig) -> set[str]:
     from tasks.problems import draw_problems, draw_test_problems
     from tasks.runtime.policies import base_policy
     from tasks.score import score_steps
-    from tasks.search import search_shard
+    from tasks.search import gather_trees
     from tasks.train import train_policy
 
     ref = Ref(uri="stage/key", sha256="0" * 64, num_rows=1, schema_version=1)
@@ -129,7 +136,7 @@ def entries(config: PipelineConfig) -> set[str]:
     of_all = {"config": config, "iteration": 1}
     found = [
         draw_problems.entry(**of_all),
-        search_shard.entry(**of_all, problems=ref, policy=policy, shard=0, earlier=()),
+        gather_trees.entry(**of_all, problems=ref, policy=policy, earlier=()),
         score_steps.entry(**of_all, trees=(ref,)),
         audit_iteration.entry(**of_all, trees=(ref,), scores=ref, earlier=()),
         train_policy.entry(**of_all, trees=(ref,), scores=ref, policy=policy),

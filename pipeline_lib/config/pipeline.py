@@ -9,6 +9,7 @@ but in `Settings`, read from the environment.
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Literal
 
 from pydantic import Field
@@ -25,6 +26,8 @@ from pipeline_lib.config.stages import (
 )
 from pipeline_lib.config.train_config import TrainConfig
 
+TEMPLATE_DATE = date(2024, 7, 26)
+
 
 class PolicyConfig(ConfigGroup):
     """The model that is sampled and trained, and the engine that samples it."""
@@ -35,7 +38,11 @@ class PolicyConfig(ConfigGroup):
         "scripted writes the tiny worlds' solutions with mistakes, without a model, for tests.",
     )
     model: str = Field("tiny", description="Model folder or hub name; `tiny` is the base that comes with Coppice.")
-    revision: str | None = Field(None, description="Hub revision of the model; None takes the newest.")
+    revision: str | None = Field(
+        None,
+        description="Hub revision of the model: branch, tag or commit; None is its main branch. Results are kept under "
+        "the commit that it meant when the run began.",
+    )
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
@@ -55,6 +62,13 @@ class PolicyConfig(ConfigGroup):
     )
     instruction: str | None = Field(
         None, description="Text appended to every question; None takes the dataset's own, an empty text adds nothing."
+    )
+    template_date: date = Field(
+        TEMPLATE_DATE,
+        json_schema_extra={"before": TEMPLATE_DATE.isoformat()},
+        description="Day, as 2024-07-26, that chat templates are told when they ask for today's; without effect where "
+        "they do not. Our choice: one fixed day, or the same run asks other questions tomorrow; this one is what "
+        "Llama's own templates name where they cannot ask.",
     )
     vllm: VllmConfig = Field(default_factory=VllmConfig)
     server: ServerConfig = Field(default_factory=ServerConfig)
@@ -103,7 +117,8 @@ class PipelineConfig(ConfigGroup):
         "math",
         pattern=r"^(math|[\w.]+:\w+)$",
         description="What grades: math, or your own `my_package.my_module:verify`, called in worker processes as "
-        "verify(prediction: str, gold: str) -> bool. Results are kept under its name: rename it when it changes.",
+        "verify(prediction: str, gold: str) -> bool. Results are kept under the source of its module and the rest of "
+        "its package; when something that it imports from elsewhere changes, rename it.",
     )
     problems: ProblemsConfig = Field(default_factory=ProblemsConfig)
     policy: PolicyConfig = Field(default_factory=PolicyConfig)

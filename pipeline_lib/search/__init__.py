@@ -8,7 +8,14 @@ from pipeline_lib.search.simulation import request_at
 from pipeline_lib.search.stats import SearchStats, total_stats
 from pipeline_lib.search.steps import Step, split_steps, step_rules
 from pipeline_lib.search.tree import TreeBuilder
-from pipeline_lib.search.tree_files import TreeWriter, read_roots, read_trees, read_trees_parquet, write_trees_parquet
+from pipeline_lib.search.tree_files import (
+    TreeWriter,
+    read_counts,
+    read_roots,
+    read_trees,
+    read_trees_parquet,
+    write_trees_parquet,
+)
 
 __all__ = [
     "SearchStats",
@@ -16,6 +23,7 @@ __all__ = [
     "TokenTexts",
     "TreeBuilder",
     "TreeWriter",
+    "read_counts",
     "read_roots",
     "read_trees",
     "read_trees_parquet",

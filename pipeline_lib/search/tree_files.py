@@ -144,6 +144,14 @@ def read_roots(path: Path) -> list[tuple[str, int, float, int]]:
     return list(zip(table.column("problem_id").to_pylist(), *firsts, sizes, strict=True))
 
 
+def read_counts(path: Path) -> dict[str, int]:
+    """Rollouts, tokens and timeouts of all trees together by name; as fast as `read_roots`."""
+    names = ["tokens_generated", "tokens_kept", "num_timeouts"]
+    table = pq.read_table(path, columns=["visits", *names])
+    rollouts = pc.sum(pc.list_element(table.column("visits"), 0)).as_py()
+    return {"num_rollouts": rollouts or 0} | {name: pc.sum(table.column(name)).as_py() or 0 for name in names}
+
+
 def tree_to_dict(tree: SearchTree) -> JsonDict:
     """Plain lists and numbers under the names of `SearchTree`'s fields."""
     return {

@@ -26,7 +26,7 @@ from pipeline_lib.policy.adapters import Weights
 from pipeline_lib.policy.codec import TokenizerCodec
 from pipeline_lib.policy.end_tokens import declared_end_ids, end_token_ids, read_answer
 from pipeline_lib.policy.in_flight import InFlight, ModelLimits
-from pipeline_lib.policy.model_folders import model_folder
+from pipeline_lib.policy.model_folders import model_commit, model_folder
 from pipeline_lib.policy.protocol import Codec, EngineStats, FinishReason, SampleRequest, SampleResult
 from pipeline_lib.policy.server_engine.endpoint import Completion, Target
 from pipeline_lib.policy.server_engine.endpoint_pool import EndpointPool, Outcome
@@ -86,7 +86,8 @@ class ServerPolicy:
 
     def load(self, model_dir: Path | str, *, adapter_dir: Path | None, policy_id: str) -> None:
         self._in_flight.refuse_any()
-        if model_dir != model_folder(self._config.model, self._config.revision, weights=False):
+        pinned = model_commit(self._config.model, self._config.revision) or self._config.revision
+        if model_dir != model_folder(self._config.model, pinned, weights=False):
             raise ConfigError(
                 f"policy.backend=server cannot give a server the full weights in {model_dir}: its API takes adapters; "
                 "use policy.backend=vllm, or serve that folder and name it as policy.model"
