@@ -34,6 +34,7 @@ def _spec(
         "seed": config.seed,
         "iteration": iteration,
         "shard": [shard, config.search.num_shards],
+        **({"truncated": config.truncated} if config.truncated != "wrong" else {}),  # as version 0.1.0 did
     }
 
 
@@ -48,7 +49,13 @@ def _search_config(config: PipelineConfig, earlier: tuple[Ref, ...]) -> SearchCo
     )
 
 
-@stage(_spec, run_name="search {iteration} shard {shard}")
+def _holds_no_failure(entry: Entry, **_: Any) -> bool:
+    """Version 0.1.0 counted what the engine failed to answer as wrong; trees with such rollouts are made again."""
+    observed = entry.observations()
+    return not observed.get("num_errors") or "num_redrawn" in observed
+
+
+@stage(_spec, run_name="search {iteration} shard {shard}", still_holds=_holds_no_failure)
 def search_shard(
     entry: Entry,
     *,
@@ -97,6 +104,8 @@ def search_shard(
                 step_delimiter=format_of(to_do[0].dataset).step_delimiter,
                 on_tree=on_tree,
                 resume={p.problem_id: before[p.problem_id] for p in to_do if p.problem_id in before},
+                truncated=config.truncated,
+                max_failed_share=config.policy.max_failed_share,
             )
             observations = stats.model_dump()
             observations |= {"batch_invariant": float(engine.batch_invariant), "num_resumed": float(len(resumed))}

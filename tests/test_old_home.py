@@ -52,7 +52,8 @@ def test_what_version_0_1_0_made_of_an_iteration_is_not_made_again(old_home: Pat
     audit_iteration.entry(**run, trees=tuple(shards), scores=scores, remedied=False).ref()
     trained = train_policy.entry(**run, trees=tuple(shards), scores=scores, policy=base).ref()
     validation = draw_problems.entry(config=config, iteration=0).ref()
-    measured = {"config": config, "problems": validation, "split": "validation", "name": "tiny-word validation"}
+    as_then = apply_overrides(config, ["truncated=grade"])  # 0.1.0 graded what was cut off, in evaluations alone
+    measured = {"config": as_then, "problems": validation, "split": "validation", "name": "tiny-word validation"}
     for policy in (base, trained_policy(config, trained, iteration=1)):
         evaluate_policy.entry(**measured, policy=policy).ref()  # each `ref` raises where the store lacks the entry
     assert sum(tree.num_rollouts for tree in load_trees(tuple(shards))) == 24 * 8

@@ -16,12 +16,14 @@ from pipeline_lib.config.stages import (
     SearchConfig,
 )
 from pipeline_lib.config.train_config import TrainConfig
+from pipeline_lib.config.truncation import Cutoff, Truncated
 
 __all__ = [
     "AuditConfig",
     "ColumnsConfig",
     "ConfigError",
     "ConfigGroup",
+    "Cutoff",
     "EvaluationConfig",
     "GateConfig",
     "GradingConfig",
@@ -35,6 +37,7 @@ __all__ = [
     "ServerConfig",
     "Settings",
     "TrainConfig",
+    "Truncated",
     "VllmConfig",
     "apply_overrides",
     "setting_names",

@@ -30,6 +30,7 @@ ARRAY_TYPES = {
     "value_sums": np.float64,
     "outcomes": np.int8,
     "depths": np.int32,
+    "cutoffs": np.int8,
 }
 PARQUET_SCHEMA = pa.schema(
     [
@@ -47,8 +48,11 @@ PARQUET_SCHEMA = pa.schema(
         ("tokens_generated", pa.int64()),
         ("tokens_kept", pa.int64()),
         ("num_timeouts", pa.int64()),
+        ("cutoffs", pa.list_(pa.int8())),
+        ("ignored", pa.list_(pa.int32())),
     ]
 )
+LATER_COLUMNS = {"cutoffs", "ignored"}  # which files of version 0.1.0 do not have
 
 
 class TreeWriter:
@@ -127,7 +131,9 @@ def read_trees_parquet(path: Path, problem_ids: Collection[str] | None = None) -
     """
     wanted = None if problem_ids is None else [("problem_id", "in", sorted(problem_ids))]
     table = pq.read_table(path, filters=wanted)
-    if not table.schema.equals(PARQUET_SCHEMA):
+    lacking = set(PARQUET_SCHEMA.names) - set(table.column_names)
+    expected = pa.schema([field for field in PARQUET_SCHEMA if field.name not in lacking])
+    if not (table.schema.equals(expected) and lacking <= LATER_COLUMNS):
         raise ValueError(f"{path}: not a file of search trees; its columns are {', '.join(table.column_names)}")
     return [tree_from_dict(row) for row in table.to_pylist()]
 
@@ -152,17 +158,20 @@ def tree_to_dict(tree: SearchTree) -> JsonDict:
         "tokens_generated": tree.tokens_generated,
         "tokens_kept": tree.tokens_kept,
         "num_timeouts": tree.num_timeouts,
+        "ignored": list(tree.ignored),
     }
 
 
 def tree_from_dict(row: JsonDict) -> SearchTree:
-    """The inverse of `tree_to_dict`.
+    """The inverse of `tree_to_dict`; what it did not give in version 0.1.0 may be missing.
 
     Raises:
         TypeError, KeyError: a field is missing or unknown.
     """
     fields: dict[str, Any] = dict(row)
-    fields |= {name: np.array(row[name], dtype=dtype) for name, dtype in ARRAY_TYPES.items()}
+    arrays = [name for name in ARRAY_TYPES if name in row or name not in LATER_COLUMNS]
+    fields |= {name: np.array(row[name], dtype=ARRAY_TYPES[name]) for name in arrays}
+    fields["ignored"] = tuple(row.get("ignored", ()))
     fields["steps"] = tuple(row["steps"])
     fields["token_ids"] = tuple(np.array(ids, dtype=np.int32) for ids in row["token_ids"])
     return SearchTree(**fields)

@@ -165,7 +165,7 @@ def _scored_tokens(
     for node in nodes:
         ids = tree.token_ids[node]
         inside = np.arange(starts[node], starts[node] + len(ids), dtype=np.int32)
-        if tree.outcomes[node] in ENDED_BY_POLICY:
+        if tree.outcomes[node] in ENDED_BY_POLICY and not tree.cutoffs[node]:  # else no end was sampled
             ids = np.append(ids, np.int32(eos_token_id))
         targets.append(ids)
         sources.append(np.append(np.int32(last[int(tree.parents[node])]), inside)[: len(ids)])
