@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,6 +100,8 @@ class SearchTree:
         num_timeouts: rollouts whose grading passed its deadline; their outcome is UNPARSED.
         end_token_ids: `[N]` int32, the token that ended each finished rollout; -1 where none did or it is not known.
             Empty in trees of version 0.1.0, which did not keep it.
+        cutoffs: `[N]` int8, `config.Cutoff` of the rollouts that end in a node; the first one's where several merged.
+        ignored: rollouts left out, no visit and no reward, since a limit cut them off: one number per `Cutoff`, or ().
     """
 
     problem_id: str
@@ -117,6 +119,12 @@ class SearchTree:
     tokens_kept: int = 0
     num_timeouts: int = 0
     end_token_ids: Int32Array = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
+    cutoffs: Int8Array = field(default_factory=lambda: np.zeros(0, dtype=np.int8))
+    ignored: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.cutoffs) != len(self.parents):  # trees of version 0.1.0 have none
+            object.__setattr__(self, "cutoffs", np.zeros(len(self.parents), dtype=np.int8))
 
     @property
     def num_nodes(self) -> int:
@@ -126,6 +134,11 @@ class SearchTree:
     def num_rollouts(self) -> int:
         """Simulations backed up: the visits of the root."""
         return int(self.visits[ROOT])
+
+    @property
+    def num_simulations(self) -> int:
+        """Simulations that its budget paid for: those backed up, and those ignored."""
+        return self.num_rollouts + sum(self.ignored)
 
     @property
     def values(self) -> Float64Array:
@@ -217,7 +230,13 @@ class EvalReport(Record):
     num_unparsed: int
     num_truncated: int
     num_timeouts: int = 0
-    accuracy: float = Field(description="num_correct / num_problems, greedy, in [0, 1].")
+    num_ignored: int = Field(
+        default=0, json_schema_extra={"before": 0}, description="Truncated answers that are in no other count."
+    )
+    cutoffs: dict[str, int] = Field(
+        default_factory=dict, json_schema_extra={"before": {}}, description="Truncated answers by limit: `tokens`, …"
+    )
+    accuracy: float = Field(description="num_correct / (num_problems - num_ignored), greedy, in [0, 1].")
     interval: tuple[float, float] = Field(description="95 % Wilson interval of the accuracy.")
     sampled: dict[str, float] = Field(
         default_factory=dict,
@@ -238,7 +257,7 @@ class EvalReport(Record):
 
     @property
     def num_wrong(self) -> int:
-        return self.num_problems - self.num_correct - self.num_unparsed - self.num_timeouts
+        return self.num_problems - self.num_ignored - self.num_correct - self.num_unparsed - self.num_timeouts
 
 
 class PairedTest(Record):
@@ -295,6 +314,11 @@ class AuditReport(Record):
         default_factory=dict,
         description="Rollouts by how they ended: `correct`, `wrong`, `unparsed`, `timeout`, `truncated`.",
     )
+    cutoffs: dict[str, int] = Field(
+        default_factory=dict,
+        json_schema_extra={"before": {}},
+        description="Rollouts that a limit cut off, by limit: `step`, `depth`, `tokens`, `context`; graded ones too.",
+    )
     histogram: Histogram
     remedied: bool = Field(description="The uninformative problems were searched again with twice the simulations.")
     remedy: Remedy | None = Field(
@@ -327,6 +351,7 @@ class IterationRecord(Record):
     audit: AuditReport | None = None
     search: dict[str, float] = Field(default_factory=dict)
     train: dict[str, float] = Field(default_factory=dict)
+    evaluate: dict[str, float] = Field(default_factory=dict, json_schema_extra={"before": {}})
     seconds: dict[str, float] = Field(default_factory=dict)
     refs: dict[str, Ref] = Field(default_factory=dict)
     tracking_run: str | None = None
@@ -373,23 +398,6 @@ class RunResult(Record):
     wall_s: float = Field(ge=0, description="Seconds from the flow's start to its end.")
     tracking_run: str | None = Field(default=None, description="Id of the run's parent in MLflow; None when untracked.")
     promotion: Promotion | None = Field(default=None, description="None when untracked.")
-
-
-class Grader(Protocol):
-    """Grades answers off the engine's path: submit now, collect when done, in any order."""
-
-    @property
-    def num_in_flight(self) -> int:
-        """Answers submitted and not yet returned by `poll`."""
-        ...
-
-    def submit(self, key: str, prediction: str, gold: str) -> None:
-        """Queues one answer; `prediction` is the policy's raw text."""
-        ...
-
-    def poll(self, *, block: bool) -> list[tuple[str, Grade]]:
-        """Finished (key, grade) pairs; with `block`, waits for at least one when any is in flight."""
-        ...
 
 
 JsonDict = dict[str, Any]

@@ -20,7 +20,7 @@ from pipeline_lib.store import Entry, read_json, write_json
 from pipeline_lib.tracking import Tracker, TrackingOutage
 from pipeline_lib.types import EvalReport, IterationRecord, PairedTest, PolicyRef, Ref
 from tasks.audit import load_audit
-from tasks.evaluate import PREDICTIONS, load_report
+from tasks.evaluate import FAILURES, PREDICTIONS, load_report
 from tasks.reporting.iteration_contents import contents_of, figures_page, histories_of
 from tasks.runtime.artifacts import show_markdown, show_table
 from tasks.runtime.flow_tracking import is_tracked, open_tracker, run_key
@@ -31,7 +31,7 @@ from tasks.search import total_counts
 Stages = Mapping[str, tuple[Ref, ...]]  # references by stage, one per shard
 
 RECORD, RECORD_FILE = "record", "record.json"
-MEASURED = {"search", "train", "seconds", "tracking_run"}  # differ from one run to the next of equal records
+MEASURED = {"search", "train", "evaluate", "seconds", "tracking_run"}  # differ between runs of equal records
 
 
 def records_spec(records: Sequence[IterationRecord]) -> list[dict[str, Any]]:
@@ -107,6 +107,7 @@ def record_iteration(
         audit=load_audit(stages["audit"][0]) if "audit" in stages else None,
         search=_search_metrics(stages.get("search", ()), stages.get("first_search", ())),
         train=figures_of(stages["train"][0]) if "train" in stages else {},
+        evaluate=_failures(evaluations),
         seconds=_seconds({**stages, "evaluate": tuple(evaluations)}),
         refs={
             f"{name}/{i}" if len(refs) > 1 else name: ref for name, refs in stages.items() for i, ref in enumerate(refs)
@@ -136,9 +137,11 @@ def _paired_tests(
 
 
 def _paired_test(before: EvalReport, after: EvalReport, against: str, against_iteration: int) -> PairedTest:
+    was_right, is_right = _correct(before), _correct(after)
+    counted = was_right.keys() & is_right.keys() if before.num_ignored or after.num_ignored else was_right.keys()
     return paired_test(
-        _correct(before),
-        _correct(after),
+        {key: right for key, right in was_right.items() if key in counted},
+        {key: right for key, right in is_right.items() if key in counted},
         dataset=after.dataset,
         split=after.split,
         against=against,
@@ -147,10 +150,10 @@ def _paired_test(before: EvalReport, after: EvalReport, against: str, against_it
 
 
 def _correct(report: EvalReport) -> dict[str, bool]:
-    """Problem id to whether the greedy answer was right."""
+    """Problem id to whether the greedy answer was right; ignored ones are neither."""
     assert report.predictions is not None
     folder = open_store().open(report.predictions)
-    return {p.problem_id: p.is_correct for p in read_predictions(folder / PREDICTIONS)}
+    return {p.problem_id: p.is_correct for p in read_predictions(folder / PREDICTIONS) if not p.is_ignored}
 
 
 def _search_metrics(refs: Sequence[Ref], first: Sequence[Ref]) -> dict[str, float]:
@@ -172,6 +175,14 @@ def _search_metrics(refs: Sequence[Ref], first: Sequence[Ref]) -> dict[str, floa
         **total_counts(refs),
         "num_resumed": sum(shard.get("num_resumed", 0.0) for shard in observed),
         "batch_invariant": min(shard.get("batch_invariant", 1.0) for shard in observed),
+    }
+
+
+def _failures(evaluations: Sequence[Ref]) -> dict[str, float]:
+    """Answers that the engine failed to give, over all sets; nothing of sets that version 0.1.0 measured."""
+    observed = [open_store().observations(ref) for ref in evaluations]
+    return {
+        name: float(sum(of.get(name, 0) for of in observed)) for name in FAILURES if any(name in of for of in observed)
     }
 
 

@@ -55,6 +55,7 @@ def _spec(
         **grading_spec(config),
         "seed": config.seed,
         "iteration": iteration,
+        **({"truncated": config.truncated} if config.truncated != "wrong" else {}),  # as version 0.1.0 did
     }
 
 
@@ -73,7 +74,13 @@ def _search_config(config: PipelineConfig, earlier: tuple[Ref, ...]) -> SearchCo
     )
 
 
-@stage(_shard_spec, version=2, run_name="search {iteration} shard {shard}")
+def _holds_no_failure(entry: Entry, **_: Any) -> bool:
+    """Version 0.1.0 counted what the engine failed to answer as wrong; trees with such rollouts are made again."""
+    observed = entry.observations()
+    return not observed.get("num_errors") or "num_redrawn" in observed
+
+
+@stage(_shard_spec, version=2, run_name="search {iteration} shard {shard}", still_holds=_holds_no_failure)
 def search_shard(
     entry: Entry,
     *,
@@ -125,6 +132,8 @@ def search_shard(
                 seed=derive_seed(config.seed, "search", iteration),
                 on_tree=on_tree,
                 resume={p.problem_id: before[p.problem_id] for p in to_do if p.problem_id in before},
+                truncated=config.truncated,
+                max_failed_share=config.policy.max_failed_share,
             )
             observations = stats.model_dump()
             observations |= {"batch_invariant": float(engine.batch_invariant), "num_resumed": float(len(resumed))}

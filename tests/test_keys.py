@@ -114,9 +114,11 @@ def gate_spec(records: list[IterationRecord], *overrides: str) -> dict[str, obje
 
 def old_dump(record: IterationRecord) -> dict[str, object]:
     """What version 0.1.0 took of a record into later keys."""
-    dumped = record.model_dump(mode="json", exclude={"search", "train", "seconds", "tracking_run", "parent"})
+    later = {"evaluate", "parent"}
+    dumped = record.model_dump(mode="json", exclude={"search", "train", "seconds", "tracking_run", *later})
     for report in dumped["evaluations"]:
-        del report["sampled_interval"]
+        for name in ("sampled_interval", "num_ignored", "cutoffs"):
+            del report[name]
     return dumped
 
 

@@ -40,8 +40,8 @@ def test_the_whole_path_is_graded():
         ("a\nb", [("a\n", Outcome.OPEN, 1), ("b", Outcome.UNPARSED, 1)]),
         ("#slow", [("#slow", Outcome.UNPARSED, 1)]),
         ("", [("", Outcome.UNPARSED, 1)]),
-        ("a\nb!", [("a\n", Outcome.OPEN, 1), ("b", Outcome.TRUNCATED, 1)]),
-        ("!", []),
+        ("a\nb!", [("a\n", Outcome.OPEN, 1), ("b", Outcome.UNPARSED, 1)]),  # a failure is asked again, and is no visit
+        ("!", [("", Outcome.UNPARSED, 1)]),
     ],
 )
 def test_outcomes(text, expected):
@@ -49,7 +49,7 @@ def test_outcomes(text, expected):
     assert nodes(tree) == expected
     assert (tree.num_rollouts, stats.num_rollouts) == (1, 1)
     assert tree.num_timeouts == stats.num_timeouts == ("slow" in text)
-    assert stats.num_errors == ("!" in text)
+    assert stats.num_errors == stats.num_redrawn == ("!" in text)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,15 @@ def test_a_killed_search_run_again_gives_the_same_trees():
             raise KilledError
 
     with pytest.raises(KilledError):
-        search_trees(problems, UnorderedPolicy(babble), LateGrader(), SearchConfig(), seed=0, on_tree=keep)
+        search_trees(
+            problems,
+            UnorderedPolicy(babble),
+            LateGrader(),
+            SearchConfig(),
+            seed=0,
+            on_tree=keep,
+            max_failed_share=1,
+        )
     rest = [problem for problem in problems if problem.problem_id not in finished]
     trees, stats, _ = search(babble, rest, capacity=3, arrival=9)
     assert (len(rest), stats.num_problems) == (7, 7)

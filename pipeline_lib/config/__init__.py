@@ -16,6 +16,7 @@ from pipeline_lib.config.stages import (
     SearchConfig,
 )
 from pipeline_lib.config.train_config import TrainConfig
+from pipeline_lib.config.truncation import Cutoff, Truncated
 
 __all__ = [
     "TEMPLATE_DATE",
@@ -23,6 +24,7 @@ __all__ = [
     "ColumnsConfig",
     "ConfigError",
     "ConfigGroup",
+    "Cutoff",
     "EvaluationConfig",
     "GateConfig",
     "GradingConfig",
@@ -36,6 +38,7 @@ __all__ = [
     "ServerConfig",
     "Settings",
     "TrainConfig",
+    "Truncated",
     "VllmConfig",
     "apply_overrides",
     "known_fields",

@@ -91,12 +91,12 @@ class SearchConfig(ConfigGroup):
     top_p: float = Field(
         1.0, gt=0, le=1, description="Nucleus mass of the rollouts. Our choice: 1 keeps the policy's own distribution."
     )
-    max_depth: int = Field(32, ge=1, description="Steps on a path; a rollout with more is TRUNCATED. Our choice.")
+    max_depth: int = Field(32, ge=1, description="Steps on a path; a rollout with more is cut off. Our choice.")
     max_new_tokens: int = Field(
-        256, ge=1, description="Tokens of all steps of a rollout; one that reaches it is TRUNCATED. Our choice."
+        256, ge=1, description="Tokens of all steps of a rollout; one that reaches it is cut off. Our choice."
     )
     max_step_tokens: int = Field(
-        256, ge=1, description="Tokens of one step; a rollout with a longer one is TRUNCATED. Our choice."
+        256, ge=1, description="Tokens of one step; a rollout with a longer one is cut off. Our choice."
     )
     max_tokens_per_problem: int | None = Field(
         None,

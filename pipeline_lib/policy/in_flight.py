@@ -101,8 +101,11 @@ class InFlight:
 
 
 def refusal(request: SampleRequest, limits: ModelLimits) -> FinishReason | None:
-    """Why a request ends before it starts, or None; bad token ids are data, not an exception."""
+    """Why a request ends before it starts, or None; bad token ids are data, not an exception.
+
+    Ids that fill the context, or more, are no failure: asked again, they would leave as little room.
+    """
     ids = request.token_ids
-    if len(ids) == 0 or len(ids) > limits.context or ids.min() < 0 or ids.max() >= limits.vocab_size:
+    if len(ids) == 0 or ids.min() < 0 or ids.max() >= limits.vocab_size:
         return FinishReason.ERROR
-    return FinishReason.LENGTH if len(ids) == limits.context or request.params.max_new_tokens < 1 else None
+    return FinishReason.LENGTH if len(ids) >= limits.context or request.params.max_new_tokens < 1 else None

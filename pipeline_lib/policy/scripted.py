@@ -45,7 +45,7 @@ class ScriptedPolicy:
         codec: its prompts must all end alike, as chat templates make them; that is where the prefix starts.
         policy_id: recorded with everything that is sampled.
         capacity: requests that run at once; the rest wait.
-        max_context_tokens: longer prompts are ERROR, and answers end there with LENGTH.
+        max_context_tokens: answers end there with LENGTH, before their first token where the prompt is longer.
         max_delay: a request takes 1 to so many engine steps.
         end_token_ids: what ends its answers, drawn by the request's seed; empty does not tell.
         seed: of delays and order, never of results.
@@ -112,10 +112,10 @@ class ScriptedPolicy:
 
     def _answer(self, request: SampleRequest) -> None:
         """Finishes a request with what the script says."""
-        room = min(self.max_context_tokens - len(request.token_ids), request.params.max_new_tokens)
+        room = max(0, min(self.max_context_tokens - len(request.token_ids), request.params.max_new_tokens))
         cut = _end_of(self._prompt_end, request.token_ids)
         prompt, prefix = (self.codec.decode(part) for part in (request.token_ids[:cut], request.token_ids[cut:]))
-        text = self.script(prompt, prefix, request.seed) if room >= 0 else None
+        text = self.script(prompt, prefix, request.seed)
         if text is None:
             self._in_flight.finish(request.request_id, (), FinishReason.ERROR)
             return

@@ -31,6 +31,7 @@ ARRAY_TYPES = {
     "outcomes": np.int8,
     "depths": np.int32,
     "end_token_ids": np.int32,
+    "cutoffs": np.int8,
 }
 PARQUET_SCHEMA = pa.schema(
     [
@@ -49,9 +50,11 @@ PARQUET_SCHEMA = pa.schema(
         ("tokens_kept", pa.int64()),
         ("num_timeouts", pa.int64()),
         ("end_token_ids", pa.list_(pa.int32())),
+        ("cutoffs", pa.list_(pa.int8())),
+        ("ignored", pa.list_(pa.int32())),
     ]
 )
-LATER_COLUMNS: JsonDict = {"end_token_ids": []}  # what stands for a column that version 0.1.0 did not write
+LATER_COLUMNS: JsonDict = {"end_token_ids": [], "cutoffs": [], "ignored": []}  # for those that 0.1.0 did not write
 
 
 class TreeWriter:
@@ -164,17 +167,19 @@ def tree_to_dict(tree: SearchTree) -> JsonDict:
         "tokens_generated": tree.tokens_generated,
         "tokens_kept": tree.tokens_kept,
         "num_timeouts": tree.num_timeouts,
+        "ignored": list(tree.ignored),
     }
 
 
 def tree_from_dict(row: JsonDict) -> SearchTree:
-    """The inverse of `tree_to_dict`.
+    """The inverse of `tree_to_dict`; what it did not give in version 0.1.0 may be missing.
 
     Raises:
         TypeError, KeyError: a field is missing or unknown.
     """
     fields: dict[str, Any] = LATER_COLUMNS | row
     fields |= {name: np.array(fields[name], dtype=dtype) for name, dtype in ARRAY_TYPES.items()}
+    fields["ignored"] = tuple(fields["ignored"])
     fields["steps"] = tuple(row["steps"])
     fields["token_ids"] = tuple(np.array(ids, dtype=np.int32) for ids in row["token_ids"])
     return SearchTree(**fields)

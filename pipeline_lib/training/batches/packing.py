@@ -165,7 +165,7 @@ def _scored_tokens(
     for node in nodes:
         ids = tree.token_ids[node]
         inside = np.arange(starts[node], starts[node] + len(ids), dtype=np.int32)
-        if tree.outcomes[node] in ENDED_BY_POLICY:
+        if tree.outcomes[node] in ENDED_BY_POLICY and not tree.cutoffs[node]:  # else no end was sampled
             known = tree.end_token_id(node)
             ids = np.append(ids, np.int32(eos_token_id if known is None else known))
         targets.append(ids)
