@@ -77,9 +77,8 @@ class Problem:
 class SearchTree:
     """One problem's tree as a struct of arrays; a parent always stands before its children.
 
-    A node is the problem plus the steps on its path; an edge is one sampled step. The root has no
-    step. A node's ``visits`` is the number of rollouts through it, its ``value_sums`` the number
-    of those that were right.
+    A node is the problem plus the steps on its path; an edge is one sampled step. The root has no step. A node's
+    ``visits`` is the number of rollouts through it, its ``value_sums`` the number of those that were right.
 
     Shapes: N nodes, P prompt tokens.
 
@@ -99,7 +98,6 @@ class SearchTree:
         tokens_kept: of those, the ones in a step whose rollout was backed up (merged ones count).
         num_timeouts: rollouts whose grading passed its deadline; their outcome is UNPARSED.
         end_token_ids: `[N]` int32, the token that ended each finished rollout; -1 where none did or it is not known.
-            Empty in trees of version 0.1.0, which did not keep it.
         cutoffs: `[N]` int8, `config.Cutoff` of the rollouts that end in a node; the first one's where several merged.
         ignored: rollouts left out, no visit and no reward, since a limit cut them off: one number per `Cutoff`, or ().
     """
@@ -122,9 +120,11 @@ class SearchTree:
     cutoffs: Int8Array = field(default_factory=lambda: np.zeros(0, dtype=np.int8))
     ignored: tuple[int, ...] = ()
 
-    def __post_init__(self) -> None:
-        if len(self.cutoffs) != len(self.parents):  # trees of version 0.1.0 have none
-            object.__setattr__(self, "cutoffs", np.zeros(len(self.parents), dtype=np.int8))
+    def __post_init__(self) -> None:  # trees of version 0.1.0 have neither
+        if len(self.end_token_ids) == 0:
+            object.__setattr__(self, "end_token_ids", np.full(self.num_nodes, NO_TOKEN, dtype=np.int32))
+        if len(self.cutoffs) == 0:
+            object.__setattr__(self, "cutoffs", np.zeros(self.num_nodes, dtype=np.int8))
 
     @property
     def num_nodes(self) -> int:
@@ -153,7 +153,7 @@ class SearchTree:
 
     def end_token_id(self, node: int) -> int | None:
         """The token that ended the rollout at `node`; None where none did or it is not known."""
-        found = int(self.end_token_ids[node]) if len(self.end_token_ids) else NO_TOKEN
+        found = int(self.end_token_ids[node])
         return None if found == NO_TOKEN else found
 
     def sibling_groups(self) -> dict[int, Int32Array]:
@@ -181,10 +181,8 @@ class TrainingExample:
 
     Args:
         tree: the searched tree, for its tokens and prefixes.
-        weights: `[N]` float64; the loss multiplies node i's log-likelihood by ``weights[i]``; 0
-            means not scored.
-        pairs: `[R, 2]` int32, (preferred node, dispreferred node), siblings; only ``step-dpo``
-            reads them.
+        weights: `[N]` float64; the loss multiplies node i's log-likelihood by ``weights[i]``; 0 means not scored.
+        pairs: `[R, 2]` int32, (preferred node, dispreferred node), siblings; only ``step-dpo`` reads them.
     """
 
     tree: SearchTree
