@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Any
 
 from pipeline_lib.policy import FinishReason, Policy, SampleRequest, SampleResult
@@ -50,7 +51,9 @@ class FaultyPolicy:
         return SampleResult(result.request_id, result.token_ids[: len(result.token_ids) // 2], FinishReason.ERROR)
 
 
-def failing(open_policy: Callable[..., Policy], share: float, *, burst: int = 1) -> Callable[..., FaultyPolicy]:
-    """`open_policy` with faults; each engine that it opens has faults of its own."""
-    opened = iter(range(1_000_000))
+def failing(
+    open_policy: Callable[..., Policy], share: float, *, burst: int = 1, seed: int = 0
+) -> Callable[..., FaultyPolicy]:
+    """`open_policy` with faults; each engine that it opens has faults of its own, the first one those of `seed`."""
+    opened = count(seed)
     return lambda *arguments: FaultyPolicy(open_policy(*arguments), share, burst=burst, seed=next(opened))
