@@ -1,11 +1,13 @@
 """Which sampled token holds a character of the decoded text.
 
 One idea: a text is taken apart into the texts of its tokens, which are remembered, and joined again as a proof. What a
-single token spells depends on the tokenizer:
+token spells depends on the tokenizer:
 
 1. its own text, wherever it stands: byte-level tokenizers, as long as no character lies across tokens;
 2. its text behind another token: tokenizers that drop the space before a text's first word;
-3. nothing by itself: some bytes of a character. Such tokens in a row are decoded together.
+3. nothing by itself: some bytes of a character. Such tokens in a row are decoded together;
+4. nothing by itself beside such bytes, though otherwise it does: line ends and others that a tokenizer writes as bytes,
+   in a rollout that was cut, or sampled, in the middle of a character.
 
 A codec that none of this fits is asked for the texts of prefixes, some eight of them for every cut.
 """
@@ -13,7 +15,7 @@ A codec that none of this fits is asked for the texts of prefixes, some eight of
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 
@@ -27,6 +29,7 @@ FEW = 16  # tokens, the first ones
 REMEMBERED_RUN = 8  # tokens; a longer run of bytes will hardly come again
 
 Cut = tuple[int, int]
+Runs = dict[int, int]
 
 
 @dataclass(slots=True)
@@ -56,23 +59,33 @@ def cuts_at(token_ids: Int32Array, text: str, stops: Sequence[int], codec: Codec
         codec: only `decode` is used.
         texts: of this codec; filled here.
     """
-    ids = token_ids.tolist()
-    pieces: Sequence[str] = _pieces_alone(ids[:FEW], codec, texts)
-    if text.startswith("".join(pieces)):  # else it is of no use to look at the others
-        pieces = _pieces_alone(ids, codec, texts)
-    runs: dict[int, int] = {}
-    if "".join(pieces) != text:
-        pieces, runs = _pieces_behind(ids, codec, texts)
-        if "".join(pieces) != text:
-            return [_cut_by_prefixes(token_ids, text, codec, stop, (0, len(ids)), 0) for stop in stops]
+    proven = (found for found in _readings(token_ids.tolist(), text, codec, texts) if "".join(found[0]) == text)
+    pieces, runs = next(proven, ((), {}))
+    if not pieces:
+        return [_cut_by_prefixes(token_ids, text, codec, stop) for stop in stops]
     ends = np.fromiter(map(len, pieces), np.int64, len(pieces)).cumsum()
     tokens = ends.searchsorted(stops)
     cuts = list(zip((tokens + 1).tolist(), ends[tokens].tolist(), strict=True))
     for place, token in enumerate(tokens.tolist() if runs else ()):
         if token in runs:
             begin = int(ends[token - 1]) if token else 0
-            cuts[place] = _cut_by_prefixes(token_ids, text, codec, stops[place], (token, runs[token]), begin)
+            cuts[place] = _cut_in_run(token_ids, text, codec, stops[place], (token, runs[token]), begin)
     return cuts
+
+
+def _readings(ids: list[int], text: str, codec: Codec, texts: TokenTexts) -> Iterator[tuple[Sequence[str], Runs]]:
+    """What each token may spell, that of a run at its first token, and where each run ends; see the module.
+
+    A run is given as its first token to the one after its last.
+    """
+    if text.startswith("".join(_pieces_alone(ids[:FEW], codec, texts))):  # else the others are of no use either
+        yield _pieces_alone(ids, codec, texts), {}
+    pieces = _pieces_behind(ids, codec, texts)
+    yield _with_runs(pieces, ids, texts.parts, codec, texts)
+    part = next((token_id for token_id in ids if token_id in texts.parts), None)
+    if part is not None:
+        joined = {id_ for id_ in set(ids) if _decode(codec, id_, part) != texts.alone[id_] + texts.alone[part]}
+        yield _with_runs(pieces, ids, joined | texts.parts, codec, texts)
 
 
 def _pieces_alone(ids: list[int], codec: Codec, texts: TokenTexts) -> tuple[str, ...]:
@@ -84,28 +97,31 @@ def _pieces_alone(ids: list[int], codec: Codec, texts: TokenTexts) -> tuple[str,
         return _looked_up(texts.alone, ids)
 
 
-def _pieces_behind(ids: list[int], codec: Codec, texts: TokenTexts) -> tuple[list[str], dict[int, int]]:
-    """The text of each token behind the ones before it, that of a run at its first token; and where each run ends.
-
-    Runs are tokens in a row whose own texts are incomplete, given as first token to the one after the last.
-    """
+def _pieces_behind(ids: list[int], codec: Codec, texts: TokenTexts) -> tuple[str, ...]:
+    """The text of each token behind the ones before it; "" where it is part of a character."""
+    first = () if ids[0] in texts.parts else _pieces_alone(ids[:1], codec, texts)
     try:
-        pieces = list(_looked_up(texts.behind, ids))
+        return (*first, *_looked_up(texts.behind, ids)[len(first) :])
     except KeyError:
         texts.behind |= {id_: _text_behind(codec, id_, texts) for id_ in ids if id_ not in texts.behind}
-        pieces = list(_looked_up(texts.behind, ids))
-    if ids[0] not in texts.parts:
-        pieces[0] = texts.alone[ids[0]]
-    runs: dict[int, int] = {}
-    if texts.parts.isdisjoint(ids):
-        return pieces, runs
+        return _pieces_behind(ids, codec, texts)
+
+
+def _with_runs(
+    pieces: Sequence[str], ids: list[int], in_runs: set[int], codec: Codec, texts: TokenTexts
+) -> tuple[Sequence[str], Runs]:
+    """The pieces with the texts of all runs of some tokens, and the runs."""
+    if in_runs.isdisjoint(ids):
+        return pieces, {}
+    runs: Runs = {}
     first = end = -1
-    for token in (token for token, token_id in enumerate(ids) if token_id in texts.parts):
+    for token in [token for token, token_id in enumerate(ids) if token_id in in_runs]:
         first, end = (first if token == end else token), token + 1
         runs[first] = end
+    filled = list(pieces)
     for first, end in runs.items():
-        pieces[first] = _text_of_run(tuple(ids[first:end]), codec, texts)
-    return pieces, runs
+        filled[first:end] = [_text_of_run(tuple(ids[first:end]), codec, texts), *[""] * (end - first - 1)]
+    return filled, runs
 
 
 def _looked_up(texts: dict[int, str], ids: list[int]) -> tuple[str, ...]:
@@ -136,27 +152,25 @@ def _decode(codec: Codec, *ids: int) -> str:
     return codec.decode(np.array(ids, dtype=np.int32))
 
 
-def _cut_by_prefixes(
-    token_ids: Int32Array, text: str, codec: Codec, stop: int, within: tuple[int, int], begin: int
-) -> Cut:
-    """One cut, by a binary search over prefixes of some of the tokens.
+def _reach(token_ids: Int32Array, codec: Codec) -> int:
+    """Characters that these tokens spell for sure: an unfinished one at the end is left out."""
+    return len(codec.decode(token_ids).rstrip(INCOMPLETE))
+
+
+def _cut_in_run(token_ids: Int32Array, text: str, codec: Codec, stop: int, run: tuple[int, int], begin: int) -> Cut:
+    """The cut at a stop within a run, which goes from its first token to before another, its text from `begin` on."""
+    first, end = run
+    reached = ((n, begin + _reach(token_ids[first:n], codec)) for n in range(first, end + 1))
+    num_tokens, char = next(((n, char) for n, char in reached if char >= stop), (end, stop))
+    return (num_tokens, len(text)) if num_tokens == len(token_ids) else (num_tokens, max(char, stop))
+
+
+def _cut_by_prefixes(token_ids: Int32Array, text: str, codec: Codec, stop: int) -> Cut:
+    """The cut at a stop, by a binary search over prefixes.
 
     Right for any codec whose prefixes decode to prefixes, up to one unfinished character.
-
-    Args:
-        token_ids: all of the rollout's.
-        text: theirs.
-        codec: decodes prefixes.
-        stop: a character that the text of these tokens holds or ends with.
-        within: the first of these tokens, and the one after the last.
-        begin: the character where their text begins.
     """
-    first, end = within
-
-    def reach(num_tokens: int) -> int:
-        return begin + len(codec.decode(token_ids[first:num_tokens]).rstrip(INCOMPLETE))
-
-    num_tokens = first + bisect_left(range(first, end), stop, key=reach)
+    num_tokens = bisect_left(range(len(token_ids)), stop, key=lambda n: _reach(token_ids[:n], codec))
     if num_tokens == len(token_ids):
         return num_tokens, len(text)
-    return num_tokens, max(reach(num_tokens), stop)
+    return num_tokens, max(_reach(token_ids[:num_tokens], codec), stop)

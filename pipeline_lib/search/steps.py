@@ -23,12 +23,12 @@ from pipeline_lib.types import Int32Array
 STEP_RULES = 2  # rises when the rules below change where any text is cut
 OWN_EXPRESSION_S = 1.0  # for one rollout; an expression that takes longer backtracks without end
 
-# What ends a step under each name of `search.step_delimiter`; a match of the group `no` does not.
+# What ends a step under each name of `search.step_delimiter`; a match of a group does not.
 _NAMED = {
     "line": re.compile(r"\n"),
     "blank_line": re.compile(r"\n(?:[ \t\r]*+\n)++"),
     "sentence": re.compile(
-        r"""(?P<no> ^[ \t>]*+\d++[.)] | \b(?:e\.g|i\.e|cf|vs|Dr|Mr|Mrs|Ms|Prof|Fig|Eq)\. )
+        r"""( ^[ \t>]*+\d++[.)] | \b(?:e\.g|i\.e|cf|vs|Dr|Mr|Mrs|Ms|Prof|Fig|Eq)\. )
           | [.!?]++["'”’)\]*_]*+ (?=[ \t]) | [。！？]++["'”’」』）]*+ | \n""",
         re.VERBOSE | re.MULTILINE,
     ),
@@ -101,7 +101,8 @@ def delimiter_ends(text: str, delimiter: str) -> list[int]:
     """
     named = _NAMED.get(delimiter)
     if named is not None:
-        return [found.end() for found in named.finditer(text) if found.lastgroup != "no"]
+        matches = named.finditer(text)
+        return [found.end() for found in matches if found.lastindex is None]
     try:
         return [found.end() for found in regex.finditer(delimiter, text, timeout=OWN_EXPRESSION_S)]
     except TimeoutError:
