@@ -211,9 +211,7 @@ class PolicyRef(Record):
     policy_id: str = Field(description="Hash of base revision and adapter files.")
     base_model: str = Field(description="Model folder or hub name.")
     revision: str | None = Field(default=None, description="Hub revision; None for a folder.")
-    adapter_uri: str | None = Field(
-        default=None, description="Folder of the adapter or full weights; None for the base."
-    )
+    adapter_uri: str | None = Field(default=None, description="Folder of adapter or full weights; None for the base.")
     iteration: int = Field(ge=0, description="0 for the base.")
 
 
