@@ -26,7 +26,7 @@ def request(name: str, ids: list[int], *, max_new_tokens: int = 5) -> SampleRequ
         ([1, 2, 3], 5, None),
         ([0, 9], 1, None),
         ([], 5, "error"),
-        ([1] * 5, 5, "error"),
+        ([1] * 5, 5, "length"),
         ([1, 10], 5, "error"),
         ([-1, 1], 5, "error"),
         ([1] * 4, 5, "length"),

@@ -55,7 +55,7 @@ def _iteration_json(record: IterationRecord) -> JsonDict:
         "truncated": _truncated(record),
         "evaluate": {name: _finite(record.evaluate.get(key)) for name, key in FAILURE_KEYS.items()},
         "parent": record.parent,
-        "audit": audit and audit.model_dump(include={"variance", "informative_share", "passed", "reason"}),
+        "audit": audit and audit.model_dump(include={"variance", "informative_share", "passed", "reason", "cutoffs"}),
         "search": {name: _finite(record.search.get(key)) for name, key in SEARCH_KEYS.items()},
         "train": {
             "updates": int(train.get("updates", 0)),
