@@ -278,7 +278,7 @@ def test_the_rule_is_in_the_key_where_it_changes_what_0_1_0_did() -> None:
     config = PipelineConfig()
     assert config.truncated == "wrong"
     run = {"config": config, "problems": REF, "policy": POLICY}
-    assert "truncated" not in searching._spec(**run, iteration=1, shard=0, earlier=())
+    assert "truncated" not in searching._spec(**run, iteration=1, earlier=())
     graded = {**run, "config": apply_overrides(config, ["truncated=grade"])}
     assert "truncated" not in evaluation._spec(**graded, split="test", name="any")
     assert all(len(set(column)) == 3 for column in zip(*map(keys, RULES), strict=True))
