@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ Int8Array = NDArray[np.int8]
 Float64Array = NDArray[np.float64]
 
 NO_PARENT = -1
+NO_TOKEN = -1
 ROOT = 0
 
 
@@ -56,7 +57,7 @@ class Problem:
             set has a name of its own.
         question: what the policy is asked, without any prompt around it.
         answer: the gold final answer alone, never a worked solution.
-        dataset: the dataset's name; prompt, step delimiter and answer format depend on it.
+        dataset: the dataset's name; prompt and answer format depend on it.
         metadata: columns that some reports group by (``level``, ``subject``); strings only.
     """
 
@@ -76,9 +77,8 @@ class Problem:
 class SearchTree:
     """One problem's tree as a struct of arrays; a parent always stands before its children.
 
-    A node is the problem plus the steps on its path; an edge is one sampled step. The root has no
-    step. A node's ``visits`` is the number of rollouts through it, its ``value_sums`` the number
-    of those that were right.
+    A node is the problem plus the steps on its path; an edge is one sampled step. The root has no step. A node's
+    ``visits`` is the number of rollouts through it, its ``value_sums`` the number of those that were right.
 
     Shapes: N nodes, P prompt tokens.
 
@@ -97,6 +97,9 @@ class SearchTree:
         tokens_generated: tokens that the policy sampled for this tree.
         tokens_kept: of those, the ones in a step whose rollout was backed up (merged ones count).
         num_timeouts: rollouts whose grading passed its deadline; their outcome is UNPARSED.
+        end_token_ids: `[N]` int32, the token that ended each finished rollout; -1 where none did or it is not known.
+        cutoffs: `[N]` int8, `config.Cutoff` of the rollouts that end in a node; the first one's where several merged.
+        ignored: rollouts left out, no visit and no reward, since a limit cut them off: one number per `Cutoff`, or ().
     """
 
     problem_id: str
@@ -113,6 +116,15 @@ class SearchTree:
     tokens_generated: int = 0
     tokens_kept: int = 0
     num_timeouts: int = 0
+    end_token_ids: Int32Array = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
+    cutoffs: Int8Array = field(default_factory=lambda: np.zeros(0, dtype=np.int8))
+    ignored: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:  # trees of version 0.1.0 have neither
+        if len(self.end_token_ids) == 0:
+            object.__setattr__(self, "end_token_ids", np.full(self.num_nodes, NO_TOKEN, dtype=np.int32))
+        if len(self.cutoffs) == 0:
+            object.__setattr__(self, "cutoffs", np.zeros(self.num_nodes, dtype=np.int8))
 
     @property
     def num_nodes(self) -> int:
@@ -124,6 +136,11 @@ class SearchTree:
         return int(self.visits[ROOT])
 
     @property
+    def num_simulations(self) -> int:
+        """Simulations that its budget paid for: those backed up, and those ignored."""
+        return self.num_rollouts + sum(self.ignored)
+
+    @property
     def values(self) -> Float64Array:
         """`[N]` mean reward below each node, ``W / N``; 0 where never visited."""
         values: Float64Array = self.value_sums / np.maximum(self.visits, 1)
@@ -133,6 +150,11 @@ class SearchTree:
     def is_informative(self) -> bool:
         """True when at least one rollout was right and at least one was not."""
         return bool(0 < self.value_sums[ROOT] < self.visits[ROOT])
+
+    def end_token_id(self, node: int) -> int | None:
+        """The token that ended the rollout at `node`; None where none did or it is not known."""
+        found = int(self.end_token_ids[node])
+        return None if found == NO_TOKEN else found
 
     def sibling_groups(self) -> dict[int, Int32Array]:
         """Children of every inner node: parent index to `[A]` int32 child indices, ascending."""
@@ -159,10 +181,8 @@ class TrainingExample:
 
     Args:
         tree: the searched tree, for its tokens and prefixes.
-        weights: `[N]` float64; the loss multiplies node i's log-likelihood by ``weights[i]``; 0
-            means not scored.
-        pairs: `[R, 2]` int32, (preferred node, dispreferred node), siblings; only ``step-dpo``
-            reads them.
+        weights: `[N]` float64; the loss multiplies node i's log-likelihood by ``weights[i]``; 0 means not scored.
+        pairs: `[R, 2]` int32, (preferred node, dispreferred node), siblings; only ``step-dpo`` reads them.
     """
 
     tree: SearchTree
@@ -171,9 +191,9 @@ class TrainingExample:
 
 
 class Record(BaseModel):
-    """Base of everything written as JSON: immutable, unknown fields refused."""
+    """Base of everything written as JSON: immutable; what a later version wrote besides is left out when it is read."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class Ref(Record):
@@ -191,9 +211,7 @@ class PolicyRef(Record):
     policy_id: str = Field(description="Hash of base revision and adapter files.")
     base_model: str = Field(description="Model folder or hub name.")
     revision: str | None = Field(default=None, description="Hub revision; None for a folder.")
-    adapter_uri: str | None = Field(
-        default=None, description="Folder of the adapter or full weights; None for the base."
-    )
+    adapter_uri: str | None = Field(default=None, description="Folder of adapter or full weights; None for the base.")
     iteration: int = Field(ge=0, description="0 for the base.")
 
 
@@ -208,7 +226,13 @@ class EvalReport(Record):
     num_unparsed: int
     num_truncated: int
     num_timeouts: int = 0
-    accuracy: float = Field(description="num_correct / num_problems, greedy, in [0, 1].")
+    num_ignored: int = Field(
+        default=0, json_schema_extra={"before": 0}, description="Truncated answers that are in no other count."
+    )
+    cutoffs: dict[str, int] = Field(
+        default_factory=dict, json_schema_extra={"before": {}}, description="Truncated answers by limit: `tokens`, …"
+    )
+    accuracy: float = Field(description="num_correct / (num_problems - num_ignored), greedy, in [0, 1].")
     interval: tuple[float, float] = Field(description="95 % Wilson interval of the accuracy.")
     sampled: dict[str, float] = Field(
         default_factory=dict,
@@ -229,7 +253,7 @@ class EvalReport(Record):
 
     @property
     def num_wrong(self) -> int:
-        return self.num_problems - self.num_correct - self.num_unparsed - self.num_timeouts
+        return self.num_problems - self.num_ignored - self.num_correct - self.num_unparsed - self.num_timeouts
 
 
 class PairedTest(Record):
@@ -286,6 +310,11 @@ class AuditReport(Record):
         default_factory=dict,
         description="Rollouts by how they ended: `correct`, `wrong`, `unparsed`, `timeout`, `truncated`.",
     )
+    cutoffs: dict[str, int] = Field(
+        default_factory=dict,
+        json_schema_extra={"before": {}},
+        description="Rollouts that a limit cut off, by limit: `step`, `depth`, `tokens`, `context`; graded ones too.",
+    )
     histogram: Histogram
     remedied: bool = Field(description="The uninformative problems were searched again with twice the simulations.")
     remedy: Remedy | None = Field(
@@ -318,6 +347,7 @@ class IterationRecord(Record):
     audit: AuditReport | None = None
     search: dict[str, float] = Field(default_factory=dict)
     train: dict[str, float] = Field(default_factory=dict)
+    evaluate: dict[str, float] = Field(default_factory=dict, json_schema_extra={"before": {}})
     seconds: dict[str, float] = Field(default_factory=dict)
     refs: dict[str, Ref] = Field(default_factory=dict)
     tracking_run: str | None = None
@@ -364,23 +394,6 @@ class RunResult(Record):
     wall_s: float = Field(ge=0, description="Seconds from the flow's start to its end.")
     tracking_run: str | None = Field(default=None, description="Id of the run's parent in MLflow; None when untracked.")
     promotion: Promotion | None = Field(default=None, description="None when untracked.")
-
-
-class Grader(Protocol):
-    """Grades answers off the engine's path: submit now, collect when done, in any order."""
-
-    @property
-    def num_in_flight(self) -> int:
-        """Answers submitted and not yet returned by `poll`."""
-        ...
-
-    def submit(self, key: str, prediction: str, gold: str) -> None:
-        """Queues one answer; `prediction` is the policy's raw text."""
-        ...
-
-    def poll(self, *, block: bool) -> list[tuple[str, Grade]]:
-        """Finished (key, grade) pairs; with `block`, waits for at least one when any is in flight."""
-        ...
 
 
 JsonDict = dict[str, Any]

@@ -11,7 +11,7 @@ from prefect import State, task
 from prefect.states import Completed
 
 from pipeline_lib.config import ConfigError, PipelineConfig, Settings
-from pipeline_lib.policy.model_folders import fingerprint
+from pipeline_lib.policy.model_folders import fingerprint, model_commit
 from pipeline_lib.report.metrics import record_metrics
 from pipeline_lib.store import PARTIAL, Entry, StoreError
 from pipeline_lib.tracking import Champion, Tracker, download_champion, model_name, registered_champion
@@ -20,6 +20,7 @@ from pipeline_lib.tracking.provenance import describe_environment
 from pipeline_lib.types import EvalReport, IterationRecord, PolicyRef, Ref
 from tasks.evaluate import load_report
 from tasks.runtime.artifacts import show_markdown
+from tasks.runtime.keys import key_text
 from tasks.runtime.stage import Done, stage
 
 
@@ -34,8 +35,10 @@ def champion_policy(config: PipelineConfig, champion: Champion) -> PolicyRef:
     Raises:
         ConfigError: the configuration has another base than the one that it was trained on.
     """
-    for dial, own in (("model", champion.base_model), ("revision", champion.revision)):
-        configured = getattr(config.policy, dial)
+    for dial, own, configured in (
+        ("model", champion.base_model, config.policy.model),
+        ("revision", champion.revision, _revision(config, champion)),
+    ):
         if configured != own:
             raise ConfigError(
                 f"policy.{dial}={configured}: {champion.model} version {champion.version} was trained on {own}; "
@@ -45,10 +48,18 @@ def champion_policy(config: PipelineConfig, champion: Champion) -> PolicyRef:
     return PolicyRef(
         policy_id=champion.policy_id,
         base_model=config.policy.model,
-        revision=config.policy.revision,
+        revision=champion.revision,
         adapter_uri=fetched.uri,
         iteration=champion.iteration,
     )
+
+
+def _revision(config: PipelineConfig, champion: Champion) -> str | None:
+    """What the configuration says of the base's revision, as a commit where the champion names one: none is its own."""
+    configured = config.policy.revision
+    if configured in (None, champion.revision):
+        return champion.revision
+    return model_commit(config.policy.model, configured) or configured
 
 
 def _fetch_spec(*, champion: Champion) -> dict[str, Any]:
@@ -83,7 +94,7 @@ def record_champion(*, config: PipelineConfig, champion: Champion, evaluations: 
         evaluations=tuple(reports),
         refs={f"evaluate/{report.dataset}": ref for report, ref in zip(reports, evaluations, strict=True)},
     )
-    material = "\n".join([champion.model, champion.version, config.model_dump_json(), *(r.sha256 for r in evaluations)])
+    material = "\n".join([champion.model, champion.version, key_text(config), *(r.sha256 for r in evaluations)])
     tracker = Tracker.open(
         Settings(),
         run_key=f"champion-{hashlib.sha256(material.encode()).hexdigest()[:16]}",

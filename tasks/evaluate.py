@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
@@ -14,11 +15,12 @@ from pipeline_lib.store import Entry, canonical_json, read_json, write_json
 from pipeline_lib.types import EvalReport, PolicyRef, Ref
 from tasks.problems import PROBLEMS
 from tasks.runtime.engines import engine_spec, open_policy
-from tasks.runtime.graders import conventions_of, extractor, grading_spec, open_grader
+from tasks.runtime.graders import conventions_of, extractor, grading_spec, open_grader, source_spec
 from tasks.runtime.keys import key_of
 from tasks.runtime.stage import Done, open_store, stage
 
 REPORT, PREDICTIONS = "report.json", "predictions.parquet"
+FAILURES = ("num_errors", "num_redrawn")  # of the engine, as its stats count them
 VOTES = 2
 """Raised with every change of what is made of samples; reports without samples are found again then."""
 
@@ -26,13 +28,25 @@ VOTES = 2
 def _spec(*, config: PipelineConfig, problems: Ref, policy: PolicyRef, split: str, name: str) -> dict[str, Any]:
     return {
         "evaluation": key_of(config.evaluation, without={"datasets", "num_problems"}),
-        "engine": engine_spec(config),
+        "engine": engine_spec(config, policy, _dataset(config, split, name)),
         "policy_id": policy.policy_id,
         **grading_spec(config),
         "seed": config.seed,
         "split": split,
         **({"votes": VOTES} if config.evaluation.num_samples else {}),
+        **_truncated_key(config),
     }
+
+
+def _dataset(config: PipelineConfig, split: str, name: str) -> str:
+    """The dataset of the set that `evaluation_sets` calls `name`."""
+    tested = {f"{named.name} test": named.dataset for named in config.evaluation.test_sets}
+    return tested.get(name, config.problems.dataset) if split == "test" else config.problems.dataset
+
+
+def _truncated_key(config: PipelineConfig) -> dict[str, str]:
+    """Version 0.1.0 graded what was cut off, so with that its results are found."""
+    return {"truncated": config.truncated} if config.truncated != "grade" else {}
 
 
 @stage(_spec, version=2, run_name="evaluate {policy.iteration} {name}")
@@ -41,21 +55,25 @@ def evaluate_policy(
 ) -> Done:
     """Greedy pass@1 with its interval, and avg@n, maj@n and pass@k where samples are asked for."""
     asked = read_problems(open_store().open(problems) / PROBLEMS)
-    dataset = asked[0].dataset
+    dataset, engine = asked[0].dataset, open_policy(config, policy, asked)
+    failed = Counter({name: -getattr(engine.stats, name) for name in FAILURES})
     with open_grader(config, dataset) as grader:
         report, predictions = evaluate(
             asked,
-            open_policy(config, policy, asked),
+            engine,
             grader,
             split=split,
             config=config.evaluation,
             seed=derive_seed(config.seed, "evaluate"),
             extract=extractor(config, dataset),
+            truncated=config.truncated,
+            max_failed_share=config.policy.max_failed_share,
         )
+    failed.update({name: getattr(engine.stats, name) for name in FAILURES})
     report = report.model_copy(update={"problems": problems, "yardstick": _yardstick(config, problems, dataset)})
     write_json(entry.path / REPORT, report)
     write_predictions(predictions, entry.path / PREDICTIONS)
-    return Done(len(asked))
+    return Done(len(asked), {name: float(failed[name]) for name in FAILURES})
 
 
 def _yardstick(config: PipelineConfig, problems: Ref, dataset: str) -> str:
@@ -63,8 +81,10 @@ def _yardstick(config: PipelineConfig, problems: Ref, dataset: str) -> str:
     shared = {
         "problems": problems.sha256,
         "grader": config.grader,
+        **source_spec(config),
         "conventions": asdict(conventions_of(config, dataset)),
         "max_new_tokens": config.evaluation.max_new_tokens,
+        **_truncated_key(config),
     }
     return hashlib.sha256(canonical_json(shared).encode()).hexdigest()[:16]
 

@@ -11,29 +11,40 @@ from prefect.context import FlowRunContext
 from pipeline_lib.config import PipelineConfig
 from pipeline_lib.report import findings_markdown
 from pipeline_lib.report.notes import run_note
-from pipeline_lib.store import Entry
+from pipeline_lib.store import Entry, read_json, write_json
 from pipeline_lib.tracking import TrackingOutage, model_name
 from pipeline_lib.types import GateDecision, IterationRecord, RunResult
-from tasks.record import records_spec
+from tasks.record import MEASURED, records_spec
 from tasks.reporting.announce import announce_result
 from tasks.reporting.gather import MATERIAL_FILE, gather_material, render_report
 from tasks.runtime.artifacts import show_markdown
 from tasks.runtime.flow_tracking import is_tracked, open_tracker, run_key
+from tasks.runtime.keys import key_of
 from tasks.runtime.stage import Done, stage
 
-RESULT = "result"
+RESULT, RESULT_FILE = "result", "result.json"
 
 
 def _finish_spec(
     *, config: PipelineConfig, records: Sequence[IterationRecord], decision: GateDecision
 ) -> dict[str, Any]:
-    return {"run": run_key(config), "records": records_spec(records), "decision": decision.model_dump()}
+    return {"run": run_key(config), "records": records_spec(records), "decision": key_of(decision)}
+
+
+def load_result(entry: Entry) -> RunResult:
+    """What `finish_run` came to; version 0.1.0 had all of it in the measurements."""
+    measured = entry.observations()[RESULT]
+    if not (entry.path / RESULT_FILE).is_file():
+        return RunResult.model_validate(measured)
+    found = read_json(entry.path / RESULT_FILE)
+    both = zip(measured["records"], found["records"], strict=True)
+    return RunResult.model_validate({**measured, **found, "records": [{**own, **record} for own, record in both]})
 
 
 @stage(
     _finish_spec,
     run_name="finish",
-    result=lambda entry: RunResult.model_validate(entry.observations()[RESULT]),
+    result=load_result,
     still_holds=lambda entry, **_: is_tracked(entry, RESULT),
     transient=(TrackingOutage,),
 )
@@ -57,7 +68,12 @@ def finish_run(
     summary = f"{findings_markdown(config, result)}\n\n{note}"
     show_markdown(summary, key="report", description=result.stopped_because)
     announce_result(config, result)
-    return Done(len(records), {RESULT: result.model_dump(mode="json")})
+    dumped = result.model_dump(mode="json", include={"decision", "stopped_because"})
+    dumped["records"] = [record.model_dump(mode="json", exclude=MEASURED) for record in records]
+    write_json(entry.path / RESULT_FILE, dumped)
+    measured = result.model_dump(mode="json", include={"wall_s", "tracking_run", "promotion"})
+    measured["records"] = [record.model_dump(mode="json", include=MEASURED) for record in records]
+    return Done(len(records), {RESULT: measured})
 
 
 def _stopped_because(records: Sequence[IterationRecord], decision: GateDecision) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from pipeline_lib.config import NamedSet, PipelineConfig
 from pipeline_lib.problems.draw import draw_problems as draw
 from pipeline_lib.problems.draw import draw_test, hold_out
+from pipeline_lib.problems.hub import hub_commit, hub_name
 from pipeline_lib.problems.pools import ProblemPool
 from pipeline_lib.problems.problem_table import write_problems
 from pipeline_lib.problems.run_sets import local_files, tested_pool, training_pool
@@ -82,7 +83,7 @@ def _test_spec(*, config: PipelineConfig, dataset: str, path: str | None, name: 
     }
     if is_tiny(dataset):
         return spec
-    columns = config.problems.columns.model_dump(exclude_none=True)
+    columns = {name: column for name, column in key_of(config.problems.columns).items() if column is not None}
     return spec | {"reading": READING, "name": name or dataset} | ({"columns": columns} if columns else {})
 
 
@@ -136,9 +137,13 @@ def _validation_digest(config: PipelineConfig) -> str | None:
 
 
 def _digest(dataset: str, split: str, path: str | None) -> str | None:
-    """Of the files that are read, or where on the hub they are: other rows make another entry, moved ones do not."""
-    if path is None or path.startswith("hub:") or is_tiny(dataset):
+    """Of the files that are read, or the commit on the hub: other rows make another entry, moved ones do not."""
+    if is_tiny(dataset):
         return path
+    if (name := hub_name(dataset, split, path)) is not None:
+        return f"{name}@{hub_commit(name)}"
+    if path is None:
+        return None
     return _digest_of(local_files(dataset, split, path))
 
 

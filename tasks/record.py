@@ -1,11 +1,13 @@
 """Puts an iteration on record: one JSON in the store, one run in MLflow, one table in Prefect.
 
-A record is a stage's result too. What it says lies in its entry beside the digest, for it holds seconds and
-the id of an MLflow run; a finished record is written again only when MLflow has lost its run.
+A record is a stage's result too: what it found lies in its entry's ``record.json``, what differs from one run to the
+next of equal records, seconds, rates and the id of an MLflow run, beside it under a seal. A finished record is written
+again only when MLflow has lost its run.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,22 +16,22 @@ from pipeline_lib.evaluation import paired_test, read_predictions
 from pipeline_lib.gate import best_so_far, decide
 from pipeline_lib.report.tables import average_name, format_average
 from pipeline_lib.search import SearchStats, total_stats
-from pipeline_lib.store import Entry
+from pipeline_lib.store import Entry, read_json, write_json
 from pipeline_lib.tracking import Tracker, TrackingOutage
 from pipeline_lib.types import EvalReport, IterationRecord, PairedTest, PolicyRef, Ref
 from tasks.audit import load_audit
-from tasks.evaluate import PREDICTIONS, load_report
+from tasks.evaluate import FAILURES, PREDICTIONS, load_report
 from tasks.reporting.iteration_contents import contents_of, figures_page, histories_of
 from tasks.runtime.artifacts import show_markdown, show_table
 from tasks.runtime.flow_tracking import is_tracked, open_tracker, run_key
 from tasks.runtime.keys import key_of
-from tasks.runtime.stage import Done, open_store, seconds_of, stage
-from tasks.search import TOTALS
+from tasks.runtime.stage import Done, figures_of, open_store, seconds_of, stage
+from tasks.search import total_counts
 
 Stages = Mapping[str, tuple[Ref, ...]]  # references by stage, one per shard
 
-RECORD = "record"
-MEASURED = {"search", "train", "seconds", "tracking_run"}  # differ from one run to the next of equal records
+RECORD, RECORD_FILE = "record", "record.json"
+MEASURED = {"search", "train", "evaluate", "seconds", "tracking_run"}  # differ between runs of equal records
 
 
 def records_spec(records: Sequence[IterationRecord]) -> list[dict[str, Any]]:
@@ -50,17 +52,24 @@ def _record_spec(
     return {
         "run": run_key(config),
         "index": index,
-        "policy": policy.model_dump(),
+        "policy": key_of(policy),
         "stages": {name: [ref.sha256 for ref in refs] for name, refs in stages.items()},
         "earlier": records_spec(earlier),
         **({"parent": parent.iteration} if parent is not None and parent.iteration != index - 1 else {}),
     }
 
 
+def load_record(entry: Entry) -> IterationRecord:
+    """What `record_iteration` put on record; version 0.1.0 had all of it in the measurements."""
+    measured = entry.observations()[RECORD]
+    found = read_json(entry.path / RECORD_FILE) if (entry.path / RECORD_FILE).is_file() else {}
+    return IterationRecord.model_validate({**measured, **found})
+
+
 @stage(
     _record_spec,
     run_name="record {index}",
-    result=lambda entry: IterationRecord.model_validate(entry.observations()[RECORD]),
+    result=load_record,
     still_holds=lambda entry, **_: is_tracked(entry, RECORD),
     transient=(TrackingOutage,),
 )
@@ -78,7 +87,7 @@ def record_iteration(
     """Gathers what the stages of one iteration left, and writes it to MLflow once.
 
     Args:
-        entry: its observations become the record.
+        entry: filled with ``record.json``; its observations become the rest of the record.
         config: gate, seed and preset.
         index: 0 for the base.
         parent: what the iteration searched with and trained from; None for the base.
@@ -96,15 +105,17 @@ def record_iteration(
         evaluations=reports,
         paired=_paired_tests(reports, earlier, config.problems.dataset),
         audit=load_audit(stages["audit"][0]) if "audit" in stages else None,
-        search=_search_metrics((*stages.get("first_search", ()), *stages.get("search", ()))),
-        train=_observations(stages["train"][0]) if "train" in stages else {},
+        search=_search_metrics(stages.get("search", ()), stages.get("first_search", ())),
+        train=figures_of(stages["train"][0]) if "train" in stages else {},
+        evaluate=_failures(evaluations),
         seconds=_seconds({**stages, "evaluate": tuple(evaluations)}),
         refs={
             f"{name}/{i}" if len(refs) > 1 else name: ref for name, refs in stages.items() for i, ref in enumerate(refs)
         },
     )
     tracked = record.model_copy(update={"tracking_run": _track(config, record, earlier)})
-    return Done(len(reports), {RECORD: tracked.model_dump(mode="json")})
+    write_json(entry.path / RECORD_FILE, tracked.model_dump(mode="json", exclude=MEASURED))
+    return Done(len(reports), {RECORD: tracked.model_dump(mode="json", include=MEASURED)})
 
 
 def _paired_tests(
@@ -126,9 +137,11 @@ def _paired_tests(
 
 
 def _paired_test(before: EvalReport, after: EvalReport, against: str, against_iteration: int) -> PairedTest:
+    was_right, is_right = _correct(before), _correct(after)
+    counted = was_right.keys() & is_right.keys() if before.num_ignored or after.num_ignored else was_right.keys()
     return paired_test(
-        _correct(before),
-        _correct(after),
+        {key: right for key, right in was_right.items() if key in counted},
+        {key: right for key, right in is_right.items() if key in counted},
         dataset=after.dataset,
         split=after.split,
         against=against,
@@ -137,36 +150,45 @@ def _paired_test(before: EvalReport, after: EvalReport, against: str, against_it
 
 
 def _correct(report: EvalReport) -> dict[str, bool]:
-    """Problem id to whether the greedy answer was right."""
+    """Problem id to whether the greedy answer was right; ignored ones are neither."""
     assert report.predictions is not None
     folder = open_store().open(report.predictions)
-    return {p.problem_id: p.is_correct for p in read_predictions(folder / PREDICTIONS)}
+    return {p.problem_id: p.is_correct for p in read_predictions(folder / PREDICTIONS) if not p.is_ignored}
 
 
-def _search_metrics(refs: Sequence[Ref]) -> dict[str, float]:
-    """Stats of all shards, and whether they equal an uninterrupted search: they do where the engine is batch-invariant.
+def _search_metrics(refs: Sequence[Ref], first: Sequence[Ref]) -> dict[str, float]:
+    """Stats of a search, and whether they equal an uninterrupted one: they do where the engine is batch-invariant.
 
     ``num_resumed`` counts trees that an earlier, killed process had finished. Rollouts and tokens are those of the
-    whole search, rates and seconds those of the process that ended it.
+    whole search, counted in its trees; rates and seconds are measured, and those of the process that ended it.
+
+    Args:
+        refs: the iteration's trees.
+        first: those before the audit's remedy, which the others go on from.
     """
     if not refs:
         return {}
     names = set(SearchStats.model_fields)
-    observed = [_observations(ref) for ref in refs]
-    shards = [{k: v for k, v in shard.items() if k in names} for shard in observed]
-    return total_stats([SearchStats.model_validate(shard) for shard in shards if shard]).metrics() | {
-        **{name: sum(shard.get(f"total/{name}", 0.0) for shard in observed) for name in TOTALS},
+    observed = [open_store().observations(ref) for ref in (*first, *refs)]
+    measured = [{k: v for k, v in shard.items() if k in names} for shard in observed]
+    return total_stats([SearchStats.model_validate(shard) for shard in measured if shard]).metrics() | {
+        **total_counts(refs),
         "num_resumed": sum(shard.get("num_resumed", 0.0) for shard in observed),
         "batch_invariant": min(shard.get("batch_invariant", 1.0) for shard in observed),
     }
 
 
+def _failures(evaluations: Sequence[Ref]) -> dict[str, float]:
+    """Answers that the engine failed to give, over all sets; nothing of sets that version 0.1.0 measured."""
+    observed = [open_store().observations(ref) for ref in evaluations]
+    return {
+        name: float(sum(of.get(name, 0) for of in observed)) for name in FAILURES if any(name in of for of in observed)
+    }
+
+
 def _seconds(stages: Stages) -> dict[str, float]:
-    return {name: sum(map(seconds_of, refs)) for name, refs in stages.items()}
-
-
-def _observations(ref: Ref) -> dict[str, float]:
-    return {name: float(value) for name, value in open_store().observations(ref).items()}
+    seconds = {name: sum(map(seconds_of, refs)) for name, refs in stages.items()}
+    return {name: value for name, value in seconds.items() if not math.isnan(value)}
 
 
 def _track(config: PipelineConfig, record: IterationRecord, earlier: Sequence[IterationRecord]) -> str:

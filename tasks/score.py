@@ -12,6 +12,7 @@ from pipeline_lib.config import PipelineConfig
 from pipeline_lib.score import score_tree
 from pipeline_lib.store import Entry, write_parquet
 from pipeline_lib.types import Float64Array, Ref
+from tasks.runtime.keys import key_of
 from tasks.runtime.stage import Done, open_store, stage
 from tasks.search import load_trees
 
@@ -19,7 +20,7 @@ SCORES = "scores.parquet"
 
 
 def _spec(*, config: PipelineConfig, trees: tuple[Ref, ...], iteration: int) -> dict[str, Any]:
-    return {"score": config.score.model_dump()}
+    return {"score": key_of(config.score)}
 
 
 @stage(_spec, run_name="score {iteration}")

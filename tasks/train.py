@@ -40,7 +40,7 @@ def train_policy(
 ) -> Done:
     """Trains from `policy`, which is also the KL's reference; a killed training goes on from its last checkpoint.
 
-    The entry holds ``policy/``, an adapter or full weights, and ``history.json``, a row per update.
+    The entry holds ``policy/``, an adapter or full weights, ``history.json``, a row per update, and their summary.
     """
     from pipeline_lib.policy.tokenizers import load_tokenizer
     from pipeline_lib.training.loop import train
@@ -66,7 +66,7 @@ def train_policy(
         load_tokenizer(model_dir, config.policy).save_pretrained(entry.path / "policy")
     write_json(entry.path / HISTORY, list(result.history))
     metrics = {**result.metrics(), **count_examples(searched, examples), "train/kl_beta": config.train.kl_weight}
-    return Done(result.num_updates, {name.removeprefix("train/"): value for name, value in metrics.items()})
+    return Done(result.num_updates, figures={name.removeprefix("train/"): value for name, value in metrics.items()})
 
 
 def check_training(config: PipelineConfig) -> None:

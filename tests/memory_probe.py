@@ -30,12 +30,16 @@ from pipeline_lib.types import Problem, SearchTree
 DEVICE = sys.argv[-1]
 if DEVICE == "cpu":
     POLICY = PolicyConfig(max_batch=16, max_context_tokens=128, device="cpu")
-    SEARCH = SearchConfig(num_simulations=16, num_candidates=16, max_new_tokens=100, parallel_simulations=16)
+    SEARCH = SearchConfig(
+        num_simulations=16, num_candidates=16, max_new_tokens=100, parallel_simulations=16, step_delimiter=" "
+    )
     TRAIN = TrainConfig(num_epochs=1, tokens_per_update=384, tokens_per_microbatch=384, checkpoint_every=100)
     NUM_PROBLEMS = 1
 else:
     POLICY = PolicyConfig(max_batch=128, max_context_tokens=256, device="cuda", dtype="bfloat16")
-    SEARCH = SearchConfig(num_simulations=16, num_candidates=16, max_new_tokens=240, parallel_simulations=16)
+    SEARCH = SearchConfig(
+        num_simulations=16, num_candidates=16, max_new_tokens=240, parallel_simulations=16, step_delimiter=" "
+    )
     TRAIN = TrainConfig(num_epochs=1, checkpoint_every=100)  # a tree of 16 rollouts nearly fills a row of 4,096 tokens
     NUM_PROBLEMS = 8
 PROBLEMS = [Problem(f"p/{i}", f"What is {i} plus {i}?", str(2 * i), "tiny-word") for i in range(NUM_PROBLEMS)]
@@ -62,7 +66,7 @@ def search(folder: Path) -> dict[str, object]:
     codec = load_codec(folder / "model", POLICY)
     policy = TransformersPolicy(folder / "model", policy_id="large", config=POLICY, codec=codec)
     trees: list[SearchTree] = []
-    search_trees(PROBLEMS, policy, NoGrader(), SEARCH, seed=0, step_delimiter=" ", on_tree=trees.append)
+    search_trees(PROBLEMS, policy, NoGrader(), SEARCH, seed=0, on_tree=trees.append)
     write_trees_parquet([rewarded_in_turns(tree) for tree in trees], folder / "trees.parquet")
     return {"before": before, "peak": peak_memory(), "total": estimate.total, **asdict(estimate)}
 

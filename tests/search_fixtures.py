@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-from pipeline_lib.config import SearchConfig
+from pipeline_lib.config import SearchConfig, Truncated
 from pipeline_lib.policy.protocol import EngineStats, FinishReason, SampleRequest, SampleResult
 from pipeline_lib.search import SearchStats, search_trees
 from pipeline_lib.search.tree_files import tree_to_dict
@@ -30,7 +31,8 @@ class LetterCodec:
 class UnorderedPolicy:
     """Answers by a script, in an order that `arrival` draws: what must not matter, varied.
 
-    ``script(prefix, seed)`` returns the continuation; one ending in "!" is an engine error.
+    ``script(prefix, seed)`` returns the continuation; one ending in "!" is an engine error when it is asked first, and
+    comes without the mark when it is asked again.
     """
 
     policy_id = "letters"
@@ -45,6 +47,7 @@ class UnorderedPolicy:
         self._script = script
         self._queue: list[SampleRequest] = []
         self._arrival = np.random.default_rng(arrival)
+        self._failed: set[str] = set()
 
     @property
     def num_in_flight(self) -> int:
@@ -70,7 +73,10 @@ class UnorderedPolicy:
     def _answer(self, request: SampleRequest) -> SampleResult:
         text = self._script(self.codec.decode(request.token_ids), request.seed)
         token_ids = self.codec.encode(text.removesuffix("!"))
-        reason = FinishReason.ERROR if text.endswith("!") else FinishReason.STOP
+        if text.endswith("!") and request.request_id not in self._failed:
+            self._failed.add(request.request_id)
+            return SampleResult(request.request_id, token_ids, FinishReason.ERROR)
+        reason = FinishReason.STOP
         if len(token_ids) >= request.params.max_new_tokens:
             token_ids, reason = token_ids[: request.params.max_new_tokens], FinishReason.LENGTH
         return SampleResult(request.request_id, token_ids, reason)
@@ -109,7 +115,7 @@ def make_problems(num_problems: int) -> list[Problem]:
 
 
 def babble(prefix: str, seed: int) -> str:
-    """Lines of few letters, right about half the time; now and then endless, empty, slow or broken."""
+    """Lines of few letters, right about half the time; now and then endless, empty, slow or broken at first."""
     rng = derive_generator(seed)
     kind = rng.random()
     if kind < 0.06:
@@ -128,20 +134,23 @@ def search(
     arrival: int = 0,
     seed: int = 0,
     resume: dict[str, SearchTree] | None = None,
+    truncated: Truncated = "wrong",
+    policy: Any = None,
     **config: object,
 ) -> tuple[dict[str, SearchTree], SearchStats, UnorderedPolicy]:
-    """Trees by problem id, the stats, and the policy with what it was asked."""
+    """Trees by problem id, the stats, and the policy with what it was asked; any share of its answers may fail."""
     trees: list[SearchTree] = []
-    policy = UnorderedPolicy(script, capacity=capacity, arrival=arrival)
+    policy = policy or UnorderedPolicy(script, capacity=capacity, arrival=arrival)
     stats = search_trees(
         problems,
         policy,
         LateGrader(arrival),
         SearchConfig.model_validate(config),
         seed=seed,
-        step_delimiter="\n",
         on_tree=trees.append,
         resume=resume or {},
+        truncated=truncated,
+        max_failed_share=1.0,
     )
     return {tree.problem_id: tree for tree in trees}, stats, policy
 

@@ -125,12 +125,15 @@ def test_run_prints_the_table_and_writes_the_summary(
         "wall_s": 4.0,
         "base": {"tiny-word": 0.5},
         "base_sampled": {},
+        "base_truncated": {"tiny-word": {"truncated": 0, "ignored": 0}},
         "iterations": [
             {
                 "index": 1,
                 "accuracy": {"tiny-word": 0.75},
                 "interval": {"tiny-word": [0.5, 1.0]},
                 "sampled": {},
+                "truncated": {"tiny-word": {"truncated": 0, "ignored": 0}},
+                "evaluate": {"engine_errors": None, "redrawn": None},
                 "parent": None,
                 "audit": None,
                 "search": {
@@ -139,6 +142,8 @@ def test_run_prints_the_table_and_writes_the_summary(
                     "tokens_generated": 5.0,
                     "tokens_kept": None,
                     "rollouts": 2.0,
+                    "engine_errors": None,
+                    "redrawn": None,
                 },
                 "train": {"updates": 3, "kl": None, "tokens": 7},
                 "seconds": {"search": 1.5},

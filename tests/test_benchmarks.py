@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from benchmarks.measuring import Cost, Figure, clock_for, speedup
 from benchmarks.search_throughput import throughput_figure
+from benchmarks.steps import step_figures
 
 from pipeline_lib.config import SearchConfig
 from pipeline_lib.policy.protocol import SampleResult
@@ -77,6 +78,14 @@ def test_sides_that_run_abreast_are_charged_for_their_own_time(monkeypatch):
     assert fast.num_in_flight == slow.num_in_flight == 0
     assert figure.value == 0.25
     assert figure.is_met is False
+
+
+@pytest.mark.slow
+def test_step_splitting_is_measured_on_two_kinds_of_tokenizers():
+    rate, slowdown = step_figures(num_rollouts=6, rounds=1)
+    assert (rate.name, slowdown.name) == ("steps.rollouts_per_s", "steps.long_vs_short")
+    assert rate.value == min(rate.details["byte_level"], rate.details["byte_fallback"]) > 0
+    assert 0 < slowdown.value < math.inf
 
 
 @pytest.mark.slow

@@ -57,6 +57,9 @@ def test_overrides_are_read_as_json_or_text():
     [
         ("search.num_simulation=3", "nearest is 'search.num_simulations'"),
         ("search.num_simulations", "expected NAME=VALUE"),
+        ("search.step_delimiter=lines", "is none of line | blank_line | sentence; as an expression of your own"),
+        ("search.step_delimiter=(a", "and no regular expression: missing )"),
+        ("search.step_delimiter=a*", "matches the empty text, so it would end a step everywhere"),
         ("search.num_simulations=0", "search.num_simulations=0: Input should be greater than or equal to 1"),
         ("score.baseline=all", "score.baseline='all'"),
         ("search=3", "nearest is 'search."),

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from hub_fixtures import DATED_TEMPLATE
 
 from deployments.presets import preset
 from pipeline_lib.config import PipelineConfig, apply_overrides
 from pipeline_lib.policy import SampleRequest, SamplingParams, sample_all
+from pipeline_lib.policy.model_folders import TINY_BASE
 from pipeline_lib.types import Problem
 from tasks.runtime.engines import engines, instruction_for, open_policy
 from tasks.runtime.policies import base_policy
+from tasks.runtime.prompts import prompt_codec
 
 WORD = [Problem("w/0", "What is 2 plus 3?", "5", "tiny-word")]
 GSM8K = [Problem("g/0", "What is 2 plus 3?", "5", "gsm8k")]
@@ -52,3 +57,14 @@ def test_an_engine_with_requests_of_a_failed_task_or_without_memory_is_opened_ag
     third = open_policy(config, base, WORD)
     assert third is not second
     assert sample_all(third, [request])["a"].token_ids.tolist() == found.token_ids.tolist()
+
+
+def test_a_template_that_names_the_day_is_told_a_fixed_one(config: PipelineConfig, tmp_path: Path) -> None:
+    """As it stands in every prompt: the engine's own, and those that are measured before a run."""
+    shutil.copytree(TINY_BASE, tmp_path / "dated")
+    (tmp_path / "dated" / "chat_template.jinja").write_text(DATED_TEMPLATE, encoding="utf-8")
+    dated = apply_overrides(config, [f"policy.model={tmp_path / 'dated'}"])
+    moved = apply_overrides(dated, ["policy.template_date=2025-01-31"])
+    for chosen, day in ((dated, "26 Jul 2024"), (moved, "31 Jan 2025")):
+        for codec in (prompt_codec(chosen, "tiny-word"), open_policy(chosen, base_policy(chosen), WORD).codec):
+            assert day in codec.decode(codec.encode_prompt("2+3?"))

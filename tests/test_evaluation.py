@@ -262,21 +262,21 @@ def run(script, asked, config=None, *, seed=0, order=0):
     return evaluate(asked, policy, LateGrader(), split="test", config=config, seed=seed, extract=extract)
 
 
-SCRIPT = {"right": "1+1\n#### 2", "wrong": "#### 3", "mute": "hm", "long": "x" * 30, "slow": "#### hang", "dead": None}
+SCRIPT = {"right": "1+1\n#### 2", "wrong": "#### 3", "mute": "hm", "long": "x" * 30, "slow": "#### hang"}
 
 
 def test_every_count_of_a_report_and_predictions_in_the_order_of_problems():
     asked = problems(*((question, "2") for question in SCRIPT))
     report, predictions = run(lambda prompt, prefix, seed: SCRIPT[prompt], asked)
     assert [p.problem_id for p in predictions] == [p.problem_id for p in asked]
-    assert [p.grade.value for p in predictions] == ["correct", "wrong", "unparsed", "unparsed", "timeout", "unparsed"]
-    assert [p.answer for p in predictions] == ["2", "3", None, None, "hang", None]
-    assert [p.truncated for p in predictions] == [False, False, False, True, False, True]
+    assert [p.grade.value for p in predictions] == ["correct", "wrong", "unparsed", "unparsed", "timeout"]
+    assert [p.answer for p in predictions] == ["2", "3", None, None, "hang"]
+    assert [p.truncated for p in predictions] == [False, False, False, True, False]
     assert predictions[3].text == "x" * 20
-    assert (report.num_problems, report.num_correct, report.num_unparsed) == (6, 1, 3)
-    assert (report.num_truncated, report.num_timeouts) == (2, 1)
-    assert report.accuracy == pytest.approx(1 / 6)
-    assert report.interval == wilson_interval(1, 6)
+    assert (report.num_problems, report.num_correct, report.num_unparsed) == (5, 1, 2)
+    assert (report.num_truncated, report.num_timeouts) == (1, 1)
+    assert report.accuracy == pytest.approx(1 / 5)
+    assert report.interval == wilson_interval(1, 5)
     assert (report.dataset, report.split, report.policy_id, report.sampled) == ("d", "test", "scripted", {})
 
 

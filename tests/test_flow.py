@@ -127,7 +127,7 @@ def test_the_report_is_the_same_away_from_the_store_and_says_what_it_lacks(
     assert "it left no material.json in MLflow" in from_store
     without = report_page(home, tmp_path, output, run)
     assert 'class="node' not in without
-    assert "search trees of iteration 1: store: search-shard/" in without
+    assert "search trees of iteration 1: store: gather-trees/" in without
     (tmp_path / "material.json").rename(files["material.json"])
     [child] = [c for c in children(home, run) if c.info.run_name == "iteration 1"]
     for name in ("trees.html", "figures.html"):
@@ -157,6 +157,7 @@ def test_the_audit_stops_with_its_reason(finished: tuple[Path, RunResult], commi
         *["audit-iteration"] * 2,
         "decide-gate",
         "finish-run",
+        "gather-trees",
         *["record-iteration"] * 2,
         "score-steps",
         *["search-shard"] * 2,
@@ -214,7 +215,7 @@ def test_an_iteration_after_one_that_did_not_gain_starts_from_the_best(
     mlflow = client(home)
     versions = {version.tags["coppice.policy_id"]: version for version in mlflow.search_model_versions()}
     for record, parent in zip(iterations, parents, strict=True):
-        trees = read_trees_parquet(next(iter((home / "store" / record.refs["search/0"].uri).glob("*.parquet"))))
+        trees = read_trees_parquet(next(iter((home / "store" / record.refs["search"].uri).glob("*.parquet"))))
         assert {tree.policy_id for tree in trees} == {policies[parent]}
         trained = train_entry(home, config, record, [base, *iterations][parent].policy)
         assert record.refs["train"].uri == trained.uri

@@ -14,9 +14,9 @@ import psutil
 import pytest
 
 from pipeline_lib.grading import Grade, Graded, GradingError, GradingPool, grade, grade_answer
+from pipeline_lib.grading.grader import Grader
 from pipeline_lib.grading.symbolic import is_equal_by_algebra
 from pipeline_lib.grading.workers.worker_process import Worker
-from pipeline_lib.types import Grader
 
 HANGS = r"\boxed{\Gamma(99999999)}"
 

@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 from server_fixtures import free_port
 
-from pipeline_lib.config import ConfigError
-from pipeline_lib.policy.model_folders import TINY_BASE, model_folder
+from pipeline_lib.config import ConfigError, PipelineConfig, apply_overrides
+from pipeline_lib.policy import model_folders
+from pipeline_lib.policy.model_folders import TINY_BASE, model_commit, model_folder
+from pipeline_lib.problems import hub as hub_module
 from pipeline_lib.problems.sources import ProblemsError, load_problems
 
-MODEL, DATASET, COMMIT = "coppice/tiny", "coppice/sums", "0" * 39 + "1"
+MODEL, DATASET, COMMIT, LATER = "coppice/tiny", "coppice/sums", "0" * 39 + "1", "0" * 39 + "2"
 WEIGHTS = "model.safetensors"
 ROWS = ({"question": "1+1?", "answer": "So 1+1=2.\n#### 2"}, {"question": "1+2?", "answer": "#### 3"})
 
@@ -26,6 +28,7 @@ class Hub:
 
     def __init__(self) -> None:
         self.asked: list[str] = []
+        self.commit = COMMIT
         self.files = {path.name: path.read_bytes() for path in TINY_BASE.iterdir() if path.is_file()}
         rows = "".join(json.dumps(row) + "\n" for row in ROWS)
         self.repositories = {f"models/{MODEL}": self.files, f"datasets/{DATASET}": {"train.jsonl": rows.encode()}}
@@ -66,12 +69,12 @@ class Hub:
             if path.startswith(f"/api/{repository}"):
                 siblings = [{"rfilename": name} for name in files]
                 name = repository.partition("/")[2]
-                return json.dumps({"id": name, "sha": COMMIT, "siblings": siblings}).encode(), {}
+                return json.dumps({"id": name, "sha": self.commit, "siblings": siblings}).encode(), {}
             if path.startswith(f"/{repository.removeprefix('models/')}/resolve/"):
                 name = path.rpartition("/")[2]
                 if name not in files:
                     return None, {"X-Error-Code": "EntryNotFound"}
-                return files[name], {"X-Repo-Commit": COMMIT, "ETag": f'"{len(files[name])}-{name}"'}
+                return files[name], {"X-Repo-Commit": self.commit, "ETag": f'"{len(files[name])}-{name}"'}
         return None, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}
 
     def close(self) -> None:
@@ -165,3 +168,60 @@ def test_what_cannot_be_had_is_said_in_one_line_at_once(hub: Hub, monkeypatch: p
         model_folder("coppice/none")
     assert "\n" not in str(error.value)
     assert time.monotonic() - started < 10
+
+
+def forget_commits() -> None:
+    """As a new process: what was asked once is asked again."""
+    model_folders._commit.cache_clear()
+    hub_module._commit.cache_clear()
+
+
+def test_a_models_commit_is_the_hubs_and_then_that_of_the_cache(hub: Hub) -> None:
+    assert model_commit(MODEL) == COMMIT
+    assert model_folder(MODEL).name == COMMIT
+    hub.commit = LATER
+    forget_commits()
+    assert model_commit(MODEL) == COMMIT, "what was fetched is what is used"
+    hub.close()
+    forget_commits()
+    assert model_commit(MODEL) == model_commit(MODEL, "main") == model_commit(MODEL, COMMIT) == COMMIT
+    assert model_folder(MODEL, COMMIT).name == COMMIT
+    assert model_commit(str(TINY_BASE)) is None
+
+
+def draw_key(tmp_path: Path, split: str = "train") -> str:
+    """Where the problems of a run on the hub's dataset lie, as a new process would look for them."""
+    from tasks.problems import draw_problems, draw_test_problems
+
+    forget_commits()
+    config = apply_overrides(PipelineConfig(), ["problems.dataset=gsm8k", f"problems.path=hub:{DATASET}"])
+    if split == "train":
+        return draw_problems.entry(config=config, iteration=1).uri
+    return draw_test_problems.entry(config=config, dataset="gsm8k", path=f"hub:{DATASET}").uri
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_datasets_commit_is_in_the_key_of_what_is_drawn(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str
+) -> None:
+    monkeypatch.setenv("COPPICE_HOME", str(tmp_path))
+    before = draw_key(tmp_path, split)
+    assert draw_key(tmp_path, split) == before
+    hub.commit = LATER
+    after = draw_key(tmp_path, split)
+    assert after != before
+    load_problems("gsm8k", "train", path=f"hub:{DATASET}")  # now the cache has the later one
+    hub.close()
+    assert draw_key(tmp_path, split) == after
+
+
+def test_the_rows_that_are_read_are_those_of_the_commit_that_was_named(hub: Hub) -> None:
+    assert hub_module.hub_commit(DATASET) == COMMIT
+    name = f"/datasets/{DATASET}/resolve/"
+    load_problems("gsm8k", "train", path=f"hub:{DATASET}")
+    resolved = {path.removeprefix(name).partition("/")[0] for path in hub.asked if path.startswith(name)}
+    assert resolved == {COMMIT}, "no branch is read, which may have moved on"
+    hub.close()
+    forget_commits()
+    assert hub_module.hub_commit(DATASET) == COMMIT
+    assert hub_module.hub_commit("coppice/none") is None

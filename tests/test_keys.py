@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
+from hub_fixtures import DATED_TEMPLATE, cache_model
 from pydantic import Field
 from record_fixtures import make_record
 
 from deployments.presets import PRESETS
 from pipeline_lib.config import ConfigGroup, PipelineConfig, TrainConfig, apply_overrides
-from pipeline_lib.types import IterationRecord, PolicyRef, Ref
+from pipeline_lib.grading import GradingError
+from pipeline_lib.grading.workers.verifier import verifier_digest
+from pipeline_lib.types import GateDecision, IterationRecord, PolicyRef, Ref
 from tasks import evaluate, gate
 from tasks import record as record_stage
+from tasks.runtime.engines import engine_spec
+from tasks.runtime.graders import open_grader
 from tasks.runtime.keys import key_of
+from tasks.runtime.policies import base_policy
+
+GOLDEN = Path(__file__).parent / "golden" / "keys.json"
+COMMITS = ("a" * 40, "b" * 40)
 
 
 class Inner(ConfigGroup):
@@ -102,9 +114,11 @@ def gate_spec(records: list[IterationRecord], *overrides: str) -> dict[str, obje
 
 def old_dump(record: IterationRecord) -> dict[str, object]:
     """What version 0.1.0 took of a record into later keys."""
-    dumped = record.model_dump(mode="json", exclude={"search", "train", "seconds", "tracking_run", "parent"})
+    later = {"evaluate", "parent"}
+    dumped = record.model_dump(mode="json", exclude={"search", "train", "seconds", "tracking_run", *later})
     for report in dumped["evaluations"]:
-        del report["sampled_interval"]
+        for name in ("sampled_interval", "num_ignored", "cutoffs"):
+            del report[name]
     return dumped
 
 
@@ -140,3 +154,168 @@ def test_only_evaluations_with_samples_are_made_again_for_the_new_votes() -> Non
     assert greedy["evaluation"] == {"num_samples": 0, "sampled_problems": 100, "max_new_tokens": 256}
     assert ("votes" in greedy, "votes" in sampled) == (False, True)
     assert evaluation_spec("evaluation.num_samples=2", "evaluation.pass_k=1") != sampled
+
+
+def names_of_today(config: PipelineConfig) -> dict[str, str]:
+    """Where each stage keeps its result of a configuration, for references that never were."""
+    from tasks.audit import audit_iteration
+    from tasks.finish import finish_run
+    from tasks.problems import draw_problems, draw_test_problems
+    from tasks.runtime.flow_tracking import run_key
+    from tasks.score import score_steps
+    from tasks.search import gather_trees, search_shard
+    from tasks.train import train_policy
+
+    ref = Ref(uri="stage/key", sha256="0" * 64, num_rows=1, schema_version=1)
+    policy = PolicyRef(policy_id="p", base_model="tiny", iteration=0)
+    adapter = PolicyRef(policy_id="q", base_model="tiny", adapter_uri="stage/key", iteration=1)
+    decision = GateDecision(proceed=False, champion=1, reason="enough")
+    run = {"config": config, "iteration": 1}
+    searched = {**run, "problems": ref, "policy": policy}
+    scored = {**run, "trees": (ref,), "scores": ref}
+    measured = {"config": config, "problems": ref, "split": "test", "name": "tiny-word test"}
+    rft = apply_overrides(config, ["train.objective=rft"])
+    greedy = apply_overrides(config, ["evaluation.num_samples=0"])
+    recorded = {"config": config, "policy": policy, "stages": {"search": (ref,)}, "evaluations": [ref], "earlier": []}
+    entries = {
+        "validation": draw_problems.entry(config=config, iteration=0),
+        "problems": draw_problems.entry(**run),
+        "test problems": draw_test_problems.entry(config=config, dataset="tiny-word", path=None),
+        "shard": search_shard.entry(**searched, shard=0, earlier=()),
+        "trees": gather_trees.entry(**searched, earlier=()),
+        "trees of the remedy": gather_trees.entry(**searched, earlier=(ref,)),
+        "scores": score_steps.entry(**run, trees=(ref,)),
+        "audit": audit_iteration.entry(**scored, earlier=()),
+        "training": train_policy.entry(**scored, policy=policy),
+        "training, rft": train_policy.entry(**{**scored, "config": rft}, policy=policy),
+        "evaluation": evaluate.evaluate_policy.entry(**measured, policy=policy),
+        "evaluation, adapter": evaluate.evaluate_policy.entry(**measured, policy=adapter),
+        "evaluation, greedy": evaluate.evaluate_policy.entry(**{**measured, "config": greedy}, policy=policy),
+        "record": record_stage.record_iteration.entry(**recorded, index=0, parent=None),
+        "gate": gate.decide_gate.entry(config=config, records=[make_record(1, 0.7)]),
+        "finish": finish_run.entry(config=config, records=[make_record(1, 0.7)], decision=decision),
+    }
+    return {"run": run_key(config)} | {name: entry.uri for name, entry in entries.items()}
+
+
+def test_todays_keys_stay_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in the file is in people's stores. A key moves only where its result does: by its stage's version."""
+    monkeypatch.setenv("COPPICE_HOME", str(tmp_path))
+    monkeypatch.setattr("tasks.runtime.flow_tracking.describe_environment", dict)
+    golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
+    assert names_of_today(PipelineConfig.model_validate(golden["config"])) == golden["keys"]
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the hub's models."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def hub_config(*overrides: str) -> PipelineConfig:
+    return apply_overrides(PipelineConfig(), ["policy.model=owner/name", *overrides])
+
+
+def test_a_hub_model_is_the_commit_that_its_revision_means(hub: Path) -> None:
+    first, second = COMMITS
+    cache_model(hub, "owner/name", first)
+    moving = base_policy(hub_config())
+    assert moving.revision == first
+    assert base_policy(hub_config(f"policy.revision={first}")) == moving
+    assert base_policy(hub_config("policy.revision=main")) == moving
+    cache_model(hub, "owner/name", second, ref="tried")
+    tried = base_policy(hub_config("policy.revision=tried"))
+    assert (tried.revision, tried.policy_id == moving.policy_id) == (second, False)
+    cache_model(hub, "owner/name", second)  # the branch moves on
+    assert base_policy(hub_config()) == moving, "in the middle of a run it does not"
+    from pipeline_lib.policy.model_folders import _commit
+
+    _commit.cache_clear()
+    assert base_policy(hub_config()) == tried
+
+
+def write_verifier(folder: Path, body: str) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "__init__.py").write_text("raise RuntimeError('imported')\n", encoding="utf-8")
+    (folder / "rules.py").write_text(f"def verify(prediction, gold):\n    return {body}\n", encoding="utf-8")
+
+
+def graded_keys(grader: str) -> tuple[str, str]:
+    verifier_digest.cache_clear()
+    config = apply_overrides(PipelineConfig(), [f"grader={grader}"])
+    problems = Ref(uri="draw/1", sha256="0" * 64, num_rows=1, schema_version=1)
+    return json.dumps(evaluation_spec(f"grader={grader}")), evaluate._yardstick(config, problems, "tiny-word")
+
+
+def test_the_source_of_a_users_grader_is_in_the_keys_and_the_yardstick(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_verifier(tmp_path / "own_rules", "prediction == gold")
+    before = graded_keys("own_rules.rules:verify")  # and the package was not imported
+    assert graded_keys("own_rules.rules:verify") == before
+    (tmp_path / "own_rules" / "helpers.py").write_text("LIMIT = 3\n", encoding="utf-8")
+    helped = graded_keys("own_rules.rules:verify")
+    write_verifier(tmp_path / "own_rules", "prediction.strip() == gold")
+    changed = graded_keys("own_rules.rules:verify")
+    for one, other, third in zip(before, helped, changed, strict=True):
+        assert len({one, other, third}) == 3
+    (tmp_path / "rules_alone.py").write_text("def verify(prediction, gold): return True\n", encoding="utf-8")
+    alone = graded_keys("rules_alone:verify")
+    (tmp_path / "beside.py").write_text("", encoding="utf-8")
+    assert graded_keys("rules_alone:verify") == alone
+
+
+def test_a_grader_whose_source_changes_under_a_run_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "moving_rules.py").write_text("def verify(prediction, gold): return True\n", encoding="utf-8")
+    graded_keys("moving_rules:verify")
+    config = apply_overrides(PipelineConfig(), ["grader=moving_rules:verify"])
+    open_grader(config, "tiny-word").close()
+    (tmp_path / "moving_rules.py").write_text("def verify(prediction, gold): return False\n", encoding="utf-8")
+    with pytest.raises(GradingError, match=r"^grader=moving_rules:verify: its source has changed .*; run again$"):
+        open_grader(config, "tiny-word")
+
+
+def test_coppices_own_grader_has_no_source_in_a_key() -> None:
+    assert "grader_source" not in evaluation_spec()
+
+
+def test_what_makes_a_prompt_is_in_the_key_as_it_resolves(hub: Path) -> None:
+    cache_model(hub, "owner/name", COMMITS[0])
+    cache_model(hub, "owner/dated", COMMITS[1], template=DATED_TEMPLATE)
+    config, dated = PipelineConfig(), hub_config("policy.model=owner/dated")
+    plain = engine_spec(config, base_policy(config), "tiny-word")
+    assert plain == {
+        "backend": "transformers",
+        "dtype": "float32",
+        "max_context_tokens": 1024,
+        "instruction": None,  # as in 0.1.0, where the tiny worlds have none
+    }
+    gsm8k, own = engine_spec(config, base_policy(config), "gsm8k"), "policy.instruction=Think."
+    assert "step by step" in gsm8k["instruction"]
+    assert engine_spec(hub_config(own), base_policy(hub_config()), "gsm8k")["instruction"] == "Think."
+    base = base_policy(dated)
+    spec = engine_spec(dated, base, "tiny-word")
+    assert spec == plain | {"template_date": "2024-07-26"}  # the template itself is in the base's id
+    assert engine_spec(hub_config("policy.template_date=2025-01-01"), base_policy(hub_config()), "tiny-word") == plain
+    adapter = base.model_copy(update={"policy_id": "lora", "adapter_uri": "train/x"})
+    assert engine_spec(dated, adapter, "tiny-word")["template"] != plain
+
+
+def test_settings_and_records_of_a_later_version_are_read() -> None:
+    record = make_record(1)
+    saved = record.model_dump(mode="json")
+    saved["evaluations"][0]["invented_later"] = saved["invented_later"] = {"a": 1}
+    again = IterationRecord.model_validate(saved)
+    assert again == record
+    assert key_of(again) == key_of(record)
+
+
+def test_records_of_version_0_1_0_are_read_and_have_their_keys() -> None:
+    record = make_record(2)
+    saved = old_dump(record) | {"search": {}, "train": {}, "seconds": {}}
+    again = IterationRecord.model_validate(saved)
+    assert again.parent is None
+    assert key_of(again, without=record_stage.MEASURED) == old_dump(record)

@@ -26,7 +26,7 @@ def request(name: str, ids: list[int], *, max_new_tokens: int = 5) -> SampleRequ
         ([1, 2, 3], 5, None),
         ([0, 9], 1, None),
         ([], 5, "error"),
-        ([1] * 5, 5, "error"),
+        ([1] * 5, 5, "length"),
         ([1, 10], 5, "error"),
         ([-1, 1], 5, "error"),
         ([1] * 4, 5, "length"),
@@ -88,21 +88,22 @@ def test_an_answer_ends_at_the_declared_ids_and_the_tokenizers_own(declared: obj
     assert end_token_ids(declared, SimpleNamespace(eos_token_id=own)) == ids
 
 
-def test_training_appends_the_tokenizers_own_end_or_says_that_there_is_none() -> None:
-    assert trained_end_id(SimpleNamespace(eos_token_id=2)) == 2
+def test_where_nobody_knows_training_scores_the_tokenizers_own_end_or_says_that_there_is_none() -> None:
+    assert trained_end_id([1, 7], SimpleNamespace(eos_token_id=2)) == 2
+    assert trained_end_id([7, 3], SimpleNamespace(eos_token_id=None)) == 3
     with pytest.raises(ValueError, match="the tokenizer in here has no end-of-sequence token"):
-        trained_end_id(SimpleNamespace(eos_token_id=None, name_or_path="here"))
+        trained_end_id(None, SimpleNamespace(eos_token_id=None, name_or_path="here"))
 
 
 @pytest.mark.parametrize(
     ("token_ids", "word", "answer"),
     [
-        ([5, 6, 2], "stop", ([5, 6], "stop")),
-        ([5, 6], "stop", ([5, 6], "stop")),
-        ([], "stop", ([], "stop")),
-        ([5, 2], "length", ([5, 2], "length")),
-        ([5], "abort", ([5], "error")),
-        ([5], None, ([5], "error")),
+        ([5, 6, 2], "stop", ([5, 6], "stop", 2)),
+        ([5, 6], "stop", ([5, 6], "stop", None)),
+        ([], "stop", ([], "stop", None)),
+        ([5, 2], "length", ([5, 2], "length", None)),
+        ([5], "abort", ([5], "error", None)),
+        ([5], None, ([5], "error", None)),
     ],
 )
 def test_the_token_that_ended_an_answer_is_not_part_of_it(

@@ -62,10 +62,10 @@ def test_an_answer_of_ten_tokens_needs_room_for_its_end(room: int, reason: str, 
     assert policy.stats.tokens_generated == generated
 
 
-def test_a_failed_script_and_an_overlong_prompt_are_errors_not_exceptions() -> None:
+def test_a_failed_script_is_an_error_and_an_overlong_prompt_leaves_no_room() -> None:
     policy = ScriptedPolicy(lambda prompt, *_: None if prompt == "fail" else "ok", CODEC, max_context_tokens=8)
     results = sample_all(policy, [request("a", "fail"), request("b", "much too long"), request("c")])
-    assert [results[name].finish_reason for name in "abc"] == ["error", "error", "stop"]
+    assert [results[name].finish_reason for name in "abc"] == ["error", "length", "stop"]
 
 
 def test_a_request_id_in_flight_is_refused() -> None:

@@ -258,7 +258,7 @@ def test_requests_that_cannot_run_are_data(make: Make) -> None:
         )
     assert len(found.pop("room for two").token_ids) <= 2
     assert {name: str(result.finish_reason) for name, result in found.items()} == {
-        "too long": "error",
+        "too long": "length",
         "full": "length",
         "empty": "error",
         "no such token": "error",

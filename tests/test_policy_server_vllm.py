@@ -139,9 +139,7 @@ def test_a_search_outlives_one_of_its_servers(
             next(iter(servers.values())).kill()
 
     with open_grader(config, "tiny-word") as grader:
-        stats = search_trees(
-            problems, policy, grader, config.search, seed=0, step_delimiter="\n", on_tree=on_tree, resume={}
-        )
+        stats = search_trees(problems, policy, grader, config.search, seed=0, on_tree=on_tree, resume={})
     assert lost
     assert [endpoint.is_ready for endpoint in policy._pool._endpoints] == [False, True]
     assert sorted(tree.problem_id for tree in trees) == sorted(problem.problem_id for problem in problems)

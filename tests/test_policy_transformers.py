@@ -144,7 +144,7 @@ def test_idle_share_counts_rows_without_a_request(model_dir: Path) -> None:
     assert policy.stats.capacity_steps == 4 * policy.stats.slot_steps
 
 
-def test_a_prompt_that_does_not_fit_is_an_error_and_a_full_context_is_length(model_dir: Path) -> None:
+def test_a_full_context_is_length_and_what_cannot_be_read_is_an_error(model_dir: Path) -> None:
     policy = open_policy(model_dir, max_context_tokens=32)
     results = sample_all(
         policy,
@@ -157,8 +157,8 @@ def test_a_prompt_that_does_not_fit_is_an_error_and_a_full_context_is_length(mod
         ],
     )
     reasons = {name: (r.finish_reason, len(r.token_ids)) for name, r in results.items()}
-    assert reasons["too long"] == reasons["empty"] == reasons["no such token"] == (FinishReason.ERROR, 0)
-    assert reasons["full"] == (FinishReason.LENGTH, 0)
+    assert reasons["empty"] == reasons["no such token"] == (FinishReason.ERROR, 0)
+    assert reasons["full"] == reasons["too long"] == (FinishReason.LENGTH, 0)
     assert reasons["room for two"][1] <= 2
 
 

@@ -175,7 +175,7 @@ def test_requests_that_cannot_run_are_data(policy: VllmPolicy) -> None:
     ]
     found = answers(policy, requests)
     assert {name: reason for name, (reason, _) in found.items() if name != "room for two"} == {
-        "too long": "error",
+        "too long": "length",
         "full": "length",
         "empty": "error",
         "no such token": "error",

@@ -18,7 +18,7 @@ def config_with(budget: int | None) -> PipelineConfig:
 
 def spec(config: PipelineConfig, *earlier: Ref) -> dict[str, object]:
     policy = PolicyRef(policy_id="p", base_model="tiny", iteration=0)
-    arguments = {"config": config, "problems": REF, "policy": policy, "iteration": 1, "shard": 0}
+    arguments = {"config": config, "problems": REF, "policy": policy, "iteration": 1}
     found: dict[str, object] = stage._spec(**arguments, earlier=earlier)["search"]
     return found
 

@@ -26,15 +26,15 @@ pytestmark = [
 ATTEMPTS = (
     "draw-problems draw-test-problems evaluate-policy evaluate-policy record-iteration decide-gate "
     "draw-problems search-shard search-shard",
-    "search-shard score-steps",
+    "search-shard gather-trees score-steps",
     "score-steps audit-iteration",
     "audit-iteration train-policy",
     "train-policy evaluate-policy evaluate-policy",
     "evaluate-policy record-iteration",
     "record-iteration decide-gate finish-run",
 )
-# What is lost before the last attempt, and made again by it: the search of a shard, the scores, a record in MLflow.
-LOST = ("search-shard", "score-steps", "record-iteration")
+# What is lost before the last attempt, and made again by it: the trees, the scores, a record in MLflow.
+LOST = ("gather-trees", "score-steps", "record-iteration")
 
 
 @pytest.fixture

@@ -77,7 +77,9 @@ def test_a_run_outlives_a_sigkill_of_everything_it_needs(machine: Machine, scrip
     assert run.wait_for_end() == "Crashed"
     wait_until(lambda: status_in_mlflow(machine, run) == "KILLED", "the worker has run the flow's hook")
     run.go_on("score-steps")
-    assert run.tried() == Counter([*BASE, "draw-problems", "search-shard", "search-shard", "score-steps"])
+    assert run.tried() == Counter(
+        [*BASE, "draw-problems", "search-shard", "search-shard", "gather-trees", "score-steps"]
+    )
 
     run.fail(audit_iteration="wait", train_policy="wait")
     run.retry()

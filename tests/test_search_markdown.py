@@ -70,7 +70,7 @@ def test_a_formula_or_a_fence_is_not_cut(formula: list[str]) -> None:
 
 
 def test_a_formula_that_is_never_closed_ends_with_its_paragraph() -> None:
-    assert steps(r"\[", "x", "", "B.", "C.") == [[r"\[", "x", ""], ["B."], ["C."]]
+    assert steps(r"\[", "x", "", "B.", "C.") == [[r"\[", "x"], ["B."], ["C."]]
 
 
 def test_split_steps_cuts_tokens_at_these_ends() -> None:

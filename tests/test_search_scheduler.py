@@ -28,7 +28,7 @@ def test_the_whole_path_is_graded():
     texts = iter(["a\nb", "c\nd", "#1"])
     policy, grader = UnorderedPolicy(lambda prefix, seed: next(texts)), LateGrader()
     config = SearchConfig(num_simulations=3, num_candidates=2, parallel_simulations=1)
-    search_trees(make_problems(1), policy, grader, config, seed=0, step_delimiter="\n", on_tree=lambda tree: None)
+    search_trees(make_problems(1), policy, grader, config, seed=0, on_tree=lambda tree: None)
     assert grader.predictions == ["a\nb", "c\nd", "a\n#1"]
 
 
@@ -40,8 +40,8 @@ def test_the_whole_path_is_graded():
         ("a\nb", [("a\n", Outcome.OPEN, 1), ("b", Outcome.UNPARSED, 1)]),
         ("#slow", [("#slow", Outcome.UNPARSED, 1)]),
         ("", [("", Outcome.UNPARSED, 1)]),
-        ("a\nb!", [("a\n", Outcome.OPEN, 1), ("b", Outcome.TRUNCATED, 1)]),
-        ("!", []),
+        ("a\nb!", [("a\n", Outcome.OPEN, 1), ("b", Outcome.UNPARSED, 1)]),  # a failure is asked again, and is no visit
+        ("!", [("", Outcome.UNPARSED, 1)]),
     ],
 )
 def test_outcomes(text, expected):
@@ -49,7 +49,7 @@ def test_outcomes(text, expected):
     assert nodes(tree) == expected
     assert (tree.num_rollouts, stats.num_rollouts) == (1, 1)
     assert tree.num_timeouts == stats.num_timeouts == ("slow" in text)
-    assert stats.num_errors == ("!" in text)
+    assert stats.num_errors == stats.num_redrawn == ("!" in text)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,13 @@ def test_a_killed_search_run_again_gives_the_same_trees():
 
     with pytest.raises(KilledError):
         search_trees(
-            problems, UnorderedPolicy(babble), LateGrader(), SearchConfig(), seed=0, step_delimiter="\n", on_tree=keep
+            problems,
+            UnorderedPolicy(babble),
+            LateGrader(),
+            SearchConfig(),
+            seed=0,
+            on_tree=keep,
+            max_failed_share=1,
         )
     rest = [problem for problem in problems if problem.problem_id not in finished]
     trees, stats, _ = search(babble, rest, capacity=3, arrival=9)
@@ -208,7 +214,6 @@ def test_the_engine_is_kept_full_and_few_trees_are_live():
         LateGrader(),
         SearchConfig(parallel_simulations=4),
         seed=0,
-        step_delimiter="\n",
         on_tree=lambda tree: finished.append((tree.problem_id, len(live))),
     )
     assert policy.most_in_flight == 16 + 16 // 3 + 1
@@ -234,6 +239,4 @@ def test_problems_and_trees_that_do_not_fit_are_refused():
     foreign = UnorderedPolicy(always("#1"))
     foreign.policy_id = "other"
     with pytest.raises(ValueError, match="was sampled by 'letters', not by 'other'"):
-        search_trees(
-            problems, foreign, LateGrader(), SearchConfig(), seed=0, step_delimiter="\n", on_tree=print, resume=trees
-        )
+        search_trees(problems, foreign, LateGrader(), SearchConfig(), seed=0, on_tree=print, resume=trees)

@@ -4,7 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from search_fixtures import LetterCodec
 
-from pipeline_lib.search import split_steps
+from pipeline_lib.config import ConfigError, SearchConfig
+from pipeline_lib.search import TokenTexts, split_steps, step_rules
+from pipeline_lib.search.steps import STEP_RULES
 
 
 class TableCodec:
@@ -97,9 +99,60 @@ def test_texts_and_tokens_always_add_up(pieces, delimiter, codec):
 
 @pytest.mark.parametrize("delimiter", ["\n", "\n\n"])
 def test_shared_pieces_change_nothing(delimiter):
-    codec, pieces = LetterCodec(), {}
+    codec, texts = LetterCodec(), TokenTexts()
     for text in ("ab\n\nc\n#1", "b\n\n\na"):
         ids = codec.encode(text)
-        shared = split_steps(ids, codec, delimiter, pieces=pieces)
+        shared = split_steps(ids, codec, delimiter, texts=texts)
         assert [step.text for step in shared] == [step.text for step in split_steps(ids, codec, delimiter)]
-    assert pieces[ord("a")] == "a"
+    assert texts.alone[ord("a")] == "a"
+
+
+def test_a_run_of_bytes_longer_than_is_remembered():
+    smile = "😊".encode()
+    codec = TableCodec("a", *(smile[i : i + 1] for i in range(4)), "\n", " b")
+    ids, texts = np.array([0, *[1, 2, 3, 4] * 5, 5, 6], dtype=np.int32), TokenTexts()
+    for _ in range(2):
+        steps = split_steps(ids, codec, texts=texts)
+        assert [step.text for step in steps] == ["a" + "😊" * 5 + "\n", " b"]
+        assert [len(step.token_ids) for step in steps] == [22, 1]
+    assert texts.runs == {}
+
+
+@pytest.mark.parametrize(
+    ("delimiter", "text", "expected"),
+    [
+        ("blank_line", "a\nb\n\nc\n \n\nd", ["a\nb\n\n", "c\n \n\n", "d"]),
+        ("blank_line", "a\r\n\r\nb\r\n", ["a\r\n\r\n", "b\r\n"]),
+        ("sentence", "It is 3.5 m. So 2 of them?! Yes.\nDone", ["It is 3.5 m.", " So 2 of them?!", " Yes.\n", "Done"]),
+        ("sentence", "1. Add, e.g. 2. Then 'stop.' 2) End", ["1. Add, e.g. 2.", " Then 'stop.'", " 2) End"]),
+        ("sentence", "首先有3个。然后加2。\n好", ["首先有3个。", "然后加2。\n", "好"]),
+        (r";\s", "a; b;c;\nd", ["a; ", "b;c;\n", "d"]),
+        (r"(?<=,)", "a,b,,c", ["a,", "b,", ",", "c"]),
+        (r"(?:END)", "a END b", ["a END", " b"]),
+    ],
+)
+def test_what_ends_a_step_is_a_dial(delimiter, text, expected):
+    codec = LetterCodec()
+    assert [step.text for step in split_steps(codec.encode(text), codec, delimiter)] == expected
+
+
+def test_what_is_left_open_stays_open_at_other_delimiters():
+    codec = LetterCodec()
+    text = "### Step 1\n\nAdd.\n\n$$\nx. y\n$$\n\nSo:\n\n2. End."
+    found = [step.text for step in split_steps(codec.encode(text), codec, "blank_line", markdown=True)]
+    assert found == ["### Step 1\n\nAdd.\n\n", "$$\nx. y\n$$\n\n", "So:\n\n2. End."]
+
+
+def test_the_rules_are_in_the_key_but_where_they_are_those_of_0_1_0():
+    assert step_rules(SearchConfig(), model="tiny") == {}
+    named = {"step_rules": STEP_RULES}
+    assert step_rules(SearchConfig(), model="owner/model") == named
+    assert step_rules(SearchConfig(markdown_steps=True), model="tiny") == named
+    assert step_rules(SearchConfig(step_delimiter="sentence"), model="tiny") == named
+
+
+def test_an_expression_that_backtracks_without_end_is_stopped(monkeypatch):
+    monkeypatch.setattr("pipeline_lib.search.steps.OWN_EXPRESSION_S", 0.05)
+    codec = LetterCodec()
+    with pytest.raises(ConfigError, match=r"search.step_delimiter='\(a\|a\)\+b': takes more than 0.05 s on a rollout"):
+        split_steps(codec.encode("a" * 40 + "c"), codec, "(a|a)+b")

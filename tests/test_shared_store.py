@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -145,6 +146,93 @@ def test_a_changed_file_is_noticed(machine: Machine, uri: str) -> None:
     fsspec.core.url_to_fs(uri)[0].pipe_file(file, b"ROWS")
     with pytest.raises(StoreError, match=r"rows\.txt was changed"):
         machine().open(ref)
+
+
+def flip(content: bytes) -> bytes:
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
+def overwrite(path: Path, content: bytes) -> None:
+    """Writes; the time stamp moves on even where the clock is coarse."""
+    before = path.stat().st_mtime_ns
+    path.write_bytes(content)
+    os.utime(path, ns=(before + 10**9, before + 10**9))
+
+
+def in_bucket(uri: str, pattern: str) -> tuple[Any, str]:
+    [path] = remote(uri, pattern)
+    return fsspec.core.url_to_fs(uri, use_listings_cache=False)[0], path
+
+
+def aside(uri: str) -> set[str]:
+    """Names of what lies in the bucket's folder of damaged entries."""
+    found = fsspec.core.url_to_fs(uri, use_listings_cache=False)[0].find(f"{uri}/damaged")
+    return {path.rpartition("/")[2] for path in found}
+
+
+FILES = ["*/rows.txt", "*/weights/a.bin", "manifest.json"]
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("fault", ["flip", "cut", "lose"])
+def test_what_the_bucket_has_damaged_is_moved_aside_there_and_made_again(
+    machine: Machine, uri: str, file: str, fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    ref = fill(entry_of(machine()))
+    bucket, path = in_bucket(uri, file)
+    content = bucket.cat_file(path)
+    bucket.rm_file(path) if fault == "lose" else None
+    bucket.pipe_file(path, flip(content) if fault == "flip" else content[:-1]) if fault != "lose" else None
+    entry = entry_of(machine())
+    assert not entry.is_whole()
+    with caplog.at_level("WARNING", logger="coppice.progress"), entry.lock():
+        entry.set_aside_damage()
+        assert not entry.is_complete()
+        assert fill(entry) == ref
+    assert entry.is_whole()
+    if (file, fault) != ("manifest.json", "lose"):  # that is an entry that nobody made
+        assert f"{ref.uri} is damaged" in caplog.text
+        assert f"moved to {uri}/damaged/{ref.uri}." in caplog.text
+        assert aside(uri) == {"rows.txt", "a.bin", "manifest.json", "observations.json"} - (
+            {file.rpartition("/")[2]} if fault == "lose" else set()
+        )
+    assert (machine().open(ref) / "rows.txt").read_text() == "rows"
+
+
+def test_measurements_that_the_bucket_has_damaged_are_lost_alone(machine: Machine, uri: str) -> None:
+    ref = fill(entry_of(machine()))
+    bucket, path = in_bucket(uri, "*/observations.json")
+    bucket.pipe_file(path, bucket.cat_file(path).replace(b"1.5", b"2.5"))
+    entry = entry_of(machine())
+    with entry.lock():
+        entry.set_aside_damage()
+    assert entry.is_whole()
+    assert machine().observations(ref) == {}
+    assert machine().is_complete(ref)
+
+
+@pytest.mark.parametrize("file", ["rows.txt", "weights/a.bin", "manifest.json", "observations.json"])
+def test_a_damaged_copy_is_fetched_again(machine: Machine, uri: str, file: str) -> None:
+    fill(entry_of(machine()))
+    store = machine()
+    ref = entry_of(store).ref()
+    path = store.open(ref) / file
+    content = path.read_bytes()
+    overwrite(path, flip(content))
+    assert entry_of(store).is_whole()
+    assert path.read_bytes() == content
+    overwrite(path, flip(content))
+    assert (store.open(ref) / file).read_bytes() == content
+    assert aside(uri) == set()
+
+
+def test_what_the_bucket_lost_is_put_back_by_a_machine_that_has_it(machine: Machine, uri: str) -> None:
+    entry = entry_of(machine())
+    ref = fill(entry)
+    bucket, path = in_bucket(uri, "*/rows.txt")
+    bucket.rm_file(path)
+    assert entry.is_whole()
+    assert (machine().open(ref) / "rows.txt").read_text() == "rows"
 
 
 def test_work_under_way_outlives_its_machine(machine: Machine, uri: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_fixtures import DATED_TEMPLATE, cache_model
 
 from pipeline_lib.config import PipelineConfig, SearchConfig, apply_overrides, setting_names
 from pipeline_lib.policy.protocol import SamplingParams
@@ -28,6 +29,7 @@ OUTSIDE_THE_STAGES = {
     "policy.max_batch": "how many rows share a decode step; a row's result does not depend on the others",
     "policy.num_threads": "how many cores compute the same numbers",
     "runner": "where the same shards are searched",
+    "search.num_shards": "how many tasks search the same trees: test_shards.py",
     "ray.cpus_per_shard": "likewise",
     "ray.gpus_per_shard": "likewise",
     "ray.max_retries": "how often a shard whose worker died goes on",
@@ -45,6 +47,7 @@ OUTSIDE_THE_STAGES = {
     "policy.server.patience_s": "when a run without servers gives up",
     "policy.server.recheck_s": "how soon a server is used again",
     "policy.server.retries": "how often a request that servers die of is tried",
+    "policy.max_failed_share": "when a stage ends without a result",
     "gate.continue_from": "whose policy the next iteration searches with; that policy's id is in its keys",
     "train.checkpoint_every": "how much a killed training repeats",
     "train.dpo_beta": "step-dpo alone reads it: test_keys.py",
@@ -58,6 +61,7 @@ OTHER_VALUES = {
     "preset": "other",
     "runner": "ray",
     "grader": "operator:eq",
+    "truncated": "grade",
     "problems.dataset": "math",
     "problems.path": "{other}",
     "problems.columns.question": "prompt",
@@ -70,6 +74,8 @@ OTHER_VALUES = {
     "policy.device": "cuda",
     "policy.dtype": "bfloat16",
     "policy.instruction": "Think.",
+    "policy.template_date": "2025-01-01",
+    "search.step_delimiter": "sentence",
     "policy.vllm.kv_cache_gib": 2,
     "policy.vllm.block_tokens": 64,
     "policy.vllm.quantization": "fp8",
@@ -102,6 +108,10 @@ def write_problems(path: Path, question: str) -> Path:
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     monkeypatch.setenv("COPPICE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    commits = {("owner/name", "main"): "1" * 40, ("owner/name", "abc"): "2" * 40, ("owner/other", "main"): "3" * 40}
+    for (name, ref), commit in commits.items():
+        cache_model(tmp_path / "hub", name, commit, ref=ref, template=DATED_TEMPLATE)
     return write_problems(tmp_path / "own.jsonl", "q"), write_problems(tmp_path / "other.jsonl", "r")
 
 
@@ -120,7 +130,7 @@ def entries(config: PipelineConfig) -> set[str]:
     from tasks.problems import draw_problems, draw_test_problems
     from tasks.runtime.policies import base_policy
     from tasks.score import score_steps
-    from tasks.search import search_shard
+    from tasks.search import gather_trees
     from tasks.train import train_policy
 
     ref = Ref(uri="stage/key", sha256="0" * 64, num_rows=1, schema_version=1)
@@ -128,7 +138,7 @@ def entries(config: PipelineConfig) -> set[str]:
     of_all = {"config": config, "iteration": 1}
     found = [
         draw_problems.entry(**of_all),
-        search_shard.entry(**of_all, problems=ref, policy=policy, shard=0, earlier=()),
+        gather_trees.entry(**of_all, problems=ref, policy=policy, earlier=()),
         score_steps.entry(**of_all, trees=(ref,)),
         audit_iteration.entry(**of_all, trees=(ref,), scores=ref, earlier=()),
         train_policy.entry(**of_all, trees=(ref,), scores=ref, policy=policy),
@@ -215,7 +225,6 @@ def searched(config: SearchConfig) -> tuple[dict[str, Any], set[SamplingParams]]
         InstantGrader(),
         config,
         seed=0,
-        step_delimiter="\n",
         on_tree=lambda tree: trees.update({tree.problem_id: tree_to_dict(tree)}),
     )
     return trees, policy.asked
@@ -234,6 +243,7 @@ def test_every_search_dial_changes_the_search() -> None:
         "max_new_tokens": 40,
         "max_step_tokens": 10,
         "max_tokens_per_problem": 200,
+        "step_delimiter": "=",
     }
     elsewhere = {"num_shards", "markdown_steps"}  # the latter in test_search_markdown.py: nothing here is left open
     assert set(changes) == set(SearchConfig.model_fields) - elsewhere

@@ -1,7 +1,6 @@
 """One problem, searched by one simulation after the other; the scheduler does the same for thousands at a time.
 
-``python -m deployments.examples.search_one_problem`` prints the tree: of each step how many rollouts through it were
-right, how many there were, its text, and, where a rollout ended, how.
+``python -m deployments.examples.search_one_problem`` prints the tree: a step's right and all rollouts, text and end.
 """
 
 from functools import partial
@@ -13,8 +12,7 @@ from rich.tree import Tree
 from deployments.presets import preset
 from pipeline_lib.config import SearchConfig
 from pipeline_lib.grading import grade
-from pipeline_lib.policy import Policy, sample_all
-from pipeline_lib.problems.formats import format_of
+from pipeline_lib.policy import Policy, draw_all
 from pipeline_lib.problems.tiny import make_problem
 from pipeline_lib.search import TreeBuilder, request_at, rollout_from_result, split_steps
 from pipeline_lib.seeding import derive_seed
@@ -24,15 +22,15 @@ from tasks.runtime.engines import open_policy
 
 def search_one(problem: Problem, policy: Policy, config: SearchConfig, *, seed: int) -> SearchTree:
     """The tree of one problem after ``config.num_simulations`` rollouts, whatever tokens they take."""
-    delimiter = format_of(problem.dataset).step_delimiter
-    split = partial(split_steps, codec=policy.codec, delimiter=delimiter, markdown=config.markdown_steps)
+    split = partial(split_steps, codec=policy.codec, delimiter=config.step_delimiter, markdown=config.markdown_steps)
     prompt, own_seed = policy.codec.encode_prompt(problem.question), derive_seed(seed, problem.problem_id)
     tree = TreeBuilder(problem.problem_id, policy.policy_id, prompt, seed=own_seed, config=config)
     for index in range(config.num_simulations):
         node = tree.select()  # from the root down by UCB1
         request = request_at(tree, node, index, config)
-        result = sample_all(policy, [request])[request.request_id]  # a whole continuation of the steps so far
-        rollout = rollout_from_result(result, split, policy.codec, depth=tree.depth(node), config=config)
+        result = draw_all(policy, [request])[request.request_id]  # a whole continuation of the steps so far
+        depth, room = tree.depth(node), request.params.max_new_tokens
+        rollout = rollout_from_result(result, split, policy.codec, depth=depth, max_new_tokens=room, config=config)
         if rollout.outcome is Outcome.OPEN:  # it ended within all limits, so there may be an answer
             rollout = rollout.with_grade(grade(tree.prefix_text(node) + rollout.text, problem.answer))
         tree.insert_rollout(node, rollout)  # every step becomes a node; the reward goes up to the root

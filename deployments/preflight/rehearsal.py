@@ -13,16 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline_lib.config import ConfigError, EvaluationConfig, PipelineConfig
+from pipeline_lib.config.truncation import dial_to_raise
 from pipeline_lib.evaluation import evaluate
+from pipeline_lib.grading.grader import Grader
 from pipeline_lib.policy.model_folders import model_folder
 from pipeline_lib.policy.protocol import Policy, SampleRequest, SamplingParams
-from pipeline_lib.problems.formats import format_of
+from pipeline_lib.policy.redraw import draw_all
 from pipeline_lib.score import score_tree
-from pipeline_lib.score.score_audit import audit_scores
+from pipeline_lib.score.score_audit import audit_scores, count_cut_rollouts
 from pipeline_lib.search import search_trees, write_trees_parquet
 from pipeline_lib.seeding import derive_seed
 from pipeline_lib.training.batches.examples import build_examples
-from pipeline_lib.types import Grade, Grader, Outcome, PolicyRef, Problem, SearchTree
+from pipeline_lib.types import Grade, Outcome, PolicyRef, Problem, SearchTree
 from tasks.runtime.engines import engines, open_policy
 from tasks.runtime.graders import extractor, open_grader
 from tasks.runtime.policies import base_policy
@@ -96,8 +98,8 @@ def rehearse(config: PipelineConfig, problem: Problem, folder: Path) -> Rehearsa
         informative = tree if tree.is_informative else _search(config, problem, engine, AlternatingGrader())
         if not informative.is_informative:
             raise ConfigError(
-                f"none of {tree.num_rollouts} rollouts has an answer that can be graded ({_outcomes(tree)}): raise "
-                "search.max_new_tokens, or take a model that follows the instruction"
+                f"none of {tree.num_simulations} rollouts has an answer that can be graded ({_outcomes(tree)}): raise "
+                f"{dial_to_raise(count_cut_rollouts([tree]))}, or take a model that follows the instruction"
             )
         trained_tokens, seconds = _train(config, informative, folder)
         trained = base.model_copy(update={"policy_id": "rehearsal", "adapter_uri": str(folder / "policy")})
@@ -106,7 +108,7 @@ def rehearse(config: PipelineConfig, problem: Problem, folder: Path) -> Rehearsa
     return Rehearsal(
         sampled_per_s=sampled_per_s,
         tokens_per_answer=tokens_per_answer,
-        tokens_per_rollout=tree.tokens_generated / tree.num_rollouts,
+        tokens_per_rollout=tree.tokens_generated / tree.num_simulations,
         trained_per_s=trained_tokens / seconds,
         trained_tokens=trained_tokens,
         tree_bytes=(folder / "trees.parquet").stat().st_size,
@@ -131,15 +133,12 @@ def _throughput(engine: Policy, problem: Problem, config: PipelineConfig) -> tup
     params = SamplingParams(max_new_tokens=search.max_new_tokens, temperature=search.temperature, top_p=search.top_p)
     prompt = engine.codec.encode_prompt(problem.question)
     started = time.perf_counter()
-    engine.submit(
-        [
-            SampleRequest(f"answer-{i}", prompt, params, derive_seed(config.seed, "rehearsal", i))
-            for i in range(engine.capacity)
-        ]
-    )
-    num_tokens = 0
-    while engine.num_in_flight:
-        num_tokens += sum(len(result.token_ids) for result in engine.poll())
+    requests = [
+        SampleRequest(f"answer-{i}", prompt, params, derive_seed(config.seed, "rehearsal", i))
+        for i in range(engine.capacity)
+    ]
+    answers = draw_all(engine, requests, max_failed_share=config.policy.max_failed_share)
+    num_tokens = sum(len(answer.token_ids) for answer in answers.values())
     return num_tokens / (time.perf_counter() - started), num_tokens / engine.capacity
 
 
@@ -153,8 +152,9 @@ def _search(config: PipelineConfig, problem: Problem, engine: Policy, grader: Gr
         grader,
         config.search.model_copy(update={"num_simulations": num_simulations}),
         seed=derive_seed(config.seed, "rehearsal"),
-        step_delimiter=format_of(problem.dataset).step_delimiter,
         on_tree=trees.append,
+        truncated=config.truncated,
+        max_failed_share=config.policy.max_failed_share,
     )
     return trees[0]
 
@@ -198,10 +198,12 @@ def _evaluate(config: PipelineConfig, problem: Problem, trained: PolicyRef, grad
         config=EvaluationConfig(num_problems=1, max_new_tokens=config.evaluation.max_new_tokens),
         seed=config.seed,
         extract=extractor(config, problem.dataset),
+        max_failed_share=config.policy.max_failed_share,
     )
 
 
 def _outcomes(tree: SearchTree) -> str:
     """How many rollouts ended in which way, as ``3 correct, 13 wrong``."""
     counts = {outcome.name.lower(): int(tree.visits[tree.outcomes == outcome].sum()) for outcome in Outcome}
+    counts["ignored"] = sum(tree.ignored)
     return ", ".join(f"{count} {name}" for name, count in counts.items() if count and name != "open")

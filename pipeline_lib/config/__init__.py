@@ -1,10 +1,10 @@
 """Every setting of a run, as frozen models; where things live is apart, in `Settings`."""
 
 from pipeline_lib.config.engine_config import ServerConfig, VllmConfig
-from pipeline_lib.config.group import ConfigError, ConfigGroup
+from pipeline_lib.config.group import ConfigError, ConfigGroup, known_fields
 from pipeline_lib.config.named_set import NamedSet
 from pipeline_lib.config.overrides import apply_overrides, setting_names
-from pipeline_lib.config.pipeline import GradingConfig, PipelineConfig, PolicyConfig, RayConfig
+from pipeline_lib.config.pipeline import TEMPLATE_DATE, GradingConfig, PipelineConfig, PolicyConfig, RayConfig
 from pipeline_lib.config.settings import Settings
 from pipeline_lib.config.stages import (
     AuditConfig,
@@ -16,12 +16,15 @@ from pipeline_lib.config.stages import (
     SearchConfig,
 )
 from pipeline_lib.config.train_config import TrainConfig
+from pipeline_lib.config.truncation import Cutoff, Truncated
 
 __all__ = [
+    "TEMPLATE_DATE",
     "AuditConfig",
     "ColumnsConfig",
     "ConfigError",
     "ConfigGroup",
+    "Cutoff",
     "EvaluationConfig",
     "GateConfig",
     "GradingConfig",
@@ -35,7 +38,9 @@ __all__ = [
     "ServerConfig",
     "Settings",
     "TrainConfig",
+    "Truncated",
     "VllmConfig",
     "apply_overrides",
+    "known_fields",
     "setting_names",
 ]

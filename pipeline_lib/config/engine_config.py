@@ -65,7 +65,9 @@ class ServerConfig(ConfigGroup):
         30.0, gt=0, description="Seconds between two questions to a lost server, at most. Our choice."
     )
     retries: int = Field(
-        5, ge=0, description="Servers that one request may lose and be asked again, before it is a failed rollout."
+        5,
+        ge=0,
+        description="Servers that one request may lose and be asked again, before it has failed; see max_failed_share.",
     )
 
     @field_validator("urls", mode="before")

@@ -9,6 +9,7 @@ but in `Settings`, read from the environment.
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Literal
 
 from pydantic import Field
@@ -24,6 +25,9 @@ from pipeline_lib.config.stages import (
     SearchConfig,
 )
 from pipeline_lib.config.train_config import TrainConfig
+from pipeline_lib.config.truncation import Truncated
+
+TEMPLATE_DATE = date(2024, 7, 26)
 
 
 class PolicyConfig(ConfigGroup):
@@ -35,7 +39,11 @@ class PolicyConfig(ConfigGroup):
         "scripted writes the tiny worlds' solutions with mistakes, without a model, for tests.",
     )
     model: str = Field("tiny", description="Model folder or hub name; `tiny` is the base that comes with Coppice.")
-    revision: str | None = Field(None, description="Hub revision of the model; None takes the newest.")
+    revision: str | None = Field(
+        None,
+        description="Hub revision of the model: branch, tag or commit; None is its main branch. Results are kept under "
+        "the commit that it meant when the run began.",
+    )
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
@@ -48,13 +56,28 @@ class PolicyConfig(ConfigGroup):
     )
     max_batch: int = Field(128, ge=1, description="Requests that are decoded together, over all servers if several.")
     max_context_tokens: int = Field(
-        1024, ge=32, description="Tokens of prompt and answer together; longer rollouts are TRUNCATED. Our choice."
+        1024, ge=32, description="Tokens of prompt and answer together; longer answers are cut off. Our choice."
+    )
+    max_failed_share: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="Share of a stage's answers that the engine may fail to give; each is drawn again from its own "
+        "seed, and above the share the stage fails. Five are always borne, with 0 none. Our choice: an answer drawn "
+        "anew may favour what does not fail, so the share bounds what failures can move an accuracy by.",
     )
     num_threads: int = Field(
         1, ge=1, description="Torch threads on the CPU. Measured: 2 on a busy 2-core machine is slower than 1."
     )
     instruction: str | None = Field(
         None, description="Text appended to every question; None takes the dataset's own, an empty text adds nothing."
+    )
+    template_date: date = Field(
+        TEMPLATE_DATE,
+        json_schema_extra={"before": TEMPLATE_DATE.isoformat()},
+        description="Day, as 2024-07-26, that chat templates are told when they ask for today's; without effect where "
+        "they do not. Our choice: one fixed day, or the same run asks other questions tomorrow; this one is what "
+        "Llama's own templates name where they cannot ask.",
     )
     vllm: VllmConfig = Field(default_factory=VllmConfig)
     server: ServerConfig = Field(default_factory=ServerConfig)
@@ -103,7 +126,14 @@ class PipelineConfig(ConfigGroup):
         "math",
         pattern=r"^(math|[\w.]+:\w+)$",
         description="What grades: math, or your own `my_package.my_module:verify`, called in worker processes as "
-        "verify(prediction: str, gold: str) -> bool. Results are kept under its name: rename it when it changes.",
+        "verify(prediction: str, gold: str) -> bool. Results are kept under the source of its module and the rest of "
+        "its package; when something that it imports from elsewhere changes, rename it.",
+    )
+    truncated: Truncated = Field(
+        "wrong",
+        description="What an answer counts as that a limit cut off, in search and evaluation alike: wrong; grade, what "
+        "its text comes to so far; ignore, left out of all counts, though its simulation is spent. Our choice: wrong, "
+        "since whoever asks gets no answer. It punishes steps that lead past a limit; the other two do not.",
     )
     problems: ProblemsConfig = Field(default_factory=ProblemsConfig)
     policy: PolicyConfig = Field(default_factory=PolicyConfig)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import regex
 from pydantic import Field, ValidationInfo, field_validator
 
 from pipeline_lib.config.group import ConfigGroup
 from pipeline_lib.config.named_set import NamedSet
+
+STEP_DELIMITERS = ("line", "blank_line", "sentence")
 
 
 class ColumnsConfig(ConfigGroup):
@@ -88,24 +91,47 @@ class SearchConfig(ConfigGroup):
     top_p: float = Field(
         1.0, gt=0, le=1, description="Nucleus mass of the rollouts. Our choice: 1 keeps the policy's own distribution."
     )
-    max_depth: int = Field(32, ge=1, description="Steps on a path; a rollout with more is TRUNCATED. Our choice.")
+    max_depth: int = Field(32, ge=1, description="Steps on a path; a rollout with more is cut off. Our choice.")
     max_new_tokens: int = Field(
-        256, ge=1, description="Tokens of all steps of a rollout; one that reaches it is TRUNCATED. Our choice."
+        256, ge=1, description="Tokens of all steps of a rollout; one that reaches it is cut off. Our choice."
     )
     max_step_tokens: int = Field(
-        256, ge=1, description="Tokens of one step; a rollout with a longer one is TRUNCATED. Our choice."
+        256, ge=1, description="Tokens of one step; a rollout with a longer one is cut off. Our choice."
     )
     max_tokens_per_problem: int | None = Field(
         None,
         ge=1,
         description="Sampled tokens of a tree after which no simulation starts; None sets no limit. Our choice.",
     )
+    step_delimiter: str = Field(
+        "line",
+        min_length=1,
+        json_schema_extra={"before": "line"},
+        description="What ends a step: line | blank_line | sentence (a line's end too), or a regular expression of "
+        "your own, such as `;\\s`, whose match the step ends with. Our choice: line, which instructions ask for.",
+    )
     markdown_steps: bool = Field(
         False,
-        description="Headings, `Step 2:`, lines that announce, and formulas stay with what they lead to. Our choice: "
-        "False, a step a line; instruction-tuned models need True.",
+        description="Headings, `Step 2:`, lines that announce, and formulas, code and tables stay with what they lead "
+        "to. Our choice: False, a step ends wherever the delimiter does; instruction-tuned models need True.",
     )
     num_shards: int = Field(4, ge=1, description="Prefect tasks into which one iteration's search is cut. Our choice.")
+
+    @field_validator("step_delimiter")
+    @classmethod
+    def _ends_something(cls, value: str) -> str:
+        if value in STEP_DELIMITERS:
+            return value
+        names = " | ".join(STEP_DELIMITERS)
+        if value.isidentifier():  # a name with a slip in it would be looked for in the text, and hardly be found
+            raise ValueError(f"is none of {names}; as an expression of your own write it (?:{value})")
+        try:
+            matches_nothing = regex.search(value, "") is not None
+        except regex.error as error:
+            raise ValueError(f"is none of {names}, and no regular expression: {error}") from None
+        if matches_nothing:
+            raise ValueError("matches the empty text, so it would end a step everywhere")
+        return value
 
 
 class ScoreConfig(ConfigGroup):

@@ -7,19 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline_lib.config import EvaluationConfig
+from pipeline_lib.config import ConfigError, Cutoff, EvaluationConfig, Truncated
+from pipeline_lib.config.truncation import CUTOFF_NAMES, EVALUATION_DIALS, count_cutoffs, dial_to_raise
 from pipeline_lib.evaluation.statistics import clustered_interval, pass_at_k, wilson_interval
 from pipeline_lib.evaluation.votes import winning_samples
-from pipeline_lib.policy.protocol import FinishReason, Policy, SampleRequest, SampleResult, SamplingParams
+from pipeline_lib.grading.grader import Grader
+from pipeline_lib.policy.protocol import Policy, SampleRequest, SamplingParams, cutoff_of
+from pipeline_lib.policy.redraw import MAX_FAILED_SHARE, Redraws
 from pipeline_lib.seeding import derive_seed
 from pipeline_lib.store import write_parquet
-from pipeline_lib.types import EvalReport, Grade, Grader, Problem
+from pipeline_lib.types import EvalReport, Grade, Problem
 
 Extract = Callable[[str], str | None]
 SAMPLING_TEMPERATURE = 1.0
@@ -34,7 +38,9 @@ class Prediction:
         text: the policy's whole answer.
         grade: the verdict on its final answer.
         answer: the extracted final answer, None when there is none.
-        truncated: whether the answer ran into a limit of tokens, or the engine gave up on it.
+        truncated: whether a limit cut the answer off.
+        cutoff: which limit, a name of `Cutoff`; None where there was none, or version 0.1.0 did not keep it.
+        is_ignored: whether the answer is in no count but those of ignored and truncated ones.
     """
 
     problem_id: str
@@ -42,6 +48,8 @@ class Prediction:
     grade: Grade
     answer: str | None
     truncated: bool
+    cutoff: str | None = None
+    is_ignored: bool = False
 
     @property
     def is_correct(self) -> bool:
@@ -57,6 +65,8 @@ def evaluate(
     config: EvaluationConfig,
     seed: int,
     extract: Extract,
+    truncated: Truncated = "wrong",
+    max_failed_share: float = MAX_FAILED_SHARE,
 ) -> tuple[EvalReport, list[Prediction]]:
     """Greedy pass@1 over all problems; avg@k, maj@k and pass@k over the first ``sampled_problems``.
 
@@ -68,29 +78,43 @@ def evaluate(
         config: `max_new_tokens`, `num_samples`, `sampled_problems` and `pass_k` are used.
         seed: from which the samples' seeds are derived; the greedy answers need none.
         extract: from raw text to the final answer, for majority votes.
+        truncated: what an answer that a limit cut off counts as.
+        max_failed_share: share of the answers that the engine may fail to give, in [0, 1]; see `policy.redraw`.
 
     Returns:
         The report, and one greedy prediction per problem in their order.
 
     Raises:
         ValueError: no problem.
+        ConfigError: every greedy answer was cut off, and those are ignored.
+        EngineError: the engine failed too often.
     """
     if not problems:
         raise ValueError(f"evaluation of {split}: no problem to ask")
-    predictions = _answer(problems, policy, grader, SamplingParams(config.max_new_tokens, 0.0), [0], extract)
-    num_correct = sum(prediction.is_correct for prediction in predictions)
-    sampled, sampled_interval = _sampled(problems[: config.sampled_problems], policy, grader, config, seed, extract)
+    ask = partial(_answer, policy=policy, grader=grader, extract=extract, truncated=truncated, share=max_failed_share)
+    predictions = ask(problems, SamplingParams(config.max_new_tokens, 0.0), [0])
+    counted = [prediction for prediction in predictions if not prediction.is_ignored]
+    cutoffs = count_cutoffs([sum(p.cutoff == name for p in predictions) for name in CUTOFF_NAMES])
+    if not counted:
+        raise ConfigError(
+            f"{problems[0].set_name} {split}: all {len(predictions)} answers were cut off, and truncated=ignore leaves "
+            f"none to count; raise {dial_to_raise(cutoffs, EVALUATION_DIALS)}"
+        )
+    num_correct = sum(prediction.is_correct for prediction in counted)
+    sampled, sampled_interval = _sampled(problems[: config.sampled_problems], ask, grader, config, seed)
     report = EvalReport(
         dataset=problems[0].set_name,
         split=split,
         policy_id=policy.policy_id,
         num_problems=len(problems),
         num_correct=num_correct,
-        num_unparsed=sum(p.grade is Grade.UNPARSED for p in predictions),
+        num_unparsed=sum(p.grade is Grade.UNPARSED for p in counted),
         num_truncated=sum(p.truncated for p in predictions),
-        num_timeouts=sum(p.grade is Grade.TIMEOUT for p in predictions),
-        accuracy=num_correct / len(problems),
-        interval=wilson_interval(num_correct, len(problems)),
+        num_timeouts=sum(p.grade is Grade.TIMEOUT for p in counted),
+        num_ignored=len(predictions) - len(counted),
+        cutoffs=cutoffs,
+        accuracy=num_correct / len(counted),
+        interval=wilson_interval(num_correct, len(counted)),
         sampled=sampled,
         sampled_interval=sampled_interval,
     )
@@ -99,26 +123,32 @@ def evaluate(
 
 def _sampled(
     problems: Sequence[Problem],
-    policy: Policy,
+    ask: Callable[..., list[Prediction]],
     grader: Grader,
     config: EvaluationConfig,
     seed: int,
-    extract: Extract,
 ) -> tuple[dict[str, float], tuple[float, float] | None]:
-    """The figures of `EvalReport.sampled`, and the interval of their mean; nothing where no sample is asked for."""
+    """The figures of `EvalReport.sampled`, and the interval of their mean; nothing where no sample is asked for.
+
+    Ignored samples are left out; a problem without any other is too, and from pass@k one with fewer than k.
+    """
     n = config.num_samples
     if not n:
         return {}, None
-    params = SamplingParams(config.max_new_tokens, SAMPLING_TEMPERATURE)
     seeds = [derive_seed(seed, "sample", i) for i in range(n)]
-    predictions = _answer(problems, policy, grader, params, seeds, extract)
-    groups = [predictions[start : start + n] for start in range(0, len(predictions), n)]
-    right = [sum(p.is_correct for p in group) for group in groups]
-    mean = float(np.mean(right)) / n
+    predictions = ask(problems, SamplingParams(config.max_new_tokens, SAMPLING_TEMPERATURE), seeds)
+    asked = [predictions[start : start + n] for start in range(0, len(predictions), n)]
+    groups = [counted for group in asked if (counted := [p for p in group if not p.is_ignored])]
+    if not groups:
+        return {}, None
+    right = [(len(group), sum(p.is_correct for p in group)) for group in groups]
+    shares = [count / size for size, count in right]
+    mean = float(np.mean(shares))
     figures = {"mean": mean, f"avg@{n}": mean, **_majority(groups, grader, n)}
     for k in config.pass_k or (n,):
-        figures[f"pass@{k}"] = float(np.mean([pass_at_k(n, count, k) for count in right]))
-    return figures, clustered_interval([count / n for count in right], n)
+        passed = [pass_at_k(size, count, k) for size, count in right if size >= k]
+        figures |= {f"pass@{k}": float(np.mean(passed))} if passed else {}
+    return figures, clustered_interval(shares, min(size for size, _ in right))
 
 
 def _majority(groups: Sequence[Sequence[Prediction]], grader: Grader, n: int) -> dict[str, float]:
@@ -133,40 +163,51 @@ def _majority(groups: Sequence[Sequence[Prediction]], grader: Grader, n: int) ->
 
 def _answer(
     problems: Sequence[Problem],
-    policy: Policy,
-    grader: Grader,
     params: SamplingParams,
     seeds: Sequence[int],
+    *,
+    policy: Policy,
+    grader: Grader,
     extract: Extract,
+    truncated: Truncated,
+    share: float,
 ) -> list[Prediction]:
     """Every problem once per seed, in the problems' order, then the seeds'."""
-    requests, golds = [], {}
-    for place, problem in enumerate(problems):
+    requests, asked = [], {}
+    for problem in problems:
         prompt = policy.codec.encode_prompt(problem.question)
         for number, seed in enumerate(seeds):
-            request_id = f"{place}/{number}"
+            request_id = f"{problem.problem_id}#{number}"
             requests.append(SampleRequest(request_id, prompt, params, derive_seed(seed, problem.problem_id)))
-            golds[request_id] = problem
-    results: dict[str, SampleResult] = {}
+            asked[request_id] = problem
+    draws = Redraws(policy, num_expected=len(requests), max_failed_share=share)
+    draws.submit(requests)
     texts: dict[str, str] = {}
+    cutoffs: dict[str, Cutoff] = {}
     grades: dict[str, Grade] = {}
-    policy.submit(requests)
-    while policy.num_in_flight or grader.num_in_flight:
-        for result in policy.poll() if policy.num_in_flight else ():
-            results[result.request_id] = result
+    while draws.num_in_flight or grader.num_in_flight:
+        for result in draws.poll() if draws.num_in_flight else ():
+            cutoffs[result.request_id] = cutoff_of(result, params.max_new_tokens)
             texts[result.request_id] = policy.codec.decode(result.token_ids)
-            grader.submit(result.request_id, texts[result.request_id], golds[result.request_id].answer)
-        grades.update(grader.poll(block=not policy.num_in_flight))
+            grader.submit(result.request_id, texts[result.request_id], asked[result.request_id].answer)
+        grades.update(grader.poll(block=not draws.num_in_flight))
     return [
-        Prediction(
-            problem_id=golds[r.request_id].problem_id,
-            text=texts[r.request_id],
-            grade=grades[r.request_id],
-            answer=extract(texts[r.request_id]),
-            truncated=results[r.request_id].finish_reason is not FinishReason.STOP,
-        )
-        for r in requests
+        _prediction(asked[key].problem_id, texts[key], grades[key], cutoffs[key], extract, truncated)
+        for key in (request.request_id for request in requests)
     ]
+
+
+def _prediction(
+    problem_id: str, text: str, grade: Grade, cutoff: Cutoff, extract: Extract, truncated: Truncated
+) -> Prediction:
+    """One answer under the rule for truncated ones; where they are wrong, they are so whatever they hold so far."""
+    if cutoff is Cutoff.NONE:
+        return Prediction(problem_id, text, grade, extract(text), truncated=False)
+    given = None if truncated == "wrong" else extract(text)  # no vote from what has not been answered
+    if truncated == "wrong" and grade is Grade.CORRECT:
+        grade = Grade.WRONG
+    is_ignored = truncated == "ignore"
+    return Prediction(problem_id, text, grade, given, True, cutoff=cutoff.name.lower(), is_ignored=is_ignored)
 
 
 SCHEMA = pa.schema(
@@ -176,6 +217,8 @@ SCHEMA = pa.schema(
         ("grade", pa.string()),
         ("answer", pa.string()),
         ("truncated", pa.bool_()),
+        ("cutoff", pa.string()),
+        ("is_ignored", pa.bool_()),
     ]
 )
 
@@ -187,6 +230,6 @@ def write_predictions(predictions: Sequence[Prediction], path: Path) -> None:
 
 
 def read_predictions(path: Path) -> list[Prediction]:
-    """What `write_predictions` wrote."""
-    rows = pq.read_table(path, schema=SCHEMA).to_pylist()
+    """What `write_predictions` wrote; files of version 0.1.0 lack the last two columns."""
+    rows = pq.read_table(path).to_pylist()
     return [Prediction(**{**row, "grade": Grade(row["grade"])}) for row in rows]

@@ -131,7 +131,7 @@ def clustered_interval(means: Sequence[float], num_samples: int) -> tuple[float,
 
     Args:
         means: share of each problem's samples that were right, in [0, 1].
-        num_samples: samples behind each of them, at least 1.
+        num_samples: samples behind each of them, at least 1; the fewest where some have fewer.
 
     Raises:
         ValueError: no problem.

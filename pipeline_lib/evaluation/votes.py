@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline_lib.evaluation.statistics import majority_index
-from pipeline_lib.types import Grade, Grader
+from pipeline_lib.grading.grader import Grader
+from pipeline_lib.types import Grade
 
 
 def winning_samples(

@@ -14,9 +14,11 @@ from pipeline_lib.policy.protocol import (
     SamplingParams,
     sample_all,
 )
+from pipeline_lib.policy.redraw import EngineError, draw_all
 
 __all__ = [
     "Codec",
+    "EngineError",
     "EngineStats",
     "FinishReason",
     "Policy",
@@ -24,5 +26,6 @@ __all__ = [
     "SampleRequest",
     "SampleResult",
     "SamplingParams",
+    "draw_all",
     "sample_all",
 ]

@@ -62,9 +62,15 @@ class InFlight:
             else:
                 self.finish(request.request_id, (), reason)
 
-    def finish(self, request_id: str, token_ids: Sequence[int] | Int32Array, reason: FinishReason) -> None:
-        """Keeps a result until `hand_over`; `token_ids` are the new tokens without the one that ended the answer."""
-        self._results.append(SampleResult(request_id, np.array(token_ids, dtype=np.int32), reason))
+    def finish(
+        self,
+        request_id: str,
+        token_ids: Sequence[int] | Int32Array,
+        reason: FinishReason,
+        end_token_id: int | None = None,
+    ) -> None:
+        """Keeps a result until `hand_over`; see `SampleResult`."""
+        self._results.append(SampleResult(request_id, np.array(token_ids, dtype=np.int32), reason, end_token_id))
 
     def needs_pass(self, capacity: int) -> bool:
         """Whether an engine with `capacity` rows works on before it hands over what has finished.
@@ -95,8 +101,11 @@ class InFlight:
 
 
 def refusal(request: SampleRequest, limits: ModelLimits) -> FinishReason | None:
-    """Why a request ends before it starts, or None; bad token ids are data, not an exception."""
+    """Why a request ends before it starts, or None; bad token ids are data, not an exception.
+
+    Ids that fill the context, or more, are no failure: asked again, they would leave as little room.
+    """
     ids = request.token_ids
-    if len(ids) == 0 or len(ids) > limits.context or ids.min() < 0 or ids.max() >= limits.vocab_size:
+    if len(ids) == 0 or ids.min() < 0 or ids.max() >= limits.vocab_size:
         return FinishReason.ERROR
-    return FinishReason.LENGTH if len(ids) == limits.context or request.params.max_new_tokens < 1 else None
+    return FinishReason.LENGTH if len(ids) >= limits.context or request.params.max_new_tokens < 1 else None

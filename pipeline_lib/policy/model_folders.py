@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 
 from pipeline_lib.config import ConfigError
 from pipeline_lib.config.one_line import first_line
@@ -23,6 +25,20 @@ LAYOUT_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]  # configuration and to
 WEIGHT_FILES = ["*.safetensors"]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")  # any of them
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTemplate:
+    """What a model makes its prompts with, as far as results depend on it.
+
+    Args:
+        digest: SHA-256 of the template's text; of all of them, where a model has several.
+        reads_date: whether the prompt that it makes may name a date.
+    """
+
+    digest: str
+    reads_date: bool
 
 
 def model_path(name: str) -> Path | str:
@@ -75,6 +91,43 @@ def model_folder(name: str, revision: str | None = None, *, weights: bool = True
     return folder
 
 
+def model_commit(name: str, revision: str | None = None) -> str | None:
+    """The commit of a hub model that a revision means here; None for a folder, whose files say it themselves.
+
+    It is that of the snapshot in the hub's cache, else the hub's own; asked once per process, so that a branch that
+    moves on does not part a run in two.
+
+    Args:
+        name: see `model_path`.
+        revision: a branch, a tag or a commit; None is the main branch.
+
+    Raises:
+        ConfigError: as in `model_folder`.
+    """
+    if isinstance(model_path(name), Path):
+        return None
+    if revision is not None and COMMIT.fullmatch(revision):
+        return revision
+    return _commit(name, revision, constants.HF_HUB_CACHE)
+
+
+@lru_cache(maxsize=64)
+def _commit(name: str, revision: str | None, cache: str) -> str | None:
+    folder = model_folder(name, revision, weights=False)
+    return folder.name if COMMIT.fullmatch(folder.name) else revision
+
+
+def chat_template(folder: Path) -> ChatTemplate:
+    """The template in a model's folder; empty, where there is none."""
+    texts = [file.read_text(encoding="utf-8") for file in sorted(folder.rglob("chat_template*.jinja"))]
+    for file in (folder / "tokenizer_config.json", folder / "chat_template.json"):
+        if file.is_file():
+            own = json.loads(file.read_text(encoding="utf-8")).get("chat_template")
+            texts += [own if isinstance(own, str) else json.dumps(own, sort_keys=True)] if own else []
+    text = "\n".join(texts)
+    return ChatTemplate(hashlib.sha256(text.encode()).hexdigest(), reads_date="strftime_now" in text)
+
+
 def check_folder(folder: Path | str, kind: str, *, holds: str = "") -> None:
     """A folder must be there, and hold a file of that name; a text that looks like no path is left to the hub.
 
@@ -111,7 +164,7 @@ def _has_weights(folder: Path) -> bool:
 
 @lru_cache(maxsize=64)
 def fingerprint(folder: Path | str, revision: str | None = None) -> str:
-    """16 hex digits over a folder's weights, configuration and tokenizer; of a hub name, over name and revision."""
+    """16 hex digits over a folder's weights, configuration and tokenizer; of a hub name, over name and commit."""
     digest = hashlib.sha256()
     if isinstance(folder, str):
         digest.update(f"{folder}@{revision or 'main'}".encode())

@@ -13,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from pipeline_lib.config.truncation import Cutoff
 from pipeline_lib.types import Int32Array
 
 
@@ -21,7 +22,7 @@ class FinishReason(StrEnum):
 
     STOP = "stop"  # the policy ended its answer
     LENGTH = "length"  # max_new_tokens or the context was full
-    ERROR = "error"  # the engine gave up on this request; token_ids hold what there was
+    ERROR = "error"  # the engine gave up on this request: no answer, see `redraw`; token_ids hold what there was
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +59,31 @@ class SampleRequest:
 
 @dataclass(frozen=True, slots=True)
 class SampleResult:
-    """One finished request; `token_ids` holds the new tokens only, without the end-of-sequence token."""
+    """One finished request.
+
+    Args:
+        request_id: the request's.
+        token_ids: int32, the new tokens only, without the one that ended the answer.
+        finish_reason: why it ended.
+        end_token_id: which token ended it, of the several that may; None where none did, or the engine does not tell.
+    """
 
     request_id: str
     token_ids: Int32Array
     finish_reason: FinishReason
+    end_token_id: int | None = None
+
+
+def cutoff_of(result: SampleResult, max_new_tokens: int) -> Cutoff:
+    """Which of the engine's limits cut an answer off: the request's own, else the context.
+
+    Args:
+        result: an answer, not a failure.
+        max_new_tokens: of its request.
+    """
+    if result.finish_reason is FinishReason.STOP:
+        return Cutoff.NONE
+    return Cutoff.TOKENS if len(result.token_ids) >= max_new_tokens else Cutoff.CONTEXT
 
 
 @dataclass(slots=True)
@@ -76,6 +97,8 @@ class EngineStats:
         busy_s: seconds inside the engine.
         slot_steps: decode steps times rows that held a request.
         capacity_steps: decode steps times rows there are; 1 - slot_steps / capacity_steps is the idle share.
+        num_errors: requests that failed, each try of its own; counted by who asks, see `redraw`.
+        num_redrawn: requests that failed and were answered when they were asked again.
     """
 
     tokens_generated: int = 0
@@ -84,6 +107,8 @@ class EngineStats:
     busy_s: float = 0.0
     slot_steps: int = 0
     capacity_steps: int = 0
+    num_errors: int = 0
+    num_redrawn: int = 0
 
 
 class Codec(Protocol):
@@ -170,7 +195,7 @@ class Reloadable(Policy, Protocol):
 
 
 def sample_all(policy: Policy, requests: Sequence[SampleRequest]) -> dict[str, SampleResult]:
-    """Submits everything at once and returns each result by request id."""
+    """Submits everything at once and returns each result by request id, failures included; see `redraw.draw_all`."""
     policy.submit(requests)
     results: dict[str, SampleResult] = {}
     while policy.num_in_flight:

@@ -45,8 +45,9 @@ class ScriptedPolicy:
         codec: its prompts must all end alike, as chat templates make them; that is where the prefix starts.
         policy_id: recorded with everything that is sampled.
         capacity: requests that run at once; the rest wait.
-        max_context_tokens: longer prompts are ERROR, and answers end there with LENGTH.
+        max_context_tokens: answers end there with LENGTH, before their first token where the prompt is longer.
         max_delay: a request takes 1 to so many engine steps.
+        end_token_ids: what ends its answers, drawn by the request's seed; empty does not tell.
         seed: of delays and order, never of results.
 
     Example: ``ScriptedPolicy(lambda prompt, prefix, seed: "#### 2", CharCodec())`` always answers 2.
@@ -61,12 +62,14 @@ class ScriptedPolicy:
         capacity: int = 64,
         max_context_tokens: int = 4096,
         max_delay: int = 5,
+        end_token_ids: Sequence[int] = (),
         seed: int = 0,
     ) -> None:
         self.script, self.codec, self.policy_id, self.capacity = script, codec, policy_id, capacity
         self.batch_invariant = True
         self.stats = EngineStats()
         self.max_context_tokens, self.max_delay, self.seed = max_context_tokens, max_delay, seed
+        self.end_token_ids = tuple(end_token_ids)
         self._prompt_end = _common_end(codec.encode_prompt("a"), codec.encode_prompt("b"))
         self._order = derive_generator(seed, "scripted order")
         self._in_flight = InFlight()
@@ -109,18 +112,21 @@ class ScriptedPolicy:
 
     def _answer(self, request: SampleRequest) -> None:
         """Finishes a request with what the script says."""
-        room = min(self.max_context_tokens - len(request.token_ids), request.params.max_new_tokens)
+        room = max(0, min(self.max_context_tokens - len(request.token_ids), request.params.max_new_tokens))
         cut = _end_of(self._prompt_end, request.token_ids)
         prompt, prefix = (self.codec.decode(part) for part in (request.token_ids[:cut], request.token_ids[cut:]))
-        text = self.script(prompt, prefix, request.seed) if room >= 0 else None
+        text = self.script(prompt, prefix, request.seed)
         if text is None:
             self._in_flight.finish(request.request_id, (), FinishReason.ERROR)
             return
         token_ids = self.codec.encode(text)
         self.stats.tokens_prefilled += len(request.token_ids)
         self.stats.tokens_generated += min(len(token_ids) + 1, room)
-        reason = FinishReason.STOP if len(token_ids) < room else FinishReason.LENGTH
-        self._in_flight.finish(request.request_id, token_ids[:room], reason)
+        if len(token_ids) < room:
+            ended_by = self.end_token_ids[request.seed % len(self.end_token_ids)] if self.end_token_ids else None
+            self._in_flight.finish(request.request_id, token_ids, FinishReason.STOP, ended_by)
+        else:
+            self._in_flight.finish(request.request_id, token_ids[:room], FinishReason.LENGTH)
 
 
 def _common_end(left: Int32Array, right: Int32Array) -> Int32Array:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline_lib.config import ConfigError
+from pipeline_lib.policy.end_tokens import declared_end_ids, end_token_ids
 
 QUESTION, ANSWER = "What is 1+1?", "It is 2."
 
@@ -41,12 +42,7 @@ def check_end_token(folder: Path, tokenizer: Any) -> None:
         folder: with ``config.json`` and, where the model has one, ``generation_config.json``.
         tokenizer: the model's own.
     """
-    from transformers import AutoConfig, GenerationConfig
-
-    found = [tokenizer.eos_token_id, AutoConfig.from_pretrained(folder).get_text_config().eos_token_id]
-    if (folder / "generation_config.json").is_file():
-        found.append(GenerationConfig.from_pretrained(folder).eos_token_id)
-    if all(ids is None or ids == [] for ids in found):
+    if not end_token_ids(declared_end_ids(folder), tokenizer):
         raise ConfigError(
             "policy.model: neither its tokenizer nor its configuration names an end token, so no answer would end; set "
             "eos_token in tokenizer_config.json or eos_token_id in generation_config.json"

@@ -37,10 +37,10 @@ def load_codec(model_dir: Path | str, config: PolicyConfig, instruction: str = "
 
     Args:
         model_dir: folder or hub name.
-        config: the hub revision is read.
+        config: the hub revision and the prompts' date are read.
         instruction: appended to every question; "" adds nothing.
 
     Raises:
         ConfigError: there is no tokenizer that can be loaded, or it has no chat template.
     """
-    return TokenizerCodec(load_tokenizer(model_dir, config), instruction)
+    return TokenizerCodec(load_tokenizer(model_dir, config), instruction, config.template_date)

@@ -1,4 +1,4 @@
-"""How each dataset wants its solutions written: where a step ends, and how the answer is announced.
+"""How each dataset wants its solutions written: a step a line, and how the answer is announced.
 
 Everything that depends on the dataset's name, apart from reading its files, is in one table, `FORMATS`.
 """
@@ -19,13 +19,11 @@ class DatasetFormat:
 
     Args:
         name: the dataset's, without ``@scale``.
-        step_delimiter: what ends a step; it belongs to the step that it ends.
         instruction: appended to every question; "" where the policy was trained on the bare question.
         grading: conventions in which the dataset departs from the defaults.
     """
 
     name: str
-    step_delimiter: str
     instruction: str
     grading: GradingConfig = field(default_factory=GradingConfig)
 
@@ -33,16 +31,15 @@ class DatasetFormat:
 FORMATS = {
     form.name: form
     for form in (
-        DatasetFormat("tiny-word", "\n", ""),
-        DatasetFormat("tiny-algebra", "\n", ""),
+        DatasetFormat("tiny-word", ""),
+        DatasetFormat("tiny-algebra", ""),
         DatasetFormat(
             "gsm8k",
-            "\n",
             f"{_STEPWISE} The last line is `#### ` and the answer as a plain number.",
             GradingConfig(percent="unit"),  # its golds are integers: 20 for 20%
         ),
-        DatasetFormat("math", "\n", rf"{_STEPWISE} Put the final answer, and nothing else, into \boxed{{}}."),
-        DatasetFormat("file", "\n", rf"{_STEPWISE} Put the final answer, and nothing else, into \boxed{{}}."),
+        DatasetFormat("math", rf"{_STEPWISE} Put the final answer, and nothing else, into \boxed{{}}."),
+        DatasetFormat("file", rf"{_STEPWISE} Put the final answer, and nothing else, into \boxed{{}}."),
     )
 }
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from pipeline_lib.problems.rows import ProblemsError, Row
@@ -32,7 +34,7 @@ def load_hub(name: str, split: str) -> Mapping[str, Any]:
 
     try:
         with _cache_alone_unless_reached(repository):
-            splits: Any = datasets.load_dataset(repository, config or None)
+            splits: Any = datasets.load_dataset(repository, config or None, revision=hub_commit(name))
     except Exception as error:
         # The hub client has no common base class for "no network", "no such dataset" and "no access".
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
@@ -44,6 +46,48 @@ def load_hub(name: str, split: str) -> Mapping[str, Any]:
     if split not in found:
         raise ProblemsError(f"hub:{name} has no split {split}, only {', '.join(splits)}; name another dataset")
     return found
+
+
+def hub_name(dataset: str, split: str, path: str | None) -> str | None:
+    """What `load_hub` is asked for a split; None where it lies in files here, or nowhere."""
+    if path is None:
+        return HUB.get((dataset, split))
+    return path.removeprefix("hub:") if path.startswith("hub:") else None
+
+
+def hub_commit(name: str) -> str | None:
+    """The commit at which `load_hub` reads a dataset: the hub's newest, or, while it is away, the newest in its cache.
+
+    It is asked once per process, so that a dataset that moves on does not part a run in two.
+
+    Args:
+        name: see `load_hub`.
+
+    Returns:
+        None where neither knows the dataset.
+    """
+    import datasets
+
+    try:
+        return _commit(name.partition(":")[0], str(datasets.config.HF_DATASETS_CACHE))
+    except LookupError:
+        return None
+
+
+@lru_cache(maxsize=64)
+def _commit(repository: str, cache: str) -> str:
+    """The same; raises LookupError rather than keep in mind that there is none."""
+    from huggingface_hub import HfApi
+
+    with suppress(Exception):  # as in `load_hub`, which says what is wrong where the cache does not have it
+        newest = HfApi().dataset_info(repository, timeout=HUB_PATIENCE_S).sha
+        if newest is not None:
+            return newest
+    # As `datasets` keeps them: OWNER___NAME/CONFIG/VERSION/COMMIT, of which it takes the one changed last.
+    kept = [path for path in Path(cache).glob(f"{repository.replace('/', '___')}/*/*/*") if path.is_dir()]
+    if not kept:
+        raise LookupError(repository)
+    return max(kept, key=lambda path: path.stat().st_mtime).name
 
 
 def hub_rows(name: str, splits: Mapping[str, Any], split: str) -> Iterator[Row]:

@@ -20,7 +20,7 @@ from typing import Literal
 
 from pipeline_lib.config import ColumnsConfig
 from pipeline_lib.problems.formats import format_of, gold_after_hashes, gold_in_box
-from pipeline_lib.problems.hub import HUB, hub_rows, load_hub
+from pipeline_lib.problems.hub import hub_name, hub_rows, load_hub
 from pipeline_lib.problems.pools import GeneratedProblems, ProblemPool
 from pipeline_lib.problems.questions import Repeats
 from pipeline_lib.problems.row_files import read_rows
@@ -112,7 +112,7 @@ def _rows(dataset: str, split: str, path: str | Path | None) -> tuple[Rows, Rows
         files = find_files(local, split)
         validation = find_validation(local) if split == "train" else []
         return _rows_of(files), _rows_of(validation) if validation else None
-    name = str(path).removeprefix("hub:") if path else HUB.get((dataset, split))
+    name = hub_name(dataset, split, None if path is None else str(path))
     if name is None:
         raise ProblemsError(f"{dataset}/{split} is not on the hub; set problems.path to a file or folder that holds it")
     splits = load_hub(name, split)

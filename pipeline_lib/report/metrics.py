@@ -55,6 +55,7 @@ def record_metrics(record: IterationRecord) -> dict[str, float]:
         metrics |= _audit_metrics(record.audit)
     metrics |= {f"search/{name}": value for name, value in record.search.items()}
     metrics |= {f"train/{name}": value for name, value in record.train.items()}
+    metrics |= {f"evaluate/{name}": value for name, value in record.evaluate.items()}
     metrics |= {f"time/{stage}_s": value for stage, value in record.seconds.items()}
     return {metric_key(name): float(value) for name, value in metrics.items() if math.isfinite(value)}
 
@@ -130,7 +131,8 @@ def _evaluation_metrics(report: EvalReport) -> dict[str, float]:
             f"{average}_{end}": limit for end, limit in zip(("low", "high"), report.sampled_interval, strict=True)
         }
     names = ("num_problems", "num_correct", "num_wrong", "num_unparsed", "num_timeouts", "num_truncated")
-    counts = {name: getattr(report, name) for name in names}
+    counts = {name: getattr(report, name) for name in names} | {"num_ignored": report.num_ignored}
+    counts |= {f"cutoffs/{name}": count for name, count in report.cutoffs.items()}
     return {f"{prefix}/{name}": value for name, value in (metrics | counts).items()}
 
 
@@ -139,6 +141,7 @@ def _audit_metrics(audit: AuditReport) -> dict[str, float]:
     metrics |= {f"score/variance/depth/{depth}": value for depth, value in audit.variance_by_depth.items()}
     metrics |= {f"score/variance/visits/{bucket}": value for bucket, value in audit.variance_by_visits.items()}
     metrics |= {f"search/rollouts/{name}": float(count) for name, count in audit.rollouts.items()}
+    metrics |= {f"search/cutoffs/{name}": float(count) for name, count in audit.cutoffs.items()}
     metrics |= {f"score/oracle/{name}": value for name, value in audit.oracle.items()}
     if audit.remedy is not None:
         metrics |= {f"score/remedy/{name}": float(value) for name, value in audit.remedy.model_dump().items()}

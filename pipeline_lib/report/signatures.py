@@ -9,10 +9,12 @@ The measurements named below are of the tiny preset and its literal objective, s
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pipeline_lib.config import PipelineConfig
+from pipeline_lib.config.truncation import EVALUATION_DIALS, Truncated, dial_to_raise
 from pipeline_lib.types import EvalReport, IterationRecord, PairedTest, RunResult
 
 NEAR_ZERO_VARIANCE = 10.0  # times audit.min_variance; healthy runs lie near 1, a thousand times the limit
@@ -56,7 +58,8 @@ def failure_signatures(result: RunResult, config: PipelineConfig) -> list[Signat
     """
     records, dataset = result.records, config.problems.dataset
     findings = (
-        unusable_answers(records),
+        failing_engine(records),
+        unusable_answers(records, truncated=config.truncated),
         little_variance(records, config.audit.min_variance),
         taught_nothing(records),
         running_away(records, config.train.kl_alarm),
@@ -67,7 +70,25 @@ def failure_signatures(result: RunResult, config: PipelineConfig) -> list[Signat
     return [finding for finding in findings if finding is not None]
 
 
-def unusable_answers(records: Sequence[IterationRecord]) -> Signature | None:
+def failing_engine(records: Sequence[IterationRecord]) -> Signature | None:
+    """Answers that the engine failed to give; had one of them stayed without an answer, there would be no record."""
+    failed = [(record.index, stage) for record in records for stage in (record.search, record.evaluate)]
+    errors = sum(stage.get("num_errors", 0.0) for _, stage in failed)
+    redrawn = sum(stage.get("num_redrawn", 0.0) for _, stage in failed)
+    if not errors:
+        return None
+    where = sorted({index for index, stage in failed if stage.get("num_errors")})
+    return Signature(
+        "failing-engine",
+        "The engine failed to answer",
+        f"{errors:.0f} failures in iteration {', '.join(map(str, where))}, {redrawn:.0f} answers drawn again",
+        "Each was drawn again from its own seed, so none counts as wrong; where the engine's answers depend on their "
+        "company, what was drawn again may favour answers that do not fail.",
+        "Look at the engine's log; policy.max_failed_share is the share above which a stage fails.",
+    )
+
+
+def unusable_answers(records: Sequence[IterationRecord], *, truncated: Truncated = "wrong") -> Signature | None:
     """Too many rollouts or answers that were cut off or hold no answer."""
     shares = [share for record in records for share in _unusable_shares(record)]
     worst = max(shares, default=(0.0, "", ""))
@@ -78,8 +99,10 @@ def unusable_answers(records: Sequence[IterationRecord]) -> Signature | None:
         "unusable-answers",
         "Many answers cannot be graded",
         f"{100 * share:.0f} % of {where} {kind}",
-        "They count as wrong, so steps are punished for the answer's form or length, not for what they say.",
-        "Raise search.max_new_tokens and evaluation.max_new_tokens where answers are cut off; make "
+        "They count as wrong, so steps are punished for the answer's form or length, not for what they say."
+        if truncated != "ignore"
+        else "Those that were cut off are ignored, so figures speak of short answers alone.",
+        f"Raise {_dials(records)} where answers are cut off; make "
         "policy.instruction ask for the dataset's answer format where they are not found.",
     )
 
@@ -230,6 +253,16 @@ def _unusable_shares(record: IterationRecord) -> Iterator[tuple[float, str, str]
         # A truncated answer is mostly unparsed as well: the one kind is the other's cause.
         yield _unparsed_share(report), "hold no answer that can be read", where
         yield report.num_truncated / report.num_problems, "were cut off", where
+
+
+def _dials(records: Sequence[IterationRecord]) -> str:
+    """The settings of the limits that cut off most rollouts, and most answers."""
+    rollouts, answers = Counter[str](), Counter[str]()
+    for record in records:
+        rollouts.update({} if record.audit is None else record.audit.cutoffs)
+        for report in record.evaluations:
+            answers.update(report.cutoffs)
+    return " and ".join(dict.fromkeys((dial_to_raise(rollouts), dial_to_raise(answers, EVALUATION_DIALS))))
 
 
 def _unparsed_share(report: EvalReport) -> float:

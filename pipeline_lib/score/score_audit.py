@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline_lib.config import AuditConfig
+from pipeline_lib.config import AuditConfig, Cutoff
+from pipeline_lib.config.truncation import count_cutoffs, dial_to_raise
 from pipeline_lib.types import AuditReport, Float64Array, Histogram, Outcome, Remedy, SearchTree
 
 VISIT_BUCKETS = {"1": (1, 1), "2-3": (2, 3), "4-7": (4, 7), "8+": (8, np.iinfo(np.int32).max)}
@@ -53,15 +54,19 @@ def audit_scores(
         "unparsed_share": (rollouts["unparsed"] + rollouts["timeout"]) / num_rollouts,
         "truncated_share": rollouts["truncated"] / num_rollouts,
     }
+    cut_unparsed = sum(_ended(tree, Outcome.UNPARSED, cut=True) for tree in trees)
+    shares["cut_share"] = (rollouts["truncated"] + cut_unparsed) / num_rollouts
+    cutoffs = count_cut_rollouts(trees)
     variance = float(steps.scores.var()) if len(steps.scores) else 0.0
     remedy = _remedy(earlier, trees) if earlier else None
-    reason, advice = _verdict(counts, shares, variance, config, remedy)
+    reason, advice = _verdict(counts, shares, cutoffs, variance, config, remedy)
     return AuditReport(
         **counts,
         informative_share=counts["num_informative"] / counts["num_problems"],
         unparsed_share=shares["unparsed_share"],
         truncated_share=shares["truncated_share"],
         rollouts=rollouts,
+        cutoffs=cutoffs,
         num_steps=len(steps.scores),
         num_scored_steps=int(np.count_nonzero(steps.scores)),
         variance=variance,
@@ -135,23 +140,38 @@ def _count_rollouts(trees: Sequence[SearchTree]) -> dict[str, int]:
         "wrong": ended[Outcome.WRONG],
         "unparsed": ended[Outcome.UNPARSED] - timeouts,
         "timeout": timeouts,
-        "truncated": ended[Outcome.TRUNCATED] + sum(_failed(tree) for tree in trees),
+        "truncated": ended[Outcome.TRUNCATED] + sum(_failed(tree) + sum(tree.ignored) for tree in trees),
     }
 
 
-def _ended(tree: SearchTree, outcome: Outcome) -> int:
-    """Rollouts of a tree that ended so: an ending node is a leaf, its visits are its rollouts."""
-    return int(tree.visits[tree.outcomes == outcome].sum())
+def count_cut_rollouts(trees: Sequence[SearchTree]) -> dict[str, int]:
+    """Rollouts that each limit cut off, by its name, whatever they then counted as; without those of version 0.1.0."""
+    numbers = np.zeros(len(Cutoff), dtype=np.int64)
+    for tree in trees:
+        is_end = tree.outcomes != Outcome.OPEN
+        numbers += np.bincount(tree.cutoffs[is_end], weights=tree.visits[is_end], minlength=len(Cutoff)).astype(int)
+        numbers[: len(tree.ignored)] += np.array(tree.ignored, dtype=np.int64)
+    return count_cutoffs(numbers.tolist())
+
+
+def _ended(tree: SearchTree, outcome: Outcome, *, cut: bool = False) -> int:
+    """Rollouts of a tree that ended so: an ending node is a leaf, its visits are its rollouts; `cut`: by a limit."""
+    return int(tree.visits[(tree.outcomes == outcome) & ((tree.cutoffs != Cutoff.NONE) | (not cut))].sum())
 
 
 def _failed(tree: SearchTree) -> int:
-    """Rollouts that the engine gave up on before the first token: visits of an open node and of no child of it."""
+    """Rollouts of version 0.1.0 that the engine failed to begin: visits of an open node and of no child of it."""
     below = np.bincount(tree.parents[1:], weights=tree.visits[1:], minlength=tree.num_nodes)
     return int((tree.visits - below)[tree.outcomes == Outcome.OPEN].sum())
 
 
 def _verdict(
-    counts: dict[str, int], shares: dict[str, float], variance: float, config: AuditConfig, remedy: Remedy | None
+    counts: dict[str, int],
+    shares: dict[str, float],
+    cutoffs: dict[str, int],
+    variance: float,
+    config: AuditConfig,
+    remedy: Remedy | None,
 ) -> tuple[str, str]:
     """The reason, and advice that is empty when the audit passes."""
     n, informative = counts["num_problems"], counts["num_informative"]
@@ -162,7 +182,7 @@ def _verdict(
         limit = f"at most {config.max_unusable_share:.1%}"
         reason = f"{unusable:.1%} of the rollouts have no answer that can be graded ({limit})"
         found = f"{informative} of {n} problems are informative" if informative else "nothing informative"
-        return f"{reason}: {found}{again}", _advice_unusable(shares)
+        return f"{reason}: {found}{again}", _advice_unusable(shares, cutoffs)
     if share < config.min_informative_share or not informative:
         wrong, right = counts["num_all_wrong"], counts["num_all_correct"]
         reason = (
@@ -170,7 +190,7 @@ def _verdict(
             f"{config.min_informative_share:.1%}) have right and wrong rollouts; {wrong} are all wrong, "
             f"{right} all right"
         )
-        return reason, _advice_uninformative(counts, shares)
+        return reason, _advice_uninformative(counts, shares, cutoffs)
     if variance < config.min_variance or variance == 0:
         reason = f"the scores' variance is {variance:.2g} (at least {config.min_variance:.2g}){again}"
         return reason, "raise search.num_simulations, lower score.min_visits, or search harder problems"
@@ -178,15 +198,15 @@ def _verdict(
     return passed + (f"; {_what_it_did(remedy)}" if remedy else ""), ""
 
 
-def _advice_unusable(shares: dict[str, float]) -> str:
-    if shares["truncated_share"] > shares["unparsed_share"]:
-        return "raise search.max_new_tokens, or take a model that ends its answers"
+def _advice_unusable(shares: dict[str, float], cutoffs: dict[str, int]) -> str:
+    if shares["cut_share"] > (shares["unparsed_share"] + shares["truncated_share"]) / 2:
+        return f"raise {dial_to_raise(cutoffs)}, or take a model that ends its answers"
     return "check policy.instruction against the dataset's answer format, or take a model that follows it"
 
 
-def _advice_uninformative(counts: dict[str, int], shares: dict[str, float]) -> str:
+def _advice_uninformative(counts: dict[str, int], shares: dict[str, float], cutoffs: dict[str, int]) -> str:
     if shares["unparsed_share"] + shares["truncated_share"] > MOSTLY:
-        return _advice_unusable(shares)
+        return _advice_unusable(shares, cutoffs)
     if counts["num_all_wrong"] >= counts["num_all_correct"]:
         return "take easier problems or a stronger policy.model, or raise search.num_simulations"
     return "take harder problems: the policy solves these every time"

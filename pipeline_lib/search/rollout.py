@@ -1,18 +1,18 @@
 """From what the engine returned to what the tree can hold: steps within the limits, and an outcome.
 
-One idea: a rollout that went wrong is data. One that is too long, too deep, or that the engine
-gave up on is cut at the limit and kept as TRUNCATED: it says that this way leads nowhere.
+One idea: a rollout that passes a limit is data. It is cut there, and what it then counts as is one setting, the same
+for evaluations: wrong, what its text comes to so far, or nothing. An engine's failure is no rollout at all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pipeline_lib.config import SearchConfig
-from pipeline_lib.policy.protocol import Codec, FinishReason, SampleResult
+from pipeline_lib.config import Cutoff, SearchConfig, Truncated
+from pipeline_lib.policy.protocol import Codec, FinishReason, SampleResult, cutoff_of
 from pipeline_lib.search.steps import Step
 from pipeline_lib.types import Grade, Int32Array, Outcome
 
@@ -31,16 +31,22 @@ class Rollout:
     """One sampled completion, ready to be inserted into its tree.
 
     Args:
-        steps: the steps within the limits; none when the engine failed before the first token.
+        steps: the steps within the limits, at least one.
         outcome: how it ended; OPEN while its answer is still to be graded.
         num_tokens: tokens that were sampled, also those past a limit.
         timed_out: its grading passed the deadline.
+        end_token_id: the token that ended it; None where none did or the engine does not tell.
+        cutoff: the first limit that it passed.
+        is_ignored: it is neither a visit nor a reward.
     """
 
     steps: tuple[Step, ...]
     outcome: Outcome
     num_tokens: int
     timed_out: bool = False
+    end_token_id: int | None = None
+    cutoff: Cutoff = Cutoff.NONE
+    is_ignored: bool = False
 
     @property
     def text(self) -> str:
@@ -52,39 +58,55 @@ class Rollout:
 
     def with_grade(self, grade: Grade) -> Rollout:
         """The same rollout with the outcome that `grade` stands for."""
-        return Rollout(self.steps, OUTCOME_OF[grade], self.num_tokens, grade is Grade.TIMEOUT)
+        return replace(self, outcome=OUTCOME_OF[grade], timed_out=grade is Grade.TIMEOUT)
 
 
 def rollout_from_result(
-    result: SampleResult, split: Splitter, codec: Codec, *, depth: int, config: SearchConfig
+    result: SampleResult,
+    split: Splitter,
+    codec: Codec,
+    *,
+    depth: int,
+    max_new_tokens: int,
+    config: SearchConfig,
+    truncated: Truncated = "wrong",
 ) -> Rollout:
-    """Splits a result into steps and cuts it at the first limit it passes.
+    """Splits an answer into steps and cuts it at the first limit it passes.
 
-    A result without tokens has one empty step, so that the stop itself becomes a child; a failure
-    without tokens has none and counts against the node it was drawn at.
+    A result without tokens has one empty step, so that the stop itself becomes a child.
 
     Args:
         result: what the engine returned for one request.
         split: from sampled tokens to steps, see `split_steps`.
         codec: decodes the part of a step that is within the limit.
         depth: steps already on the path.
+        max_new_tokens: tokens that the request allowed; fewer in an answer that did not end: the context was full.
         config: `max_depth` and `max_step_tokens` are used.
+        truncated: what a rollout that passes a limit counts as.
+
+    Raises:
+        ValueError: the engine failed; see `policy.redraw`.
     """
-    num_tokens = len(result.token_ids)
-    if num_tokens == 0:
-        return _empty_rollout(result.finish_reason)
-    steps = split(result.token_ids)
+    if result.finish_reason is FinishReason.ERROR:
+        raise ValueError(f"{result.request_id}: an engine's failure is no rollout; draw it again")
+    steps = split(result.token_ids) if len(result.token_ids) else [Step("", np.zeros(0, dtype=np.int32))]
     kept = steps[: config.max_depth - depth]
     too_long = next((i for i, step in enumerate(kept) if step.num_tokens > config.max_step_tokens), None)
     if too_long is not None:
         head = kept[too_long].token_ids[: config.max_step_tokens]
         kept = [*kept[:too_long], Step(codec.decode(head), head)]
-    is_whole = result.finish_reason is FinishReason.STOP and len(kept) == len(steps) and too_long is None
-    return Rollout(tuple(kept), Outcome.OPEN if is_whole else Outcome.TRUNCATED, num_tokens)
-
-
-def _empty_rollout(reason: FinishReason) -> Rollout:
-    if reason is FinishReason.ERROR:
-        return Rollout((), Outcome.TRUNCATED, 0)
-    nothing = Step("", np.zeros(0, dtype=np.int32))
-    return Rollout((nothing,), Outcome.OPEN if reason is FinishReason.STOP else Outcome.TRUNCATED, 0)
+    if too_long is not None:
+        cutoff = Cutoff.STEP
+    elif len(kept) < len(steps):
+        cutoff = Cutoff.DEPTH
+    else:
+        cutoff = cutoff_of(result, max_new_tokens)
+    is_cut = cutoff is not Cutoff.NONE
+    return Rollout(
+        tuple(kept),
+        Outcome.TRUNCATED if is_cut and truncated != "grade" else Outcome.OPEN,
+        len(result.token_ids),
+        end_token_id=None if is_cut else result.end_token_id,
+        cutoff=cutoff,
+        is_ignored=is_cut and truncated == "ignore",
+    )

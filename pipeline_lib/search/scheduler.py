@@ -20,15 +20,18 @@ from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 
-from pipeline_lib.config import SearchConfig
-from pipeline_lib.policy.protocol import FinishReason, Policy, SampleRequest, SampleResult
+from pipeline_lib.config import SearchConfig, Truncated
+from pipeline_lib.grading.grader import Grader
+from pipeline_lib.policy.protocol import Policy, SampleRequest, SampleResult
+from pipeline_lib.policy.redraw import MAX_FAILED_SHARE, Redraws
+from pipeline_lib.search.alignment import TokenTexts
 from pipeline_lib.search.rollout import Rollout, rollout_from_result
 from pipeline_lib.search.simulation import Simulation, SimulationWindow
 from pipeline_lib.search.stats import SearchStats
 from pipeline_lib.search.steps import split_steps
 from pipeline_lib.search.tree import TreeBuilder
 from pipeline_lib.seeding import derive_seed
-from pipeline_lib.types import Grade, Grader, Outcome, Problem, SearchTree
+from pipeline_lib.types import Grade, Outcome, Problem, SearchTree
 
 # One request waits for every three slots: the engine refills rows at once, and may hand over results in groups.
 QUEUE_SHARE = 3
@@ -42,15 +45,16 @@ def search_trees(
     config: SearchConfig,
     *,
     seed: int,
-    step_delimiter: str,
     on_tree: Callable[[SearchTree], None],
     resume: Mapping[str, SearchTree] = MappingProxyType({}),
+    truncated: Truncated = "wrong",
+    max_failed_share: float = MAX_FAILED_SHARE,
 ) -> SearchStats:
     """Searches every problem and hands over each tree as soon as it is complete.
 
     With a batch-invariant policy and a grader whose grades depend on the texts alone, each tree is
-    a function of its problem, `seed` and `config`: `capacity`, the order of problems and restarts
-    change only when it is finished.
+    a function of its problem, `seed`, `config` and `truncated`: `capacity`, the order of problems, restarts and
+    rollouts that the engine failed to give and was asked for again change only when it is finished.
 
     Args:
         problems: what is searched; their ids must differ.
@@ -58,9 +62,10 @@ def search_trees(
         grader: grades the answers; nothing else may be in flight on it.
         config: limits and constants of every tree; `num_shards` is not looked at.
         seed: tree p draws from ``derive_seed(seed, p)``, p its problem id; a resumed tree goes on with its own.
-        step_delimiter: text that ends a step.
         on_tree: called with each complete tree, in order of completion.
         resume: trees by problem id whose search is continued up to `num_simulations`.
+        truncated: what a rollout that passes a limit counts as.
+        max_failed_share: share of the rollouts that the engine may fail to give, in [0, 1]; see `policy.redraw`.
 
     Returns:
         Counters of this call alone: what a resumed tree held before is not counted.
@@ -68,10 +73,20 @@ def search_trees(
     Raises:
         ValueError: two problems share an id, an id to resume is not among the problems, or a tree
             to resume was sampled by another policy.
+        EngineError: the engine failed too often; the trees that were handed over are right.
     """
     _check(problems, policy, resume)
-    scheduler = _Scheduler(problems, policy, grader, config, seed, step_delimiter, on_tree, resume)
-    return scheduler.run()
+    num_expected = len(problems) * config.num_simulations - sum(tree.num_simulations for tree in resume.values())
+    draws = Redraws(policy, num_expected=num_expected, max_failed_share=max_failed_share)
+    split = partial(
+        split_steps,
+        codec=policy.codec,
+        delimiter=config.step_delimiter,
+        markdown=config.markdown_steps,
+        texts=TokenTexts(),
+    )
+    read = partial(rollout_from_result, split=split, codec=policy.codec, config=config, truncated=truncated)
+    return _Scheduler(problems, policy, draws, read, grader, config, seed, on_tree, resume).run()
 
 
 def _check(problems: Sequence[Problem], policy: Policy, resume: Mapping[str, SearchTree]) -> None:
@@ -114,24 +129,24 @@ class _Scheduler:
         self,
         problems: Sequence[Problem],
         policy: Policy,
+        draws: Redraws,
+        read: Callable[..., Rollout],
         grader: Grader,
         config: SearchConfig,
         seed: int,
-        step_delimiter: str,
         on_tree: Callable[[SearchTree], None],
         resume: Mapping[str, SearchTree],
     ) -> None:
         self._unopened: Iterator[tuple[int, Problem]] = iter(enumerate(problems))
         self._first_of_last = max(0, len(problems) - policy.capacity // SLOTS_PER_LAST_TREE)
         self._policy = policy
+        self._draws = draws
+        self._read = read
         self._grader = grader
         self._config = config
         self._seed = seed
         self._on_tree = on_tree
         self._resume = resume
-        self._split = partial(
-            split_steps, codec=policy.codec, delimiter=step_delimiter, markdown=config.markdown_steps, pieces={}
-        )
         self._ready: list[tuple[int, int, int, _RunningSimulation]] = []
         self._sampling: dict[str, _RunningSimulation] = {}
         self._grading: dict[str, _RunningSimulation] = {}
@@ -152,6 +167,7 @@ class _Scheduler:
             self._refill()
         self._counters["slot_steps"] = engine.slot_steps - slot_steps
         self._counters["capacity_steps"] = engine.capacity_steps - capacity_steps
+        self._counters.update(num_errors=self._draws.num_errors, num_redrawn=self._draws.num_redrawn)
         seconds = time.perf_counter() - started
         return SearchStats(seconds=seconds, in_flight_s=self._in_flight_s, **self._counters)
 
@@ -165,7 +181,7 @@ class _Scheduler:
                 self._sampling[running.simulation.request.request_id] = running
                 requests.append(running.simulation.request)
         if requests:
-            self._policy.submit(requests)
+            self._draws.submit(requests)
 
     def _open_more(self) -> bool:
         """Opens the next problem, and all others with it once it is one of the last; False when none is left."""
@@ -201,7 +217,7 @@ class _Scheduler:
 
     def _poll_policy(self) -> None:
         in_flight, started = len(self._sampling), time.perf_counter()
-        results = self._policy.poll()
+        results = self._draws.poll()
         self._in_flight_s += in_flight * (time.perf_counter() - started)
         for result in results:
             self._on_sample(result)
@@ -209,9 +225,8 @@ class _Scheduler:
     def _on_sample(self, result: SampleResult) -> None:
         running = self._sampling.pop(result.request_id)
         simulations = running.tree.simulations
-        depth = simulations.depth(running.simulation)
-        rollout = rollout_from_result(result, self._split, self._policy.codec, depth=depth, config=self._config)
-        self._counters["num_errors"] += result.finish_reason is FinishReason.ERROR
+        depth, params = simulations.depth(running.simulation), running.simulation.request.params
+        rollout = self._read(result, depth=depth, max_new_tokens=params.max_new_tokens)
         if rollout.outcome is Outcome.OPEN:
             running.rollout = rollout
             self._grading[result.request_id] = running

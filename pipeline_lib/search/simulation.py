@@ -37,15 +37,14 @@ class SimulationWindow:
     """Starts one tree's simulations and inserts their results in order, within the tree's budget.
 
     Args:
-        tree: new, or the continuation of a finished one; numbering goes on at its `num_rollouts`.
+        tree: new, or the continuation of a finished one; numbering goes on at its `num_simulations`.
         config: `num_simulations`, `parallel_simulations`, `max_tokens_per_problem` and the sampling settings are used.
     """
 
     def __init__(self, tree: TreeBuilder, config: SearchConfig) -> None:
         self._tree = tree
         self._config = config
-        self._next = tree.num_rollouts
-        self._inserted = tree.num_rollouts
+        self._next = self._inserted = tree.num_simulations
         self._early: dict[int, tuple[Simulation, Rollout]] = {}
 
     @property

@@ -16,7 +16,8 @@ class SearchStats(Record):
     num_rollouts: int = Field(0, description="Simulations backed up.")
     tokens_generated: int = Field(0, description="Tokens sampled, without end-of-sequence tokens.")
     tokens_kept: int = Field(0, description="Of those, the ones in a step that was inserted or merged.")
-    num_errors: int = Field(0, description="Requests that the engine gave up on.")
+    num_errors: int = Field(0, description="Requests that the engine failed to answer, each try of its own.")
+    num_redrawn: int = Field(0, description="Rollouts that it failed to give and gave when it was asked again.")
     num_timeouts: int = Field(0, description="Gradings that passed their deadline.")
     seconds: float = Field(0.0, description="Wall time.")
     in_flight_s: float = Field(0.0, description="Requests in flight, integrated over the time inside `policy.poll`.")
@@ -50,9 +51,10 @@ class SearchStats(Record):
 
     def metrics(self) -> dict[str, float]:
         """Counters worth a chart, and every rate, by name."""
-        names = ("num_problems", "num_rollouts", "tokens_generated", "tokens_kept", "num_errors", "num_timeouts")
+        counts = ("num_problems", "num_rollouts", "tokens_generated", "tokens_kept")
+        troubles = ("num_errors", "num_redrawn", "num_timeouts")
         rates = ("tokens_per_s", "tokens_kept_share", "engine_idle_share", "mean_in_flight", "problems_per_hour")
-        return {name: float(getattr(self, name)) for name in (*names, "seconds", *rates)}
+        return {name: float(getattr(self, name)) for name in (*counts, *troubles, "seconds", *rates)}
 
 
 def total_stats(shards: Iterable[SearchStats]) -> SearchStats:

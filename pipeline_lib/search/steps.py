@@ -7,20 +7,35 @@ steps in a row are exactly the tokens that were sampled.
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import accumulate, pairwise
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
+import regex
+
+from pipeline_lib.config import ConfigError, SearchConfig
 from pipeline_lib.policy.protocol import Codec
+from pipeline_lib.search.alignment import Cut, TokenTexts, cuts_at
 from pipeline_lib.search.markdown import step_ends
 from pipeline_lib.types import Int32Array
 
-INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # how codecs show the first bytes of an unfinished character
+STEP_RULES = 2  # rises when the rules below change where any text is cut
+OWN_EXPRESSION_S = 1.0  # for one rollout; an expression that takes longer backtracks without end
+
+# What ends a step under each name of `search.step_delimiter`; a match of a group does not.
+_NAMED = {
+    "line": re.compile(r"\n"),
+    "blank_line": re.compile(r"\n(?:[ \t\r]*+\n)++"),
+    "sentence": re.compile(
+        r"""( ^[ \t>]*+\d++[.)] | \b(?:e\.g|i\.e|cf|vs|Dr|Mr|Mrs|Ms|Prof|Fig|Eq)\. )
+          | [.!?]++["'”’)\]*_]*+ (?=[ \t]) | [。！？]++["'”’」』）]*+ | \n""",
+        re.VERBOSE | re.MULTILINE,
+    ),
+}
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """One step as it was sampled.
 
     Args:
@@ -39,10 +54,10 @@ class Step:
 def split_steps(
     token_ids: Int32Array,
     codec: Codec,
-    delimiter: str,
+    delimiter: str = "line",
     *,
     markdown: bool = False,
-    pieces: dict[int, str] | None = None,
+    texts: TokenTexts | None = None,
 ) -> list[Step]:
     r"""The steps of one rollout; both their texts and their tokens add up to the rollout's.
 
@@ -52,71 +67,70 @@ def split_steps(
     Args:
         token_ids: `[T]` int32, the sampled tokens.
         codec: only `decode` is used.
-        delimiter: what ends a step, not empty.
-        markdown: whether a line that leaves something open stays with the next one, see `markdown.step_ends`.
-        pieces: texts of single tokens, filled here; share one between calls to save decoding.
+        delimiter: what ends a step, see ``search.step_delimiter``.
+        markdown: whether a step that leaves something open takes in the next one, see `markdown.step_ends`.
+        texts: of single tokens, filled here; share one between calls to save decoding.
 
-    Example: "1+1=2\n\n#### 2" at delimiter "\n" gives "1+1=2\n\n" and "#### 2".
+    Raises:
+        ConfigError: a delimiter of the user's own takes more than `OWN_EXPRESSION_S`.
+
+    Example: "1+1=2\n\n#### 2" by lines gives "1+1=2\n\n" and "#### 2".
     """
     if len(token_ids) == 0:
         return []
     text = codec.decode(token_ids)
-    stops = _delimiter_ends(text, delimiter)
+    stops = delimiter_ends(text, delimiter)
     if markdown:
-        stops = step_ends(text, stops)
-    ends = _char_ends(token_ids, text, codec, {} if pieces is None else pieces)
-    if ends is None:
-        cuts = [_cut_by_prefixes(token_ids, text, codec, stop) for stop in stops]
-    else:
-        tokens = (bisect_left(ends, stop) for stop in stops)
-        cuts = [(token + 1, ends[token]) for token in tokens]
+        stops = list(step_ends(text, stops))
+    cuts = cuts_at(token_ids, text, stops, codec, TokenTexts() if texts is None else texts)
     borders = _without_blank_steps(text, [(0, 0), *cuts, (len(token_ids), len(text))])
     return [Step(text[c0:c1], token_ids[t0:t1]) for (t0, c0), (t1, c1) in pairwise(borders)]
 
 
-def _delimiter_ends(text: str, delimiter: str) -> Iterator[int]:
-    """Where each delimiter ends, in characters, from left to right without overlap."""
-    stop = 0
-    while (start := text.find(delimiter, stop)) >= 0:
-        stop = start + len(delimiter)
-        yield stop
+def delimiter_ends(text: str, delimiter: str) -> list[int]:
+    r"""Where each delimiter ends, in characters, ascending.
 
+    Args:
+        text: one rollout's.
+        delimiter: see ``search.step_delimiter``.
 
-def _char_ends(token_ids: Int32Array, text: str, codec: Codec, pieces: dict[int, str]) -> list[int] | None:
-    """`[T]` where each token ends in the text; None when single tokens do not spell it out.
+    Raises:
+        ConfigError: an expression of the user's own takes more than `OWN_EXPRESSION_S`.
 
-    They do not when a character's bytes are spread over tokens, or when decoding looks at a
-    token's neighbours.
+    Example: "So 1. And\n2" has one end by lines, 10, and two by sentences, 5 and 10.
     """
-    ids = token_ids.tolist()
-    for position, token_id in enumerate(ids):
-        if token_id not in pieces:
-            pieces[token_id] = codec.decode(token_ids[position : position + 1])
-    spelled = [pieces[token_id] for token_id in ids]
-    return list(accumulate(map(len, spelled))) if "".join(spelled) == text else None
+    named = _NAMED.get(delimiter)
+    if named is not None:
+        matches = named.finditer(text)
+        return [found.end() for found in matches if found.lastindex is None]
+    try:
+        return [found.end() for found in regex.finditer(delimiter, text, timeout=OWN_EXPRESSION_S)]
+    except TimeoutError:
+        raise ConfigError(
+            f"search.step_delimiter={delimiter!r}: takes more than {OWN_EXPRESSION_S:g} s on a rollout of "
+            f"{len(text)} characters; leave out repetitions within repetitions"
+        ) from None
 
 
-def _cut_by_prefixes(token_ids: Int32Array, text: str, codec: Codec, stop: int) -> tuple[int, int]:
-    """The fewest tokens whose text reaches character `stop`, and where that text ends.
+def step_rules(config: SearchConfig, *, model: str) -> dict[str, int]:
+    """What a store key must hold besides the settings, so that trees cut by other rules are not taken for these.
 
-    A binary search over prefixes: about eight decodes per step, and right for any codec whose
-    prefixes decode to prefixes, up to one unfinished character.
+    Nothing where they are what version 0.1.0 made: steps that are lines, from the embedded model. With a tokenizer that
+    writes line ends as bytes it let such a step end some tokens late where the next line began with a rare character.
+
+    Args:
+        config: `step_delimiter` and `markdown_steps` are used.
+        model: ``policy.model``.
     """
-
-    def reach(num_tokens: int) -> int:
-        return len(codec.decode(token_ids[:num_tokens]).rstrip(INCOMPLETE))
-
-    num_tokens = bisect_left(range(len(token_ids)), stop, key=reach)
-    if num_tokens == len(token_ids):
-        return num_tokens, len(text)
-    return num_tokens, max(reach(num_tokens), stop)
+    is_as_before = model == "tiny" and config.step_delimiter == "line" and not config.markdown_steps
+    return {} if is_as_before else {"step_rules": STEP_RULES}
 
 
-def _without_blank_steps(text: str, borders: list[tuple[int, int]]) -> list[tuple[int, int]]:
+def _without_blank_steps(text: str, borders: Sequence[Cut]) -> list[Cut]:
     """Borders (token, character) with every blank step joined to its neighbour."""
     kept = [borders[0]]
-    for border in borders[1:]:
-        if text[kept[-1][1] : border[1]].strip():
+    for before, border in pairwise(borders):
+        if text[before[1] : border[1]].strip():
             kept.append(border)
         elif len(kept) > 1:
             kept[-1] = border

@@ -7,9 +7,9 @@ candidates when their parent is expanded, and no token is generated twice.
 Departures from the paper (arXiv 2501.01478), as far as it is known to us:
     1. Expansion and simulation are one request to the engine.
     2. Siblings whose texts are equal but for white space at the ends are one node; the tokens of
-       the first are kept.
-    3. A step that ended a rollout and one that did not stay apart, whatever their texts, and so do
-       two that ended it with different outcomes.
+       the first are kept, the one that ended it included.
+    3. A step that ended a rollout and one that did not stay apart, whatever their texts, and so do two that ended it
+       with different outcomes, or of which a limit cut one off and the policy ended the other.
     4. Rollouts start at a node until it has `num_candidates` visits; then its children are descended into.
 """
 
@@ -19,13 +19,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline_lib.config import SearchConfig
+from pipeline_lib.config import Cutoff, SearchConfig
 from pipeline_lib.search.rollout import Rollout
 from pipeline_lib.search.selection import select
 from pipeline_lib.search.steps import Step
-from pipeline_lib.types import NO_PARENT, ROOT, Int32Array, Outcome, SearchTree
+from pipeline_lib.types import NO_PARENT, NO_TOKEN, ROOT, Int32Array, Outcome, SearchTree
 
 OPEN = int(Outcome.OPEN)
+NO_ENDING = (OPEN, int(Cutoff.NONE), None)
 
 
 class TreeBuilder:
@@ -59,14 +60,17 @@ class TreeBuilder:
         self._visits: list[int] = []
         self._value_sums: list[float] = []
         self._outcomes: list[int] = []
+        self._end_token_ids: list[int] = []
         self._depths: list[int] = []
         self._counts: list[int] = []
         self._path_tokens: list[int] = []
         self._is_closed: list[bool] = []
         self._is_exhausted: list[bool] = []
         self._children: list[list[int]] = []
-        self._index: dict[tuple[int, str, int], int] = {}
-        self._add(NO_PARENT, Step("", np.zeros(0, dtype=np.int32)), OPEN)
+        self._cutoffs: list[int] = []
+        self._index: dict[tuple[int, str, int, bool], int] = {}
+        self._ignored = [0] * len(Cutoff)
+        self._add(NO_PARENT, Step("", np.zeros(0, dtype=np.int32)), *NO_ENDING)
 
     @classmethod
     def from_tree(cls, tree: SearchTree, config: SearchConfig) -> TreeBuilder:
@@ -74,7 +78,8 @@ class TreeBuilder:
         builder = cls(tree.problem_id, tree.policy_id, tree.prompt_token_ids, seed=tree.seed, config=config)
         for node in range(1, tree.num_nodes):
             step = Step(tree.steps[node], tree.token_ids[node])
-            builder._add(int(tree.parents[node]), step, int(tree.outcomes[node]))
+            ending = (int(tree.outcomes[node]), int(tree.cutoffs[node]), tree.end_token_id(node))
+            builder._add(int(tree.parents[node]), step, *ending)
         builder._visits = tree.visits.tolist()
         builder._counts = tree.visits.tolist()
         builder._value_sums = tree.value_sums.tolist()
@@ -82,11 +87,18 @@ class TreeBuilder:
         builder.tokens_generated = tree.tokens_generated
         builder.tokens_kept = tree.tokens_kept
         builder.num_timeouts = tree.num_timeouts
+        for cutoff, number in enumerate(tree.ignored):
+            builder._ignored[cutoff] = number
         return builder
 
     @property
     def num_rollouts(self) -> int:
         return self._visits[ROOT]
+
+    @property
+    def num_simulations(self) -> int:
+        """Simulations that are done: rollouts backed up, and rollouts ignored."""
+        return self.num_rollouts + sum(self._ignored)
 
     def depth(self, node: int) -> int:
         """Steps on the path to `node`."""
@@ -105,7 +117,7 @@ class TreeBuilder:
         return "".join(self._steps[n].text for n in self._path(node))
 
     def select(self) -> int:
-        """The node that the next simulation starts at; it counts as in flight until `insert`.
+        """The node that the next simulation starts at; it counts as in flight until `insert`, or `ignore`.
 
         Descends from the root by UCB1 to the first node with fewer than `num_candidates` counts.
         When everything below the root is exhausted it is the root: a fresh rollout may still find
@@ -123,7 +135,16 @@ class TreeBuilder:
         self._refresh(path)
         return node
 
-    def insert(self, node: int, steps: Sequence[Step], outcome: Outcome, reward: float) -> None:
+    def insert(
+        self,
+        node: int,
+        steps: Sequence[Step],
+        outcome: Outcome,
+        reward: float,
+        *,
+        cutoff: Cutoff = Cutoff.NONE,
+        end_token_id: int | None = None,
+    ) -> None:
         """Expands `node` by the chain of `steps` and backs up one visit and `reward` along the whole path.
 
         Args:
@@ -131,10 +152,13 @@ class TreeBuilder:
             steps: what was sampled from `node` on; when empty, only the visit counts.
             outcome: how the last step ended; the others stay OPEN.
             reward: 0 or 1.
+            cutoff: the limit that cut the last step, or the answer after it, off.
+            end_token_id: the token that ended the last step; None where none did or it is not known.
         """
         path = [ROOT, *self._path(node)]
         for position, step in enumerate(steps, start=1):
-            node = self._find_or_add(node, step, int(outcome) if position == len(steps) else OPEN)
+            ending = (int(outcome), int(cutoff), end_token_id) if position == len(steps) else NO_ENDING
+            node = self._find_or_add(node, step, *ending)
             self._counts[node] += 1
             path.append(node)
         for n in path:
@@ -144,10 +168,28 @@ class TreeBuilder:
         self.tokens_kept += sum(step.num_tokens for step in steps)
 
     def insert_rollout(self, node: int, rollout: Rollout) -> None:
-        """Inserts a rollout drawn at `node`, backs its reward up, and counts its tokens; see `insert`."""
-        self.insert(node, rollout.steps, rollout.outcome, rollout.reward)
+        """Inserts a rollout drawn at `node` and backs its reward up, or ignores it; counts its tokens either way."""
+        if rollout.is_ignored:
+            self.ignore(node, rollout.cutoff)
+        else:
+            self.insert(
+                node,
+                rollout.steps,
+                rollout.outcome,
+                rollout.reward,
+                cutoff=rollout.cutoff,
+                end_token_id=rollout.end_token_id,
+            )
         self.tokens_generated += rollout.num_tokens
         self.num_timeouts += rollout.timed_out
+
+    def ignore(self, node: int, cutoff: Cutoff) -> None:
+        """Takes the simulation in flight at `node` back: no visit, no reward, no step; only that it was is counted."""
+        path = [ROOT, *self._path(node)]
+        for n in path:
+            self._counts[n] -= 1
+        self._refresh(path)
+        self._ignored[cutoff] += 1
 
     def build(self) -> SearchTree:
         """The tree as it stands, without what is in flight."""
@@ -166,6 +208,9 @@ class TreeBuilder:
             tokens_generated=self.tokens_generated,
             tokens_kept=self.tokens_kept,
             num_timeouts=self.num_timeouts,
+            end_token_ids=np.array(self._end_token_ids, dtype=np.int32),
+            cutoffs=np.array(self._cutoffs, dtype=np.int8),
+            ignored=tuple(self._ignored) if any(self._ignored) else (),
         )
 
     def _select_child(self, node: int, children: list[int]) -> int:
@@ -180,20 +225,22 @@ class TreeBuilder:
             node = self._parents[node]
         return path[::-1]
 
-    def _find_or_add(self, parent: int, step: Step, outcome: int) -> int:
-        found = self._index.get((parent, step.text.strip(), outcome))
-        return self._add(parent, step, outcome) if found is None else found
+    def _find_or_add(self, parent: int, step: Step, outcome: int, cutoff: int, end_token_id: int | None) -> int:
+        found = self._index.get((parent, step.text.strip(), outcome, _is_cut(outcome, cutoff)))
+        return self._add(parent, step, outcome, cutoff, end_token_id) if found is None else found
 
-    def _add(self, parent: int, step: Step, outcome: int) -> int:
+    def _add(self, parent: int, step: Step, outcome: int, cutoff: int, end_token_id: int | None) -> int:
         node = len(self._parents)
         if parent != NO_PARENT:
             self._children[parent].append(node)
-            self._index[parent, step.text.strip(), outcome] = node
+            self._index[parent, step.text.strip(), outcome, _is_cut(outcome, cutoff)] = node
         self._parents.append(parent)
         self._steps.append(step)
         self._visits.append(0)
         self._value_sums.append(0.0)
         self._outcomes.append(outcome)
+        self._end_token_ids.append(NO_TOKEN if end_token_id is None else end_token_id)
+        self._cutoffs.append(cutoff)
         self._depths.append(0 if parent == NO_PARENT else self._depths[parent] + 1)
         self._counts.append(0)
         self._path_tokens.append(step.num_tokens + (0 if parent == NO_PARENT else self._path_tokens[parent]))
@@ -220,3 +267,8 @@ class TreeBuilder:
             or self._path_tokens[node] >= self._config.max_new_tokens
             or self._depths[node] >= self._config.max_depth
         )
+
+
+def _is_cut(outcome: int, cutoff: int) -> bool:
+    """Whether a limit ended the rollouts here; trees of version 0.1.0 say so by their outcome alone."""
+    return cutoff != Cutoff.NONE or outcome == Outcome.TRUNCATED

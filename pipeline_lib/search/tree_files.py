@@ -30,6 +30,8 @@ ARRAY_TYPES = {
     "value_sums": np.float64,
     "outcomes": np.int8,
     "depths": np.int32,
+    "end_token_ids": np.int32,
+    "cutoffs": np.int8,
 }
 PARQUET_SCHEMA = pa.schema(
     [
@@ -47,8 +49,12 @@ PARQUET_SCHEMA = pa.schema(
         ("tokens_generated", pa.int64()),
         ("tokens_kept", pa.int64()),
         ("num_timeouts", pa.int64()),
+        ("end_token_ids", pa.list_(pa.int32())),
+        ("cutoffs", pa.list_(pa.int8())),
+        ("ignored", pa.list_(pa.int32())),
     ]
 )
+LATER_COLUMNS: JsonDict = {"end_token_ids": [], "cutoffs": [], "ignored": []}  # for those that 0.1.0 did not write
 
 
 class TreeWriter:
@@ -127,7 +133,8 @@ def read_trees_parquet(path: Path, problem_ids: Collection[str] | None = None) -
     """
     wanted = None if problem_ids is None else [("problem_id", "in", sorted(problem_ids))]
     table = pq.read_table(path, filters=wanted)
-    if not table.schema.equals(PARQUET_SCHEMA):
+    missing = LATER_COLUMNS.keys() - set(table.column_names)
+    if not table.schema.equals(pa.schema([column for column in PARQUET_SCHEMA if column.name not in missing])):
         raise ValueError(f"{path}: not a file of search trees; its columns are {', '.join(table.column_names)}")
     return [tree_from_dict(row) for row in table.to_pylist()]
 
@@ -138,6 +145,14 @@ def read_roots(path: Path) -> list[tuple[str, int, float, int]]:
     firsts = [pc.list_element(table.column(name), 0).to_pylist() for name in ("visits", "value_sums")]
     sizes = pc.list_value_length(table.column("visits")).to_pylist()
     return list(zip(table.column("problem_id").to_pylist(), *firsts, sizes, strict=True))
+
+
+def read_counts(path: Path) -> dict[str, int]:
+    """Rollouts, tokens and timeouts of all trees together by name; as fast as `read_roots`."""
+    names = ["tokens_generated", "tokens_kept", "num_timeouts"]
+    table = pq.read_table(path, columns=["visits", *names])
+    rollouts = pc.sum(pc.list_element(table.column("visits"), 0)).as_py()
+    return {"num_rollouts": rollouts or 0} | {name: pc.sum(table.column(name)).as_py() or 0 for name in names}
 
 
 def tree_to_dict(tree: SearchTree) -> JsonDict:
@@ -152,17 +167,19 @@ def tree_to_dict(tree: SearchTree) -> JsonDict:
         "tokens_generated": tree.tokens_generated,
         "tokens_kept": tree.tokens_kept,
         "num_timeouts": tree.num_timeouts,
+        "ignored": list(tree.ignored),
     }
 
 
 def tree_from_dict(row: JsonDict) -> SearchTree:
-    """The inverse of `tree_to_dict`.
+    """The inverse of `tree_to_dict`; what it did not give in version 0.1.0 may be missing.
 
     Raises:
         TypeError, KeyError: a field is missing or unknown.
     """
-    fields: dict[str, Any] = dict(row)
-    fields |= {name: np.array(row[name], dtype=dtype) for name, dtype in ARRAY_TYPES.items()}
+    fields: dict[str, Any] = LATER_COLUMNS | row
+    fields |= {name: np.array(fields[name], dtype=dtype) for name, dtype in ARRAY_TYPES.items()}
+    fields["ignored"] = tuple(fields["ignored"])
     fields["steps"] = tuple(row["steps"])
     fields["token_ids"] = tuple(np.array(ids, dtype=np.int32) for ids in row["token_ids"])
     return SearchTree(**fields)

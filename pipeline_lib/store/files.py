@@ -20,10 +20,15 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=_plain)
 
 
+def json_text(value: Any) -> str:
+    """JSON as `write_json` writes it, but for the line feed at its end."""
+    return json.dumps(value, sort_keys=True, indent=1, allow_nan=False, default=_plain)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON so that a reader sees the old file or the new one, never half of it."""
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    text = json.dumps(value, sort_keys=True, indent=1, allow_nan=False, default=_plain)
+    text = json_text(value)
     try:
         with temporary.open("w", encoding="utf-8") as stream:
             stream.write(text + "\n")

@@ -5,26 +5,41 @@ written last, by atomic rename. So an entry is either whole or not there; "is it
 the disk, and running a stage twice writes the same bytes to the same place.
 
 Layout: ``<root>/<stage>/<sha256(spec + upstream digests + stage version)>/``. ``observations.json``
-(seconds, rates), ``.partial/`` (work under way) and ``.lock`` lie outside the digest.
+(seconds, rates), ``.partial/`` (work under way) and ``.lock`` lie outside the digest. What a disk has damaged since
+(`integrity`) is moved to ``<root>/damaged/``.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from pipeline_lib.store.files import canonical_json, read_json, sync, write_json
+from pipeline_lib.store.integrity import (
+    MANIFEST,
+    OBSERVATIONS,
+    UNREADABLE,
+    Damage,
+    file_fault,
+    find_damage,
+    listed_files,
+    read_observations,
+    seal,
+    sha256_of,
+)
 from pipeline_lib.types import Ref
 
-MANIFEST, OBSERVATIONS, PARTIAL, LOCK = "manifest.json", "observations.json", ".partial", ".lock"
+PARTIAL, LOCK, DAMAGED = ".partial", ".lock", "damaged"
 SCHEMA_VERSION = 1
+LOGGER = logging.getLogger("coppice.progress")
 
 
 class StoreError(ValueError):
@@ -50,11 +65,22 @@ class Store:
             inputs: references of upstream entries, in order.
             version: number of the stage's code, raised whenever the code makes another result of the same inputs.
         """
-        material = {"spec": spec, "inputs": [ref.sha256 for ref in inputs], "version": version}
-        key = hashlib.sha256(canonical_json(material).encode()).hexdigest()
-        entry = self._at(f"{stage}/{key}")
+        entry = self._at(_uri(stage, spec, inputs, version))
         entry.path.mkdir(parents=True, exist_ok=True)
         return entry
+
+    def find(self, stage: str, spec: Mapping[str, Any], inputs: Sequence[Ref] = (), *, version: int) -> Entry | None:
+        """An entry that is there and whole, else None; unlike `entry`, looking leaves no folder."""
+        entry = self._at(_uri(stage, spec, inputs, version))
+        return entry if entry.is_whole() else None
+
+    def ref(self, uri: str) -> Ref:
+        """The reference of the complete entry of that URI.
+
+        Raises:
+            StoreError: it is not complete.
+        """
+        return self._at(uri).ref()
 
     def open(self, ref: Ref) -> Path:
         """The folder of a complete entry, every file of which has the content that was referred to.
@@ -65,14 +91,14 @@ class Store:
         entry = self._at(ref.uri)
         if not entry.is_complete():
             raise StoreError(f"store: {ref.uri} is missing or incomplete below {self.root}; run its stage again")
-        found = _sha256(entry.path / MANIFEST)
+        found = sha256_of(entry.path / MANIFEST)
         if found != ref.sha256:
             raise StoreError(
                 f"store: {ref.uri} holds {found[:12]}, not {ref.sha256[:12]}; remove it and run its stage again"
             )
-        for name, info in read_json(entry.path / MANIFEST)["files"].items():
-            if _known_sha256(entry.path / name) != info["sha256"]:
-                raise StoreError(f"store: {ref.uri}/{name} was changed; remove {ref.uri} and run its stage again")
+        for name, info in listed_files((entry.path / MANIFEST).read_bytes()).items():
+            if fault := file_fault(entry.path / name, info):
+                raise StoreError(f"store: {ref.uri}/{name} {fault}; remove {ref.uri} and run its stage again")
         return entry.path
 
     def is_complete(self, ref: Ref) -> bool:
@@ -105,10 +131,46 @@ class Entry:
     def is_complete(self) -> bool:
         """Whether the manifest is there, and every file that it lists, with its size."""
         try:
-            files = read_json(self.path / MANIFEST)["files"]
+            files = listed_files((self.path / MANIFEST).read_bytes())
             return all(_size(self.path / name) == info["size"] for name, info in files.items())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except UNREADABLE:
             return False
+
+    def is_whole(self) -> bool:
+        """Whether it is complete and nothing in it is damaged; reads its files, see `integrity` for what that costs."""
+        return self.is_complete() and self.damage() is None
+
+    def damage(self) -> Damage | None:
+        """What is wrong with the entry since it was finished; None where nothing is, or where it never was."""
+        return find_damage(self.path)
+
+    def set_aside_damage(self) -> None:
+        """Moves what is damaged out of the way, so that the stage makes it again, and says so in one line.
+
+        The caller holds the lock. Work under way stays: a kill between manifest and clean-up may have left it.
+        """
+        damage = self.damage()
+        if damage is None:
+            return
+        place = self._move_aside(damage)
+        again = "is made again" if damage.is_of_result else "its result is kept, seconds and rates of it are lost"
+        LOGGER.warning(
+            f"store: {self.uri} is damaged: {damage.what}; it was moved to {place}, {again}; have the disk looked at, "
+            "then remove that folder"
+        )
+
+    def _move_aside(self, damage: Damage) -> str:
+        """Moves the entry's files, or its measurements alone; returns where to."""
+        root = self.path.parents[self.uri.count("/")]
+        places = (root / DAMAGED / f"{self.uri}.{number}" for number in count(1))
+        place = next(folder for folder in places if not folder.exists())
+        wanted = (
+            {file.name for file in self.path.iterdir()} - {LOCK, PARTIAL} if damage.is_of_result else {OBSERVATIONS}
+        )
+        for name in sorted(wanted, key=lambda name: name != MANIFEST):  # first of all, it is complete no longer
+            place.mkdir(parents=True, exist_ok=True)
+            (self.path / name).rename(place / name)
+        return str(place)
 
     def fetch(self) -> None:
         """Brings a complete entry's files here; in this store they are."""
@@ -145,16 +207,17 @@ class Entry:
         Raises:
             OSError: the disk is full; the entry stays incomplete.
         """
-        write_json(self.path / OBSERVATIONS, dict(observations or {}))
         files, folders = {}, {self.path.parent, self.path.parent.parent}
         for file in sorted(self._files()):
             sync(file)
             folders.add(file.parent)
-            files[file.relative_to(self.path).as_posix()] = {"size": file.stat().st_size, "sha256": _sha256(file)}
+            files[file.relative_to(self.path).as_posix()] = {"size": file.stat().st_size, "sha256": sha256_of(file)}
         # Without this a power cut could leave a manifest that names files whose names are lost.
         for folder in sorted(folders):
             sync(folder)
-        write_json(self.path / MANIFEST, {"files": files, "num_rows": num_rows, "schema_version": SCHEMA_VERSION})
+        manifest = {"files": files, "num_rows": num_rows, "schema_version": SCHEMA_VERSION}
+        write_json(self.path / OBSERVATIONS, seal(observations or {}, manifest))
+        write_json(self.path / MANIFEST, manifest)
         shutil.rmtree(self.path / PARTIAL, ignore_errors=True)
         return self.ref()
 
@@ -169,15 +232,21 @@ class Entry:
         manifest = read_json(self.path / MANIFEST)
         return Ref(
             uri=self.uri,
-            sha256=_sha256(self.path / MANIFEST),
+            sha256=sha256_of(self.path / MANIFEST),
             num_rows=manifest["num_rows"],
             schema_version=manifest["schema_version"],
         )
 
     def observations(self) -> dict[str, Any]:
-        """What was measured while the entry was made; empty when nothing was."""
-        path = self.path / OBSERVATIONS
-        return dict(read_json(path)) if path.is_file() else {}
+        """What was measured while the entry was made; empty when nothing was.
+
+        Raises:
+            StoreError: it was changed since.
+        """
+        try:
+            return read_observations(self.path)
+        except UNREADABLE:
+            raise StoreError(f"store: {self.uri}/{OBSERVATIONS} was changed; run its stage again") from None
 
     def _files(self) -> Iterable[Path]:
         return (
@@ -189,20 +258,9 @@ class Entry:
         )
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _known_sha256(path: Path) -> str:
-    """`_sha256`, computed once per process for each state of a file: weights are opened often and are large."""
-    state = path.stat()
-    return _sha256_of_state(path, state.st_size, state.st_mtime_ns, state.st_ino)
-
-
-@lru_cache(maxsize=4096)
-def _sha256_of_state(path: Path, size: int, modified_ns: int, inode: int) -> str:
-    return _sha256(path)
+def _uri(stage: str, spec: Mapping[str, Any], inputs: Sequence[Ref], version: int) -> str:
+    material = {"spec": spec, "inputs": [ref.sha256 for ref in inputs], "version": version}
+    return f"{stage}/{hashlib.sha256(canonical_json(material).encode()).hexdigest()}"
 
 
 def _size(path: Path) -> int:

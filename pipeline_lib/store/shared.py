@@ -8,14 +8,15 @@ one cannot mix their files: the first manifest stays, and whoever comes second t
 Layout: ``<uri>/<stage>/<key>/manifest.json``; below ``<key>/<sha256 of the manifest>/`` the files.
 
 1. **No lock** holds across machines. Two that make one entry at the same time do its work twice, no more.
-2. **Work under way** outlives a lost machine up to its last copy: the files in ``.partial`` (a search's finished
+2. **Damage** in the copy here is mended by fetching it again; what the object store itself has lost or changed is moved
+   to ``<uri>/damaged/`` there, and the stage makes the entry again.
+3. **Work under way** outlives a lost machine up to its last copy: the files in ``.partial`` (a search's finished
    problems) are copied every `sync_s` seconds; folders in it (a training's checkpoints) stay on their machine.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import threading
@@ -28,6 +29,8 @@ from typing import Any
 import fsspec
 
 from pipeline_lib.store import MANIFEST, OBSERVATIONS, PARTIAL, Entry, Store, StoreError
+from pipeline_lib.store.integrity import UNREADABLE, Damage, listed_files
+from pipeline_lib.store.local import DAMAGED
 from pipeline_lib.types import Ref
 
 LOGGER = logging.getLogger("coppice.progress")
@@ -51,7 +54,7 @@ class SharedStore(Store):
         self._bucket, self._sync_s = _Bucket(uri), sync_s
 
     def open(self, ref: Ref) -> Path:
-        self.folder(ref.uri)
+        self._at(ref.uri).damage()  # fetches it, and once more where the copy here is at fault
         return Store(self.root).open(ref)
 
     def folder(self, uri: str) -> Path:
@@ -74,13 +77,30 @@ class SharedEntry(Entry):
         """Whether the object store has it with all its files."""
         return self._shared_manifest() is not None
 
+    def damage(self) -> Damage | None:
+        """What is wrong with what the object store has, or here with what it does not have; fetches the entry."""
+        damage = self._bucket.damage(self.uri)
+        if damage is not None:
+            return damage
+        self.fetch()
+        if super().damage() is None or self._shared_manifest() is None:
+            return super().damage()
+        (self.path / MANIFEST).unlink()  # the copy here may be at fault
+        self.fetch()
+        return super().damage()
+
+    def _move_aside(self, damage: Damage) -> str:
+        here = super()._move_aside(damage)
+        return self._bucket.move_aside(self.uri, only=None if damage.is_of_result else OBSERVATIONS) or here
+
     def fetch(self) -> None:
         """Brings here what the object store has, unless it is here already."""
         manifest, local = self._shared_manifest(), self.path / MANIFEST
         if manifest is None or (super().is_complete() and local.read_bytes() == manifest):
             return
         local.unlink(missing_ok=True)
-        for name in (*_files(manifest), OBSERVATIONS):
+        there = self._bucket.sizes(_version(self.uri, manifest))
+        for name in (*_files(manifest), *({OBSERVATIONS} & there.keys())):
             self._bucket.download(f"{_version(self.uri, manifest)}/{name}", self.path / name)
         _replace(local, manifest)
 
@@ -116,12 +136,14 @@ class SharedEntry(Entry):
     def _shared_manifest(self) -> bytes | None:
         """The manifest that counts; an entry that is whole only here is copied first: a kill came between."""
         manifest = self._bucket.manifest(self.uri)
-        return self._push() if manifest is None and super().is_complete() else manifest
+        is_here = manifest is None and super().is_complete() and super().damage() is None
+        return self._push() if is_here else manifest
 
     def _push(self) -> bytes:
         """Copies the entry; the manifest that is there then, which may be another machine's."""
         manifest = (self.path / MANIFEST).read_bytes()
-        for name in (*_files(manifest), OBSERVATIONS):
+        measured = [OBSERVATIONS] if (self.path / OBSERVATIONS).is_file() else []
+        for name in (*_files(manifest), *measured):
             self._bucket.upload(self.path / name, f"{_version(self.uri, manifest)}/{name}")
         return self._bucket.put_manifest(self.uri, manifest)
 
@@ -160,13 +182,48 @@ class _Bucket:
 
     def manifest(self, uri: str) -> bytes | None:
         """The manifest of an entry that is there with all its files."""
+        manifest = self._written_manifest(uri)
+        return manifest if manifest is not None and self._fault(uri, manifest) is None else None
+
+    def damage(self, uri: str) -> Damage | None:
+        """What an entry whose manifest is there lacks, as names and sizes tell."""
+        manifest = self._written_manifest(uri)
+        fault = None if manifest is None else self._fault(uri, manifest)
+        return None if fault is None else Damage(fault)
+
+    def move_aside(self, uri: str, only: str | None = None) -> str:
+        """Moves an entry's objects, or those called `only`, into a folder of their own; its address, "" if empty."""
+        names = [
+            name for name in self.sizes(uri) if not name.startswith(PARTIAL) and only in (None, name.split("/")[-1])
+        ]
+        if not names:
+            return ""
+        place = f"{DAMAGED}/{uri}.{uuid.uuid4().hex[:8]}"
+        for name in sorted(names, key=lambda name: name != MANIFEST):  # first of all, it is there no longer
+            with self._named():
+                self._fs.cp_file(self._path(uri, name), self._path(place, name))
+                self._fs.rm_file(self._path(uri, name))
+        return f"{self._uri}/{place}"
+
+    def _written_manifest(self, uri: str) -> bytes | None:
         try:
             with self._named(FileNotFoundError):
                 manifest: bytes = self._fs.cat_file(self._path(uri, MANIFEST))
         except FileNotFoundError:
             return None
+        return manifest
+
+    def _fault(self, uri: str, manifest: bytes) -> str | None:
+        """What is wrong with an entry, as names and sizes tell."""
+        try:
+            files = _files(manifest)
+        except UNREADABLE:
+            return f"{MANIFEST} cannot be read"
         sizes = self.sizes(_version(uri, manifest))
-        return manifest if all(sizes.get(name) == size for name, size in _files(manifest).items()) else None
+        if files and not sizes:  # the folder is called by the manifest's digest
+            return f"{MANIFEST} was changed"
+        wrong = (name for name, size in files.items() if sizes.get(name) != size)
+        return next((f"{name} has another size, or is missing" for name in wrong), None)
 
     def put_manifest(self, uri: str, manifest: bytes) -> bytes:
         """Makes the entry be there, unless another machine's is; the manifest that is there."""
@@ -228,7 +285,7 @@ def _version(uri: str, manifest: bytes) -> str:
 
 def _files(manifest: bytes) -> dict[str, int]:
     """Sizes by name."""
-    return {name: info["size"] for name, info in json.loads(manifest)["files"].items()}
+    return {name: info["size"] for name, info in listed_files(manifest).items()}
 
 
 def _draft(target: Path) -> Path:

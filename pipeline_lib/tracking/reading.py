@@ -7,7 +7,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pipeline_lib.config import PipelineConfig, Settings
+from pydantic import ValidationError
+
+from pipeline_lib.config import PipelineConfig, Settings, known_fields
 from pipeline_lib.tracking.client import find_experiment, import_mlflow, open_client, tracking_uri
 from pipeline_lib.tracking.outage import TrackingError, TrackingOutage, without_password
 from pipeline_lib.types import RunResult
@@ -19,8 +21,10 @@ RUN_FILE = "run.json"
 def load_run(settings: Settings, run_id: str | None = None) -> tuple[PipelineConfig, RunResult]:
     """Configuration and result of a finished run, the latest when `run_id` is None.
 
+    What another version of Coppice saved is read as far as this one knows it.
+
     Raises:
-        TrackingError: there is no such run, or it has not finished.
+        TrackingError: there is no such run, it has not finished, or this version does not understand it.
     """
     client = open_client(settings)
     if run_id is None:
@@ -35,7 +39,15 @@ def load_run(settings: Settings, run_id: str | None = None) -> tuple[PipelineCon
                 f"tracking: run {run_id} has no {RUN_FILE}; it is unknown or has not finished"
             ) from error
         saved = json.loads(path.read_text(encoding="utf-8"))
-    return PipelineConfig.model_validate(saved["config"]), RunResult.model_validate(saved["result"])
+    try:
+        config = PipelineConfig.model_validate(known_fields(PipelineConfig, saved["config"]))
+        return config, RunResult.model_validate(saved["result"])
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise TrackingError(
+            f"tracking: {RUN_FILE} of run {run_id} is of another version ({where}: {error.errors()[0]['msg']}); read "
+            "it with the version that wrote it"
+        ) from None
 
 
 def load_text(settings: Settings, run_id: str, name: str) -> str | None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline_lib.config import PolicyConfig, TrainConfig
-from pipeline_lib.policy.end_tokens import trained_end_id
+from pipeline_lib.policy.end_tokens import declared_end_ids, trained_end_id
 from pipeline_lib.policy.tokenizers import load_tokenizer
 from pipeline_lib.training.batches.cutting import cut_tree
 from pipeline_lib.training.batches.packing import PackedTree, pack_example
@@ -48,7 +48,8 @@ def train(
         config: objective, optimizer, limits, processes.
         policy: device, dtype and threads.
         seed: draws the order of examples and the adapter's first weights.
-        eos_token_id: what ends an answer; None asks the tokenizer in `model_dir`.
+        eos_token_id: scored where a tree does not say which token ended an answer; None asks the model in
+            `model_dir`, see `trained_end_id`.
         on_update: called with each update's metrics, after its checkpoint.
 
     Raises:
@@ -59,8 +60,10 @@ def train(
         TrainingProcessError: one of several processes died.
     """
     check_processes(config, policy)
-    eos = trained_end_id(load_tokenizer(model_dir, policy)) if eos_token_id is None else eos_token_id
-    trees = pack_examples(examples, config, eos_token_id=eos)
+    if eos_token_id is None:
+        declared = declared_end_ids(model_dir, policy.revision if isinstance(model_dir, str) else None)
+        eos_token_id = trained_end_id(declared, load_tokenizer(model_dir, policy))
+    trees = pack_examples(examples, config, eos_token_id=eos_token_id)
     job = Job(model_dir, previous_adapter, output_dir, checkpoint_dir, config, policy, seed)
     take = take_updates if config.num_processes == 1 else take_updates_in_processes
     history = take(job, trees, on_update)

@@ -90,7 +90,7 @@ def _flips(records: Sequence[IterationRecord], dataset: str) -> list[FlipSummary
         raise ValueError("the record does not say where they are")
     problems = {p.problem_id: p for p in read_problems(store.open(first.problems) / PROBLEMS)}
     answers = {
-        index: read_predictions(store.open(report.predictions) / PREDICTIONS)
+        index: [p for p in read_predictions(store.open(report.predictions) / PREDICTIONS) if not p.is_ignored]
         for index, report in reports.items()
         if report.predictions is not None
     }

@@ -5,15 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pipeline_lib.config import ConfigError, PipelineConfig, Settings
-from pipeline_lib.policy.model_folders import model_folder
+from pipeline_lib.policy.model_folders import chat_template, model_folder
 from pipeline_lib.policy.protocol import Policy, Reloadable
 from pipeline_lib.problems.formats import format_of
 from pipeline_lib.types import PolicyRef, Problem
+from tasks.runtime.keys import key_of
 from tasks.runtime.policies import policy_folder
 
 if TYPE_CHECKING:
     from pipeline_lib.policy.adapters import Weights
     from pipeline_lib.policy.codec import TokenizerCodec
+
+TINY_TEMPLATE = "cbc01494bf074f747f64548dd43ec26c92e226c02bc9e52180699e3b2b69ff17"
+"""Digest of the chat template of the base that comes with Coppice, as in version 0.1.0."""
 
 
 class _Engines:
@@ -42,10 +46,10 @@ class _Engines:
         if self._policy is None or self._key != key or self._policy.num_in_flight:
             self.close()
             self._tokenizer = load_tokenizer(weights.model_dir, config.policy)
-            codec = TokenizerCodec(self._tokenizer, instruction)
+            codec = TokenizerCodec(self._tokenizer, instruction, config.policy.template_date)
             self._policy, self._key = _open_engine(config, weights, policy.policy_id, codec), key
             return self._policy
-        self._policy.codec = TokenizerCodec(self._tokenizer, instruction)
+        self._policy.codec = TokenizerCodec(self._tokenizer, instruction, config.policy.template_date)
         if isinstance(self._policy, Reloadable):
             self._policy.load(weights.model_dir, adapter_dir=weights.adapter_dir, policy_id=policy.policy_id)
         return self._policy
@@ -125,11 +129,26 @@ def _open_server(config: PipelineConfig, weights: Weights, policy_id: str, codec
     )
 
 
-def engine_spec(config: PipelineConfig) -> dict[str, Any]:
-    """What sampled results depend on, besides the policy and its requests."""
-    spec = config.policy.model_dump(include={"backend", "dtype", "max_context_tokens", "instruction"})
+def engine_spec(config: PipelineConfig, policy: PolicyRef, dataset: str) -> dict[str, Any]:
+    """What sampled results depend on, besides the policy and its requests: the engine, and all that makes a prompt.
+
+    A base's id stands for its chat template, too; an adapter's does not. Where a prompt is made as by version 0.1.0,
+    for the base that comes with Coppice, the key is that of 0.1.0.
+
+    Args:
+        config: backend, number type, context, instruction and date.
+        policy: what is sampled.
+        dataset: whose format says what is appended to a question, if the configuration does not.
+    """
+    spec = key_of(config.policy, only={"backend", "dtype", "max_context_tokens"})
+    spec["instruction"] = instruction_for(config, dataset) or None
     if config.policy.vllm.quantization is not None:
         spec["quantization"] = config.policy.vllm.quantization
+    template = chat_template(model_folder(policy.base_model, policy.revision, weights=False))
+    if policy.adapter_uri is not None and template.digest != TINY_TEMPLATE:
+        spec["template"] = template.digest
+    if template.reads_date:
+        spec["template_date"] = config.policy.template_date.isoformat()
     return spec
 
 

@@ -17,6 +17,7 @@ from pipeline_lib.store import Entry
 from pipeline_lib.store.disk import DiskFullError
 from pipeline_lib.tracking import Tracker, TrackingOutage, has_finished
 from pipeline_lib.tracking.provenance import describe_environment
+from tasks.runtime.keys import key_text
 from tasks.runtime.policies import base_policy
 
 LOGGER = logging.getLogger("coppice.tracking")
@@ -32,7 +33,7 @@ def run_key(config: PipelineConfig, flow_run: FlowRun | None = None) -> str:
     if flow_run is not None and flow_run.deployment_id is not None:
         return str(flow_run.id)
     commit = describe_environment().get("mlflow.source.git.commit", "")
-    identity = (config.model_dump_json(), base_policy(config).policy_id, commit)
+    identity = (key_text(config), base_policy(config).policy_id, commit)
     return hashlib.sha256("\n".join(identity).encode()).hexdigest()[:16]
 
 

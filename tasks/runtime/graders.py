@@ -7,8 +7,10 @@ from functools import partial
 from typing import Any
 
 from pipeline_lib.config import PipelineConfig
-from pipeline_lib.grading import Conventions, GradingPool, extract_answer
+from pipeline_lib.grading import Conventions, GradingError, GradingPool, extract_answer
+from pipeline_lib.grading.workers.verifier import MATH, verifier_digest
 from pipeline_lib.problems.formats import format_of
+from tasks.runtime.keys import key_of
 
 VERSION = 1
 """Raised with every change of the grader that changes a grade: search and evaluation run again then."""
@@ -20,7 +22,13 @@ def conventions_of(config: PipelineConfig, dataset: str) -> Conventions:
 
 
 def open_grader(config: PipelineConfig, dataset: str) -> GradingPool:
-    """A pool for the answers to problems of `dataset`; the caller closes it."""
+    """A pool for the answers to problems of `dataset`; the caller closes it.
+
+    Raises:
+        GradingError: the user's grader is another one than when this process first named a result by it.
+    """
+    if config.grader != MATH and verifier_digest.__wrapped__(config.grader) != verifier_digest(config.grader):
+        raise GradingError(f"grader={config.grader}: its source has changed since the run began; run again")
     return GradingPool(conventions=conventions_of(config, dataset), grader=config.grader)
 
 
@@ -31,4 +39,15 @@ def extractor(config: PipelineConfig, dataset: str) -> Callable[[str], str | Non
 
 def grading_spec(config: PipelineConfig) -> dict[str, Any]:
     """What grades depend on."""
-    return {"grader": config.grader, "conventions": config.grading.model_dump(), "version": VERSION}
+    return {
+        "grader": config.grader,
+        "conventions": key_of(config.grading),
+        "version": VERSION,
+        **source_spec(config),
+    }
+
+
+def source_spec(config: PipelineConfig) -> dict[str, str]:
+    """The content of the user's own grader, see `verifier_digest`; nothing for Coppice's, which has a version."""
+    digest = None if config.grader == MATH else verifier_digest(config.grader)
+    return {} if digest is None else {"grader_source": digest}

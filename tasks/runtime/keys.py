@@ -7,6 +7,7 @@ again; with any other it is. The value to name is the one that changes nothing, 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from typing import Any
 
@@ -16,12 +17,13 @@ from pydantic.fields import FieldInfo
 from pipeline_lib.types import JsonDict
 
 
-def key_of(model: BaseModel, *, without: Collection[str] = ()) -> JsonDict:
+def key_of(model: BaseModel, *, without: Collection[str] = (), only: Collection[str] | None = None) -> JsonDict:
     """The fields that tell two values of a model apart, as JSON; nested models likewise, also inside of sequences.
 
     Args:
         model: a group of settings, or a record.
         without: fields of the model itself on which no result depends.
+        only: fields of the model itself on which a result depends; None are all.
 
     Example: a group whose field ``truncated`` came later with ``before="wrong"`` has no ``truncated`` in its key while
     it is "wrong".
@@ -30,8 +32,13 @@ def key_of(model: BaseModel, *, without: Collection[str] = ()) -> JsonDict:
     return {
         name: _pruned(getattr(model, name), dumped[name])
         for name, field in type(model).model_fields.items()
-        if name not in without and not _is_as_before(field, dumped[name])
+        if name not in without and (only is None or name in only) and not _is_as_before(field, dumped[name])
     }
+
+
+def key_text(model: BaseModel) -> str:
+    """`key_of` as one line, for what is named by a digest of texts."""
+    return json.dumps(key_of(model), separators=(",", ":"), ensure_ascii=False)
 
 
 def _is_as_before(field: FieldInfo, value: Any) -> bool:

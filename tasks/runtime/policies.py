@@ -5,15 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline_lib.config import PipelineConfig
-from pipeline_lib.policy.model_folders import fingerprint, model_path
+from pipeline_lib.policy.model_folders import fingerprint, model_commit, model_path
 from pipeline_lib.types import PolicyRef, Ref
 from tasks.runtime.stage import open_store
 
 
 def base_policy(config: PipelineConfig) -> PolicyRef:
-    """The policy of iteration 0: the base alone."""
-    policy_id = fingerprint(model_path(config.policy.model), config.policy.revision)
-    return PolicyRef(policy_id=policy_id, base_model=config.policy.model, revision=config.policy.revision, iteration=0)
+    """The policy of iteration 0: the base alone; a hub model at the commit that its revision means."""
+    revision = _revision(config)
+    policy_id = fingerprint(model_path(config.policy.model), revision)
+    return PolicyRef(policy_id=policy_id, base_model=config.policy.model, revision=revision, iteration=0)
+
+
+def _revision(config: PipelineConfig) -> str | None:
+    return model_commit(config.policy.model, config.policy.revision) or config.policy.revision
 
 
 def trained_policy(config: PipelineConfig, trained: Ref, *, iteration: int) -> PolicyRef:
@@ -21,7 +26,7 @@ def trained_policy(config: PipelineConfig, trained: Ref, *, iteration: int) -> P
     return PolicyRef(
         policy_id=fingerprint(adapter_folder(trained)),
         base_model=config.policy.model,
-        revision=config.policy.revision,
+        revision=_revision(config),
         adapter_uri=trained.uri,
         iteration=iteration,
     )
@@ -36,7 +41,7 @@ def folder_policy(config: PipelineConfig, folder: str) -> PolicyRef:
     return PolicyRef(
         policy_id=f"{base.policy_id}-{fingerprint(Path(folder))}",
         base_model=config.policy.model,
-        revision=config.policy.revision,
+        revision=base.revision,
         adapter_uri=folder,
         iteration=0,
     )

@@ -53,7 +53,7 @@ def run_each(config: PipelineConfig, stage: Stage[..., Ref], calls: Sequence[Cal
     """
     if config.runner == "local":
         return tuple(stage(**call) for call in calls)
-    missing = [call for call in calls if not stage.entry(**call).is_complete()]
+    missing = [call for call in calls if not stage.entry(**call).is_whole()]
     if missing:
         check_runner(config)
         _run_on_ray(config.ray, stage, missing, name)

@@ -4,11 +4,13 @@ One idea: a stage's result is a pure function of its spec, its upstream referenc
 together they are the store key. A rerun, from the terminal or from the UI, executes again just what the
 store does not hold; what it holds ends at once, in the state Cached. Prefect's own cache is left out: it never
 checks that what a cached result points to still exists, and its files can be lost or torn on their own.
+An entry that was damaged since it was made is no result: it is moved aside and made again.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +24,7 @@ from prefect.states import Completed
 from prefect.task_runners import TaskRunner
 
 from pipeline_lib.config import Settings
-from pipeline_lib.store import Entry, Store
+from pipeline_lib.store import Entry, Store, read_json, write_json
 from pipeline_lib.store.disk import explain_disk_full
 from pipeline_lib.types import Ref
 
@@ -32,6 +34,7 @@ StageTask = Task[..., dict[str, Any] | State[Any]]
 
 LONGEST_DELAY_S = 300.0
 STAGE_SECONDS = "stage_seconds"
+FIGURES = "figures.json"
 
 
 def open_store() -> Store:
@@ -45,8 +48,16 @@ def open_store() -> Store:
 
 
 def seconds_of(ref: Ref) -> float:
-    """How long the stage behind a reference worked; of one that was killed, the process that ended it."""
-    return float(open_store().observations(ref)[STAGE_SECONDS])
+    """How long the stage behind a reference worked, of one killed its last process; nan where that was lost."""
+    return float(open_store().observations(ref).get(STAGE_SECONDS, math.nan))
+
+
+def figures_of(ref: Ref) -> dict[str, float]:
+    """What the stage behind a reference found and what it measured, by name; version 0.1.0 kept both as the latter."""
+    store = open_store()
+    path = store.open(ref) / FIGURES
+    figures = read_json(path) if path.is_file() else {}
+    return {name: float(value) for name, value in {**store.observations(ref), **figures}.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +66,14 @@ class Done:
 
     Args:
         num_rows: how many problems, trees, updates or records it made.
-        observations: what it measured besides, by name, as JSON; outside the entry's digest.
+        observations: what it measured besides and what differs from run to run, by name, as JSON; outside the entry's
+            digest.
+        figures: numbers that are part of its result, by name; they become ``figures.json``.
     """
 
     num_rows: int
     observations: Mapping[str, Any] = field(default_factory=dict)
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 class Stage(Generic[P, R]):
@@ -92,9 +106,18 @@ class Stage(Generic[P, R]):
 
     def entry(self, **arguments: Any) -> Entry:
         """Where the stage's result lies, or will lie, for these arguments."""
-        inputs = [ref for value in arguments.values() for ref in _refs(value)]
         with self._naming_full_disk():
-            return open_store().entry(self.name, self._spec(**arguments), inputs, version=self._version)
+            return open_store().entry(self.name, *self._material(arguments), version=self._version)
+
+    def find(self, *, version: int | None = None, **arguments: Any) -> Ref | None:
+        """What the store has for these arguments, or had from an earlier version of the stage; None where nothing."""
+        wanted = self._version if version is None else version
+        entry = open_store().find(self.name, *self._material(arguments), version=wanted)
+        return entry.ref() if entry is not None and self._still_holds(entry, **arguments) else None
+
+    def _material(self, arguments: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[Ref]]:
+        """What of the arguments names the entry: the spec, and all references among them."""
+        return self._spec(**arguments), _refs(tuple(arguments.values()))
 
     def __call__(self, *args: P.args, **arguments: P.kwargs) -> R:
         """Runs the stage, or finds what it made before; returns its result, a reference for most."""
@@ -113,7 +136,7 @@ class Stage(Generic[P, R]):
         return self._body.__name__
 
     def _is_done(self, entry: Entry, arguments: Mapping[str, Any]) -> bool:
-        return entry.is_complete() and self._still_holds(entry, **arguments)
+        return entry.is_whole() and self._still_holds(entry, **arguments)
 
     def _with_retries(self) -> StageTask:
         """The task, tried again after an error that passes by itself: an outage shall not end a run of days."""
@@ -137,6 +160,7 @@ class Stage(Generic[P, R]):
             if self._is_done(entry, arguments):
                 return Completed(name="Cached", message=f"{entry.uri} is in the store")
             with self._naming_full_disk(), entry.lock(Settings().lock_wait_s):
+                entry.set_aside_damage()
                 if not self._is_done(entry, arguments):  # another process may have made it meanwhile
                     self._fill(entry, arguments)
             return entry.ref().model_dump()
@@ -151,7 +175,9 @@ class Stage(Generic[P, R]):
         """Runs the body and commits what it wrote, with the seconds that it took."""
         started = time.perf_counter()
         done = self._body(entry, **arguments)
-        entry.commit(done.num_rows, {**done.observations, STAGE_SECONDS: time.perf_counter() - started})
+        if done.figures:
+            write_json(entry.path / FIGURES, done.figures)
+        entry.commit(done.num_rows, {STAGE_SECONDS: time.perf_counter() - started, **done.observations})
 
     def _naming_full_disk(self) -> Any:
         return explain_disk_full(open_store().root, self.name)

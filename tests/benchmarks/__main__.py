@@ -30,6 +30,7 @@ from benchmarks.search_throughput import (  # noqa: E402
     search_figures,
     throughput_figure,
 )
+from benchmarks.steps import step_figures  # noqa: E402
 from benchmarks.training import training_figures  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
@@ -153,6 +154,7 @@ def as_json(figures: Sequence[Figure], seconds: float) -> dict[str, object]:
 
 PARTS: dict[str, Callable[[PipelineConfig, Path], list[Figure]]] = {
     "search": lambda config, _: library_figures(config),
+    "steps": lambda config, _: step_figures(),
     "grading": lambda config, _: graded_figures(config),
     "flow": flow_figures,
     "cluster": cluster_figures,

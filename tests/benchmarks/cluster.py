@@ -22,7 +22,7 @@ from pipeline_lib.config import PipelineConfig, Settings
 from pipeline_lib.types import Ref
 
 NUM_WORKERS = 2
-STAGE = "search-shard"
+STAGES = ("search-shard", "gather-trees")
 
 
 def cluster_figures(config: PipelineConfig, home: Path, *, num_problems: int = 400, rounds: int = 2) -> list[Figure]:
@@ -88,7 +88,8 @@ def _search(config: PipelineConfig, num_problems: int, cpus_per_shard: float) ->
         problems = draw_problems(config=config, iteration=1)
         return search_problems(config=config, problems=problems, policy=base_policy(config), iteration=1)
 
-    shutil.rmtree(Settings().home / "store" / STAGE, ignore_errors=True)
+    for stage in STAGES:
+        shutil.rmtree(Settings().home / "store" / stage, ignore_errors=True)
     config = config.model_copy(
         update={
             "runner": "ray",

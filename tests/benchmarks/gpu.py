@@ -27,7 +27,7 @@ from pipeline_lib.training.training_memory import training_memory
 from pipeline_lib.types import Problem, SearchTree
 
 POLICY = PolicyConfig(device="cuda", dtype="bfloat16", max_batch=256, max_context_tokens=256)
-SEARCH = SearchConfig(num_simulations=8, max_new_tokens=128)
+SEARCH = SearchConfig(num_simulations=8, max_new_tokens=128, step_delimiter=" ")
 TRAIN = TrainConfig(
     num_epochs=1,
     tokens_per_update=16_384,
@@ -60,7 +60,7 @@ def _search(layout: str, model: Path) -> tuple[list[Figure], list[SearchTree]]:
     trees: list[SearchTree] = []
 
     def search() -> float:
-        search_trees(problems, policy, NoGrader(), SEARCH, seed=0, step_delimiter=" ", on_tree=trees.append)
+        search_trees(problems, policy, NoGrader(), SEARCH, seed=0, on_tree=trees.append)
         return float(policy.stats.tokens_generated - before)
 
     before = policy.stats.tokens_generated

@@ -26,7 +26,6 @@ from benchmarks.measuring import Cost, Figure, in_turns, measure, speedup
 from pipeline_lib.config import SearchConfig
 from pipeline_lib.grading import Grade, GradingPool, grade
 from pipeline_lib.policy.protocol import Policy
-from pipeline_lib.problems.formats import format_of
 from pipeline_lib.search import search_trees
 from pipeline_lib.types import Grader, Problem
 
@@ -125,8 +124,7 @@ def ungraded_figure(policy: Policy, problems: Sequence[Problem], config: SearchC
 
     def search(grader: Grader) -> float:
         before = policy.stats.tokens_generated
-        delimiter = format_of(problems[0].dataset).step_delimiter
-        search_trees(problems, policy, grader, config, seed=0, step_delimiter=delimiter, on_tree=lambda _: None)
+        search_trees(problems, policy, grader, config, seed=0, on_tree=lambda _: None)
         return float(policy.stats.tokens_generated - before)
 
     def graded(turn: int) -> float:

@@ -30,7 +30,8 @@ def per_step_rows(examples: Sequence[TrainingExample], *, eos_token_id: int) -> 
             context = [int(i) for ids in (tree.prompt_token_ids, *(tree.token_ids[n] for n in prefix)) for i in ids]
             step = [int(i) for i in tree.token_ids[last]]
             if tree.outcomes[node] in (Outcome.CORRECT, Outcome.WRONG, Outcome.UNPARSED):
-                step.append(eos_token_id)
+                known = tree.end_token_id(node)
+                step.append(eos_token_id if known is None else known)
             rows.append((context, step, float(example.weights[node])))
     return rows
 

@@ -28,8 +28,8 @@ from benchmarks.measuring import Cost, Figure, clock_for, in_turns, measure, spe
 from pipeline_lib.config import SearchConfig
 from pipeline_lib.grading import GradingPool
 from pipeline_lib.policy.protocol import Policy, SampleRequest, SampleResult, SamplingParams, sample_all
-from pipeline_lib.problems.formats import format_of
-from pipeline_lib.search import SearchStats, TreeBuilder, search_trees, split_steps
+from pipeline_lib.policy.redraw import draw_all
+from pipeline_lib.search import SearchStats, TokenTexts, TreeBuilder, search_trees, split_steps
 from pipeline_lib.search.rollout import Rollout, rollout_from_result
 from pipeline_lib.search.simulation import Simulation, SimulationWindow
 from pipeline_lib.seeding import derive_generator, derive_seed
@@ -214,9 +214,8 @@ def _tokens(policy: Policy, work: Callable[[int], object], turn: int) -> float:
 def _search(
     policy: Policy, problems: Sequence[Problem], config: SearchConfig, seed: int, trees: list[SearchTree]
 ) -> SearchStats:
-    delimiter = format_of(problems[0].dataset).step_delimiter
     with GradingPool() as grader:
-        return search_trees(problems, policy, grader, config, seed=seed, step_delimiter=delimiter, on_tree=trees.append)
+        return search_trees(problems, policy, grader, config, seed=seed, on_tree=trees.append)
 
 
 def _lockstep(policy: Policy, problems: Sequence[Problem], config: SearchConfig, seed: int) -> None:
@@ -241,15 +240,16 @@ def _march_together(policy: Policy, problems: Sequence[Problem], config: SearchC
 
 def _march(policy: Policy, grader: GradingPool, config: SearchConfig, draws: Sequence[Draw]) -> list[Draw]:
     """One round; the draws of the next."""
-    results = sample_all(policy, [simulation.request for _, _, simulation in draws])
+    results = draw_all(policy, [simulation.request for _, _, simulation in draws])
     rollouts: dict[str, Rollout] = {}
-    pieces: dict[int, str] = {}
+    texts = TokenTexts()
     for problem, simulations, simulation in draws:
         key = simulation.request.request_id
-        delimiter = format_of(problem.dataset).step_delimiter
-        split = partial(split_steps, codec=policy.codec, delimiter=delimiter, pieces=pieces)
-        depth = simulations.depth(simulation)
-        rollouts[key] = rollout_from_result(results[key], split, policy.codec, depth=depth, config=config)
+        split = partial(split_steps, codec=policy.codec, texts=texts)
+        depth, room = simulations.depth(simulation), simulation.request.params.max_new_tokens
+        rollouts[key] = rollout_from_result(
+            results[key], split, policy.codec, depth=depth, max_new_tokens=room, config=config
+        )
         if rollouts[key].outcome is Outcome.OPEN:
             grader.submit(key, simulations.prefix_text(simulation) + rollouts[key].text, problem.answer)
     while grader.num_in_flight:

@@ -13,7 +13,12 @@ SEARCH_KEYS = {  # in the summary: in the record
     "tokens_generated": "tokens_generated",
     "tokens_kept": "tokens_kept",
     "rollouts": "num_rollouts",
+    "engine_errors": "num_errors",
+    "redrawn": "num_redrawn",
 }
+
+
+FAILURE_KEYS = {name: SEARCH_KEYS[name] for name in ("engine_errors", "redrawn")}
 
 
 def summary_json(result: RunResult, config: PipelineConfig) -> JsonDict:
@@ -29,6 +34,7 @@ def summary_json(result: RunResult, config: PipelineConfig) -> JsonDict:
         "wall_s": result.wall_s,
         "base": _accuracies(base),
         "base_sampled": _samples(base),
+        "base_truncated": _truncated(base),
         "iterations": [_iteration_json(record) for record in iterations],
         "champion": {
             "iteration": champion.index,
@@ -46,8 +52,10 @@ def _iteration_json(record: IterationRecord) -> JsonDict:
         "accuracy": _accuracies(record),
         "interval": {e.dataset: list(e.interval) for e in record.evaluations if e.split == "test"},
         "sampled": _samples(record),
+        "truncated": _truncated(record),
+        "evaluate": {name: _finite(record.evaluate.get(key)) for name, key in FAILURE_KEYS.items()},
         "parent": record.parent,
-        "audit": audit and audit.model_dump(include={"variance", "informative_share", "passed", "reason"}),
+        "audit": audit and audit.model_dump(include={"variance", "informative_share", "passed", "reason", "cutoffs"}),
         "search": {name: _finite(record.search.get(key)) for name, key in SEARCH_KEYS.items()},
         "train": {
             "updates": int(train.get("updates", 0)),
@@ -60,6 +68,15 @@ def _iteration_json(record: IterationRecord) -> JsonDict:
 
 def _accuracies(record: IterationRecord) -> dict[str, float]:
     return {e.dataset: e.accuracy for e in record.evaluations if e.split == "test"}
+
+
+def _truncated(record: IterationRecord) -> JsonDict:
+    """By test set: the answers that a limit cut off, those of them in no other count, and how many each limit did."""
+    return {
+        e.dataset: {"truncated": e.num_truncated, "ignored": e.num_ignored, **e.cutoffs}
+        for e in record.evaluations
+        if e.split == "test"
+    }
 
 
 def _samples(record: IterationRecord) -> JsonDict:

@@ -44,7 +44,7 @@ def default_num_workers() -> int:
 
 
 class GradingPool:
-    """Grades off the caller's path; implements `pipeline_lib.types.Grader`.
+    """Grades off the caller's path; implements `pipeline_lib.grading.grader.Grader`.
 
     Any thread may submit and poll. An answer that needs no algebra costs microseconds in `submit`,
     and a pool that only sees such answers starts no process.

@@ -6,8 +6,15 @@ Whatever it does wrong with one answer is data about that answer.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import importlib.machinery
+import importlib.util
+import os
+import sys
 from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
 
 from pipeline_lib.types import Grade
 
@@ -35,6 +42,47 @@ def load_verifier(name: str) -> Verifier:
     if not callable(verifier):
         raise ImportError(f"module {module_name} has no function {function_name}")
     return verifier
+
+
+@lru_cache(maxsize=8)
+def verifier_digest(name: str) -> str | None:
+    """SHA-256 over the source of a verifier: its module's file and, in a package, every Python file of that package.
+
+    Nothing is imported: this is asked outside of the worker processes. What the module imports from elsewhere is not
+    part of it; whoever changes that renames the function.
+
+    Args:
+        name: see `load_verifier`.
+
+    Returns:
+        None where no file is found: whoever loads it says so.
+    """
+    module, *_ = name.partition(":")
+    file = _source_file(module)
+    if file is None:
+        return None
+    # A module that lies in no package has whatever there is in its folder beside it.
+    files = sorted(file.parent.rglob("*.py")) if "." in module else [file]
+    digest = hashlib.sha256()
+    for path in dict.fromkeys([file, *files]):
+        with path.open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest.update(f"{path.relative_to(file.parent)}:{content};".encode())
+    return digest.hexdigest()
+
+
+def _source_file(module: str) -> Path | None:
+    """Where a worker process, which looks in the current folder first, would import a module from."""
+    top, *inner = module.split(".")
+    path = [os.getcwd(), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), *sys.path]
+    spec = importlib.machinery.PathFinder.find_spec(top, path) or importlib.util.find_spec(top)
+    for number, _ in enumerate(inner, start=2):
+        if spec is None or spec.submodule_search_locations is None:
+            return None
+        name = ".".join(module.split(".")[:number])
+        spec = importlib.machinery.PathFinder.find_spec(name, list(spec.submodule_search_locations))
+    found = None if spec is None or spec.origin is None else Path(spec.origin)
+    return found if found is not None and found.is_file() else None
 
 
 def verify_answer(verifier: Verifier, prediction: str, gold: str) -> Grade:

@@ -54,11 +54,13 @@ class Completion:
         token_ids: as sampled, a token that ended the answer included.
         finish_reason: vLLM's own word.
         num_cached: prompt tokens that were not computed; 0 where the server does not tell.
+        stop_reason: the id of the token that ended the answer, or whatever else the server says did.
     """
 
     token_ids: list[int]
     finish_reason: str
     num_cached: int
+    stop_reason: object = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +149,8 @@ class Endpoint:
         if finish_reason in UNFINISHED:
             raise EndpointLost("ended what it was running")
         details = usage.get("prompt_tokens_details") or {}
-        return Completion(token_ids, finish_reason, int(details.get("cached_tokens") or 0))
+        num_cached = int(details.get("cached_tokens") or 0)
+        return Completion(token_ids, finish_reason, num_cached, choice.get("stop_reason"))
 
     def _base_name(self, cards: list[dict[str, Any]], target: Target) -> str:
         """The base's name on this server; adapters name a parent, and a base may have several names."""

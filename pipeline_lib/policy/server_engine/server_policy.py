@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import AutoConfig, GenerationConfig
+from transformers import AutoConfig
 
 from pipeline_lib.config import ConfigError, PolicyConfig
 from pipeline_lib.config.one_line import first_line
 from pipeline_lib.policy.adapters import Weights
 from pipeline_lib.policy.codec import TokenizerCodec
-from pipeline_lib.policy.end_tokens import end_token_ids, read_answer
+from pipeline_lib.policy.end_tokens import declared_end_ids, end_token_ids, read_answer
 from pipeline_lib.policy.in_flight import InFlight, ModelLimits
-from pipeline_lib.policy.model_folders import model_folder
+from pipeline_lib.policy.model_folders import model_commit, model_folder
 from pipeline_lib.policy.protocol import Codec, EngineStats, FinishReason, SampleRequest, SampleResult
 from pipeline_lib.policy.server_engine.endpoint import Completion, Target
 from pipeline_lib.policy.server_engine.endpoint_pool import EndpointPool, Outcome
@@ -70,7 +70,7 @@ class ServerPolicy:
         self.capacity = config.max_batch
         self.stats = EngineStats()
         self._limits = _limits(model_dir, config)
-        self._end_ids = end_token_ids(_declared_end_ids(model_dir, config), codec.tokenizer)
+        self._end_ids = end_token_ids(declared_end_ids(model_dir, config.revision), codec.tokenizer)
         self._in_flight = InFlight()
         self._running: dict[str, int] = {}  # prompt tokens of each request that an endpoint has
         self._pool = EndpointPool(config, api_key)
@@ -86,7 +86,8 @@ class ServerPolicy:
 
     def load(self, model_dir: Path | str, *, adapter_dir: Path | None, policy_id: str) -> None:
         self._in_flight.refuse_any()
-        if model_dir != model_folder(self._config.model, self._config.revision, weights=False):
+        pinned = model_commit(self._config.model, self._config.revision) or self._config.revision
+        if model_dir != model_folder(self._config.model, pinned, weights=False):
             raise ConfigError(
                 f"policy.backend=server cannot give a server the full weights in {model_dir}: its API takes adapters; "
                 "use policy.backend=vllm, or serve that folder and name it as policy.model"
@@ -167,7 +168,8 @@ class ServerPolicy:
         self.stats.tokens_generated += len(outcome.token_ids)
         self.stats.tokens_reused += outcome.num_cached
         self.stats.tokens_prefilled += num_prompt - outcome.num_cached
-        self._in_flight.finish(request_id, *read_answer(outcome.token_ids, outcome.finish_reason, self._end_ids))
+        answer = read_answer(outcome.token_ids, outcome.finish_reason, self._end_ids, outcome.stop_reason)
+        self._in_flight.finish(request_id, *answer)
 
 
 def _limits(model_dir: Path | str, config: PolicyConfig) -> ModelLimits:
@@ -178,13 +180,3 @@ def _limits(model_dir: Path | str, config: PolicyConfig) -> ModelLimits:
         raise ConfigError(f"policy.model={model_dir}: cannot load its configuration: {first_line(error)}") from error
     longest = getattr(model, "max_position_embeddings", None) or config.max_context_tokens
     return ModelLimits(min(config.max_context_tokens, longest), int(model.vocab_size))
-
-
-def _declared_end_ids(model_dir: Path | str, config: PolicyConfig) -> int | list[int] | None:
-    """``eos_token_id`` of the model's generation config; a model need not have one."""
-    try:
-        generation = GenerationConfig.from_pretrained(model_dir, revision=config.revision or "main")
-    except OSError:
-        return None
-    declared: int | list[int] | None = generation.eos_token_id
-    return declared

@@ -26,7 +26,7 @@ import torch
 from pipeline_lib.config import PolicyConfig
 from pipeline_lib.policy.codec import TokenizerCodec
 from pipeline_lib.policy.devices import resolve_device
-from pipeline_lib.policy.end_tokens import end_token_ids
+from pipeline_lib.policy.end_tokens import declared_end_ids, end_token_ids
 from pipeline_lib.policy.in_flight import InFlight, ModelLimits
 from pipeline_lib.policy.protocol import Codec, EngineStats, FinishReason, SampleRequest, SampleResult
 from pipeline_lib.policy.transformers_engine.kv_cache import ROW_MULTIPLE, RowCopy, round_up
@@ -73,7 +73,8 @@ class TransformersPolicy:
         longest = getattr(model.config, "max_position_embeddings", None) or config.max_context_tokens
         context = min(config.max_context_tokens, longest)
         self._limits = ModelLimits(context, int(model.get_input_embeddings().num_embeddings))
-        self._end_ids = np.array(end_token_ids(_declared_end_ids(model), codec.tokenizer), dtype=np.int64)
+        declared = declared_end_ids(model_dir, config.revision if isinstance(model_dir, str) else None)
+        self._end_ids = np.array(end_token_ids(declared, codec.tokenizer), dtype=np.int64)
         num_slots = round_up(config.max_batch, ROW_MULTIPLE)
         self._table = SlotTable(num_slots, max(config.max_batch, MIN_RETAINED), context)
         self._runner = ModelRunner(model, self._table.num_rows, device)
@@ -166,12 +167,12 @@ class TransformersPolicy:
         over = broken | ended | (table.lengths[ready] >= table.limits[ready])
         if not over.any():
             return
-        for slot, is_broken, is_ended in zip(ready[over], broken[over], ended[over], strict=True):
+        for slot, token, is_broken, is_ended in zip(ready[over], tokens[over], broken[over], ended[over], strict=True):
             reason = FinishReason.ERROR if is_broken else FinishReason.STOP if is_ended else FinishReason.LENGTH
             request = table.requests[slot]
             assert request is not None
             new_ids = table.tokens[slot, table.prompt_lengths[slot] : table.lengths[slot]]
-            self._in_flight.finish(request.request_id, new_ids, reason)
+            self._in_flight.finish(request.request_id, new_ids, reason, int(token) if is_ended else None)
         table.finish(ready[over])
         if broken.any():
             self._runner.clear_rows(ready[broken])
@@ -190,9 +191,3 @@ class TransformersPolicy:
             self._table.move(sources, targets)
             lengths = self._table.computed[targets]
             self._runner.cache.copy_rows([*copies, *map(RowCopy, sources.tolist(), targets.tolist(), lengths.tolist())])
-
-
-def _declared_end_ids(model: Any) -> int | list[int] | None:
-    """``eos_token_id`` of the model's generation config; a model need not have one."""
-    declared: int | list[int] | None = getattr(model.generation_config, "eos_token_id", None)
-    return declared

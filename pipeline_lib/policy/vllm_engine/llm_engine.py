@@ -69,12 +69,6 @@ class VllmEngine:
         model = self._engine.model_config
         return ModelLimits(int(model.max_model_len), int(model.get_vocab_size()))
 
-    @property
-    def declared_end_ids(self) -> int | list[int] | None:
-        """``eos_token_id`` of the model's generation config; a model need not have one."""
-        declared: int | list[int] | None = self._engine.model_config.try_get_generation_config().get("eos_token_id")
-        return declared
-
     def load(self, weights: Weights) -> None:
         """Wakes or starts the engine if need be and makes it answer with `weights`; nothing may be running.
 

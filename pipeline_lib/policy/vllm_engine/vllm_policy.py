@@ -21,7 +21,7 @@ from typing import Any
 from pipeline_lib.config import PolicyConfig
 from pipeline_lib.policy.adapters import Weights
 from pipeline_lib.policy.codec import TokenizerCodec
-from pipeline_lib.policy.end_tokens import end_token_ids, read_answer
+from pipeline_lib.policy.end_tokens import declared_end_ids, end_token_ids, read_answer
 from pipeline_lib.policy.in_flight import InFlight
 from pipeline_lib.policy.protocol import Codec, EngineStats, FinishReason, SampleRequest, SampleResult
 from pipeline_lib.policy.vllm_engine.llm_engine import VllmEngine
@@ -59,7 +59,8 @@ class VllmPolicy:
         self.capacity = config.max_batch
         self.stats = EngineStats()
         self._engine = VllmEngine(Weights(model_dir, adapter_dir), config, lora_rank=lora_rank)
-        self._end_ids = end_token_ids(self._engine.declared_end_ids, codec.tokenizer)
+        declared = declared_end_ids(model_dir, config.revision if isinstance(model_dir, str) else None)
+        self._end_ids = end_token_ids(declared, codec.tokenizer)
         self._in_flight = InFlight()
         self._running: set[str] = set()
 
@@ -128,5 +129,6 @@ class VllmPolicy:
         self.stats.tokens_generated += len(completion.token_ids)
         self.stats.tokens_reused += num_cached
         self.stats.tokens_prefilled += len(output.prompt_token_ids) - num_cached
-        answer = read_answer(list(completion.token_ids), completion.finish_reason, self._end_ids)
+        token_ids, stop_reason = list(completion.token_ids), completion.stop_reason
+        answer = read_answer(token_ids, completion.finish_reason, self._end_ids, stop_reason)
         self._in_flight.finish(output.request_id, *answer)

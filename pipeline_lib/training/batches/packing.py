@@ -65,12 +65,12 @@ class PackedTree:
 def pack_example(example: TrainingExample, *, eos_token_id: int) -> PackedTree:
     """The example as one packed tree of whatever size, see `cutting`; steps that nothing scored needs are left out.
 
-    Where the policy itself ended a rollout, the end-of-sequence token is part of what was
+    Where the policy itself ended a rollout, the token that ended it is part of what was
     sampled: it is scored with that step, so that stopping is trained too.
 
     Args:
         example: weights, or pairs, say which steps are scored; the rest is context.
-        eos_token_id: what the policy ends its answers with.
+        eos_token_id: scored where the tree does not say which token ended a rollout.
 
     Raises:
         ValueError: the tree has no prompt tokens.
@@ -165,8 +165,9 @@ def _scored_tokens(
     for node in nodes:
         ids = tree.token_ids[node]
         inside = np.arange(starts[node], starts[node] + len(ids), dtype=np.int32)
-        if tree.outcomes[node] in ENDED_BY_POLICY:
-            ids = np.append(ids, np.int32(eos_token_id))
+        if tree.outcomes[node] in ENDED_BY_POLICY and not tree.cutoffs[node]:  # else no end was sampled
+            known = tree.end_token_id(node)
+            ids = np.append(ids, np.int32(eos_token_id if known is None else known))
         targets.append(ids)
         sources.append(np.append(np.int32(last[int(tree.parents[node])]), inside)[: len(ids)])
     lengths = [len(ids) for ids in targets]
