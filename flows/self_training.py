@@ -25,7 +25,7 @@ from tasks.train import check_training, train_policy
 
 @flow(
     name="self-training",
-    flow_run_name="{config.preset}-seed-{config.seed}",
+    flow_run_name="{config.flow_run_name}",
     validate_parameters=True,
     on_running=[begin_tracking],
     on_failure=[end_unfinished],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -40,8 +41,10 @@ class Terminal:
     """A shell in which `coppice run` is typed, with stages that wait where the test says."""
 
     def __init__(self, home: Path, *settings: str, **environment: str) -> None:
-        self.home, self.faults, self.output = home, home / "faults", home / "output.txt"
-        self.faults.mkdir()
+        self.home, self.faults = home, home / "faults"
+        self.faults.mkdir(exist_ok=True)
+        self.output = home / f"output-{len(list(home.glob('output-*')))}.txt"
+        self.output.touch()
         arguments = [argument for setting in (*SETTINGS, *settings) for argument in ("--set", setting)]
         self.command = [sys.executable, "-c", RUN, "run", "--preset", "tiny", *arguments]
         names = {"COPPICE_HOME": str(home), "COPPICE_TEST_FAULTS": str(self.faults), "HOME": str(home)}
@@ -56,21 +59,36 @@ class Terminal:
 
     def interrupt_in(self, stage: str, number: signal.Signals) -> int:
         """Exit code of a run that gets a signal, with all that it started, in a stage."""
-        (self.faults / stage).write_text("wait")
+        self.hold(stage)
         process = self.start()
-        wait_until(lambda: (self.faults / "waiting").exists() or process.poll() is not None, f"{stage} is reached")
-        assert process.poll() is None, self.printed()
+        self.wait_in(stage, process)
         sent = time.monotonic()
         os.killpg(process.pid, number)
         with suppress(subprocess.TimeoutExpired):
             process.wait(2 * END_TIMEOUT_S)
         took = time.monotonic() - sent
-        (self.faults / stage).unlink()
+        self.go_on(stage)
         (self.faults / "waiting").unlink()
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         assert took < END_TIMEOUT_S, self.printed()
         return process.wait()
+
+    def hold(self, stage: str) -> None:
+        """The next run that would end such a stage waits there."""
+        (self.faults / stage).write_text("wait")
+
+    def wait_in(self, stage: str, process: subprocess.Popen[bytes]) -> None:
+        """Returns once a run waits there."""
+        wait_until(lambda: (self.faults / "waiting").exists() or process.poll() is not None, f"{stage} is reached")
+        assert process.poll() is None, self.printed()
+
+    def go_on(self, stage: str) -> None:
+        (self.faults / stage).unlink()
+
+    def tried(self, stage: str) -> int:
+        """How often such a stage came to its end in this home."""
+        return (self.faults / "tried").read_text(encoding="utf-8").split().count(stage)
 
     def printed(self) -> str:
         return self.output.read_text(encoding="utf-8")
@@ -109,8 +127,7 @@ def test_an_interrupted_run_ends_at_once_leaves_nothing_running_and_goes_on(
         assert terminal.running() == []
     assert terminal.start().wait() == 0, terminal.printed()
     assert terminal.living() == []
-    tried = (terminal.faults / "tried").read_text().split()
-    assert tried.count("search-shard") == 2  # once interrupted, once finished: later runs found it
+    assert terminal.tried("search-shard") == 2  # once interrupted, once finished: later runs found it
 
 
 @pytest.mark.timeout(300)
@@ -123,6 +140,29 @@ def test_a_server_that_cannot_come_up_says_why_at_once(new_server_home: Callable
     assert "prefect-terminal has ended" in terminal.printed()
     assert "ffffffffffff" in terminal.printed()
     assert terminal.living() == []
+
+
+@pytest.mark.timeout(600)
+def test_runs_of_a_sweep_at_once_share_what_they_can_and_the_very_same_run_is_refused(tmp_path: Path) -> None:
+    """In an empty home: databases, server and stages are made once, whoever comes first."""
+    home = tmp_path / "home"
+    home.mkdir()
+    sweep = [Terminal(home, f"train.learning_rate={rate}") for rate in ("1e-4", "2e-4", "3e-4", "4e-4")]
+    sweep[0].hold("search-shard")
+    first = sweep[0].start()
+    sweep[0].wait_in("search-shard", first)
+    others = [terminal.start() for terminal in sweep[1:]]
+    wait_until(lambda: all("waits for" in terminal.printed() for terminal in sweep[1:]), "the others wait")
+    assert re.search(r"search-shard: waits for tiny-seed-0-\S+learning_rate=1e-4 \(process \d+", sweep[1].printed())
+    again = Terminal(home, "train.learning_rate=1e-4")
+    assert again.start().wait() == 2
+    assert "this very run is going on in another process" in again.printed()
+    sweep[0].go_on("search-shard")
+    assert [process.wait() for process in (first, *others)] == [0, 0, 0, 0], [one.printed() for one in sweep]
+    assert again.tried("search-shard") == 1
+    assert again.tried("train-policy") == 4
+    names = {run.info.run_name for run in client(home).search_runs(["1"]) if "seed" in run.info.run_name}
+    assert sorted(name.rpartition("learning_rate=")[2] for name in names) == ["1e-4", "2e-4", "3e-4", "4e-4"]
 
 
 def test_loopback_is_exempt_from_a_proxy_beside_what_was(monkeypatch: pytest.MonkeyPatch) -> None:

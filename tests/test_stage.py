@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Dials that no stage's result depends on, and where they act instead.
 OUTSIDE_THE_STAGES = {
     "preset": "names the run and the registered model in MLflow",
+    "name": "names the run",
     "num_iterations": "how often the flow's loop runs",
     "policy.device": "where the same numbers are computed",
     "policy.max_batch": "how many rows share a decode step; a row's result does not depend on the others",
@@ -59,6 +60,7 @@ OUTSIDE_THE_STAGES = {
 # Values for dials that are no number and no switch; `{other}` is a second file of problems.
 OTHER_VALUES = {
     "preset": "other",
+    "name": "mine",
     "runner": "ray",
     "grader": "operator:eq",
     "truncated": "grade",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -50,6 +52,45 @@ def build_config(preset: str, overrides: list[str], model: str | None = None) ->
     check_datasets(config)  # an unknown one is refused
     model_path(config.policy.model)  # a missing folder is refused
     return config
+
+
+def what_differs(label: str, overrides: list[str], model: str | None = None) -> str | None:
+    """A run's name that tells it from others of its preset and seed: settings by their last name, 200 characters.
+
+    Example: ``what_differs("tiny seed 1", ["seed=1", "train.learning_rate=2e-4"]) == "tiny seed 1 learning_rate=2e-4"``
+    """
+    changed = [override.partition("=") for override in overrides if override.partition("=")[0] not in ("seed", "name")]
+    models = [] if model is None else [Path(model).name]
+    words = models + [f"{name.rpartition('.')[2]}={value}" for name, _, value in changed]
+    return " ".join([label, *words])[:200] if words else None
+
+
+@contextmanager
+def the_only_one(settings: Settings, key: str) -> Iterator[None]:
+    """Refuses a run that is going on already in this home; others of the same stages wait for each other.
+
+    Args:
+        settings: where the home is.
+        key: names the run, see `tasks.runtime.flow_tracking.run_key`.
+
+    Raises:
+        ConfigError: the same command is at work.
+    """
+    from filelock import FileLock, Timeout
+
+    from pipeline_lib.config import ConfigError
+
+    folder = settings.home.resolve() / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / f"{key}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError("this very run is going on in another process; wait for it, or end that one first") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def require_writable(file: Path | None) -> None:

@@ -14,6 +14,8 @@ from deployments.command.options import (
     build_config,
     load_settings,
     require_writable,
+    the_only_one,
+    what_differs,
     write_json,
 )
 from deployments.interrupts import says_how_to_go_on
@@ -23,10 +25,14 @@ def run(
     preset: PresetOption = "tiny",
     overrides: SetOption = [],  # noqa: B006  typer copies it
     model: ModelOption = None,
+    name: Annotated[
+        str | None, typer.Option(help="What both UIs call the run; preset, seed and changed settings if left out.")
+    ] = None,
     summary: Annotated[Path | None, typer.Option(help="Write the results to this file as JSON.")] = None,
 ) -> None:
     """Run the whole loop and print what every iteration changed."""
     config = build_config(preset, overrides, model)
+    config = config.model_copy(update={"name": name or config.name or what_differs(config.label, overrides, model)})
     require_writable(summary)
     settings = load_settings()
     if config.runner == "ray":  # a server of ours is not one that its workers reach
@@ -41,11 +47,12 @@ def run(
         from deployments.command.output.summary import summary_json
         from flows.self_training import self_training
         from pipeline_lib.tracking import tracking_uri
+        from tasks.runtime.flow_tracking import run_key
         from tasks.train import check_training
 
         check_training(config)
         prefect.wait()
-        with show_progress():
+        with the_only_one(settings, run_key(config)), show_progress():
             result = self_training(config)
     if summary is not None:
         write_json(summary, summary_json(result, config))

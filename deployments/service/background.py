@@ -8,6 +8,7 @@ program since is never mistaken for it.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -23,6 +24,7 @@ from pipeline_lib.store import read_json, write_json
 
 MARK = "COPPICE_SERVER"
 START_TIMEOUT_S = 300.0  # a busy machine takes ten times as long as a free one
+ERROR_LINE = re.compile(r"[\w.]+(Error|Exception): .")  # as a traceback ends
 STOP_TIMEOUT_S = 5.0  # idle servers end within two; a worker of Prefect that waits for its server may not end at all
 
 
@@ -135,8 +137,11 @@ class Server:
         return f"{self.folder}/{self.name}"
 
     def _last_line(self) -> str:
-        lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
+        """The last error that it printed, else its last line."""
+        text = self.log.read_text(encoding="utf-8", errors="replace")
+        lines = [line.strip() for line in text.split("\n") if line.strip()]
+        errors = [line for line in lines if ERROR_LINE.match(line)]
+        return (errors or lines or ["it printed nothing"])[-1]
 
 
 def wait_until(happened: Callable[[], bool], timeout_s: float) -> bool:

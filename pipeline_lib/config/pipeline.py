@@ -120,6 +120,12 @@ class PipelineConfig(ConfigGroup):
     """Everything a run depends on."""
 
     preset: str = Field("tiny", description="Name of the preset this configuration came from.")
+    name: str | None = Field(
+        None,
+        max_length=200,
+        json_schema_extra={"before": None},
+        description="What both UIs call the run; preset and seed if left out. The command line adds what it changed.",
+    )
     seed: int = Field(0, ge=0, description="Seed from which every random draw of the run is derived.")
     num_iterations: int = Field(3, ge=1, description="Iterations at most. Paper: 2 to 4.")
     grader: str = Field(
@@ -148,3 +154,13 @@ class PipelineConfig(ConfigGroup):
         "local", description="Where the shards of a search run: here one after another, or each as a Ray task."
     )
     ray: RayConfig = Field(default_factory=RayConfig)
+
+    @property
+    def label(self) -> str:
+        """What MLflow and the other runs call this one."""
+        return self.name or f"{self.preset} seed {self.seed}"
+
+    @property
+    def flow_run_name(self) -> str:
+        """The same without spaces, as Prefect's own names are."""
+        return "-".join(self.label.split())

@@ -25,7 +25,9 @@ class Settings(BaseSettings):
     )
     server_api_key: SecretStr | None = Field(None, description="Key of the servers behind policy.backend=server.")
     lock_wait_s: float = Field(
-        0.0, description="Seconds to wait for another process that makes the same result, before it is an error."
+        -1.0,
+        description="Seconds to wait for another run that makes the same result, before it is an error; "
+        "below 0 without end.",
     )
     tracking_patience_s: float = Field(
         1800, ge=0, le=10800, description="Seconds that a task waits for an MLflow server that does not answer."

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -37,7 +37,8 @@ from pipeline_lib.store.integrity import (
 )
 from pipeline_lib.types import Ref
 
-PARTIAL, LOCK, DAMAGED = ".partial", ".lock", "damaged"
+PARTIAL, LOCK, OWNER, DAMAGED = ".partial", ".lock", ".owner", "damaged"
+POLL_S = 0.5  # between two looks at a lock that another process holds
 SCHEMA_VERSION = 1
 LOGGER = logging.getLogger("coppice.progress")
 
@@ -165,7 +166,9 @@ class Entry:
         places = (root / DAMAGED / f"{self.uri}.{number}" for number in count(1))
         place = next(folder for folder in places if not folder.exists())
         wanted = (
-            {file.name for file in self.path.iterdir()} - {LOCK, PARTIAL} if damage.is_of_result else {OBSERVATIONS}
+            {file.name for file in self.path.iterdir()} - {LOCK, OWNER, PARTIAL}
+            if damage.is_of_result
+            else {OBSERVATIONS}
         )
         for name in sorted(wanted, key=lambda name: name != MANIFEST):  # first of all, it is complete no longer
             place.mkdir(parents=True, exist_ok=True)
@@ -176,24 +179,35 @@ class Entry:
         """Brings a complete entry's files here; in this store they are."""
 
     @contextmanager
-    def lock(self, timeout_s: float = 0.0) -> Iterator[None]:
+    def lock(
+        self, timeout_s: float = 0.0, *, owner: str = "", on_wait: Callable[[str], None] = lambda holder: None
+    ) -> Iterator[None]:
         """Keeps other processes from working on the entry: two that append to one file tear it.
 
         The operating system drops the lock of a killed process; committing needs none.
 
         Args:
             timeout_s: seconds to wait for the other process; below 0 without end.
+            owner: what others are told about this process.
+            on_wait: called once with what is known about the other process, before it is waited for.
 
         Raises:
             StoreError: another process still works on it.
         """
-        lock = FileLock(self.path / LOCK, timeout=timeout_s)
+        lock = FileLock(self.path / LOCK, poll_interval=POLL_S)
         try:
-            lock.acquire()
+            lock.acquire(timeout=0)
         except Timeout:
-            raise StoreError(
-                f"store: {self.uri} is being made by another process; wait for it or stop it, then run again"
-            ) from None
+            holder = self._owner()
+            if timeout_s:
+                on_wait(holder)
+            try:
+                lock.acquire(timeout=timeout_s)
+            except Timeout:
+                raise StoreError(
+                    f"store: {self.uri} is being made by {holder}; wait for it or stop it, then run again"
+                ) from None
+        (self.path / OWNER).write_text(owner, encoding="utf-8")
         try:
             yield
         finally:
@@ -248,12 +262,16 @@ class Entry:
         except UNREADABLE:
             raise StoreError(f"store: {self.uri}/{OBSERVATIONS} was changed; run its stage again") from None
 
+    def _owner(self) -> str:
+        file = self.path / OWNER
+        return (file.read_text(encoding="utf-8") if file.is_file() else "") or "another process"
+
     def _files(self) -> Iterable[Path]:
         return (
             file
             for file in self.path.rglob("*")
             if file.is_file()
-            and file.relative_to(self.path).parts[0] not in (MANIFEST, OBSERVATIONS, PARTIAL, LOCK)
+            and file.relative_to(self.path).parts[0] not in (MANIFEST, OBSERVATIONS, PARTIAL, LOCK, OWNER)
             and file.suffix != ".tmp"
         )
 

@@ -21,7 +21,7 @@ import logging
 import os
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -119,9 +119,11 @@ class SharedEntry(Entry):
         return ref
 
     @contextmanager
-    def lock(self, timeout_s: float = 0.0) -> Iterator[None]:
+    def lock(
+        self, timeout_s: float = 0.0, *, owner: str = "", on_wait: Callable[[str], None] = lambda holder: None
+    ) -> Iterator[None]:
         """The lock of this machine; work under way is fetched first, and copied while it grows."""
-        with super().lock(timeout_s):
+        with super().lock(timeout_s, owner=owner, on_wait=on_wait):
             self._fetch_partial()
             stop = threading.Event()
             copying = threading.Thread(target=self._copy_until, args=(stop,), daemon=True)

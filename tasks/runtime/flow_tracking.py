@@ -33,7 +33,8 @@ def run_key(config: PipelineConfig, flow_run: FlowRun | None = None) -> str:
     if flow_run is not None and flow_run.deployment_id is not None:
         return str(flow_run.id)
     commit = describe_environment().get("mlflow.source.git.commit", "")
-    identity = (key_text(config), base_policy(config).policy_id, commit)
+    unnamed = config.model_copy(update={"name": None})
+    identity = (key_text(unnamed), base_policy(config).policy_id, commit)
     return hashlib.sha256("\n".join(identity).encode()).hexdigest()[:16]
 
 
@@ -50,9 +51,8 @@ def open_tracker(config: PipelineConfig, flow_run: FlowRun | None = None) -> Tra
         tags["prefect.flow_run_id"] = str(flow_run.id)
         if (page := url_for("flow-run", obj_id=flow_run.id)) is not None:
             tags["prefect.flow_run_url"] = page
-    name = f"{config.preset} seed {config.seed}"
     key = run_key(config, flow_run)
-    return Tracker.open(Settings(), run_key=key, run_name=name, config=config, tags=tags)
+    return Tracker.open(Settings(), run_key=key, run_name=config.label, config=config, tags=tags)
 
 
 def begin_tracking(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:

@@ -10,7 +10,10 @@ An entry that was damaged since it was made is no result: it is moved aside and 
 from __future__ import annotations
 
 import inspect
+import logging
 import math
+import os
+import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +22,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 from prefect import State, Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import TaskRun
+from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture
 from prefect.states import Completed
 from prefect.task_runners import TaskRunner
@@ -32,6 +36,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 StageTask = Task[..., dict[str, Any] | State[Any]]
 
+LOGGER = logging.getLogger("coppice.progress")
 LONGEST_DELAY_S = 300.0
 STAGE_SECONDS = "stage_seconds"
 FIGURES = "figures.json"
@@ -159,7 +164,8 @@ class Stage(Generic[P, R]):
             entry = self.entry(**arguments)
             if self._is_done(entry, arguments):
                 return Completed(name="Cached", message=f"{entry.uri} is in the store")
-            with self._naming_full_disk(), entry.lock(Settings().lock_wait_s):
+            patience = {"owner": _this_run(), "on_wait": self._say_for_whom}
+            with self._naming_full_disk(), entry.lock(Settings().lock_wait_s, **patience):
                 entry.set_aside_damage()
                 if not self._is_done(entry, arguments):  # another process may have made it meanwhile
                     self._fill(entry, arguments)
@@ -178,6 +184,9 @@ class Stage(Generic[P, R]):
         if done.figures:
             write_json(entry.path / FIGURES, done.figures)
         entry.commit(done.num_rows, {STAGE_SECONDS: time.perf_counter() - started, **done.observations})
+
+    def _say_for_whom(self, holder: str) -> None:
+        LOGGER.info(f"{self.name}: waits for {holder}, which makes the same")
 
     def _naming_full_disk(self) -> Any:
         return explain_disk_full(open_store().root, self.name)
@@ -235,6 +244,13 @@ def stage(
         )
 
     return decorate
+
+
+def _this_run() -> str:
+    """How other runs call this one while they wait for it."""
+    context = FlowRunContext.get()
+    run = context.flow_run.name if context is not None and context.flow_run is not None else "another run"
+    return f"{run} (process {os.getpid()} on {socket.gethostname()})"
 
 
 def doubling_delays(total_s: float) -> list[float]:
