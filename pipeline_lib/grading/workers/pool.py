@@ -122,7 +122,9 @@ class GradingPool:
         return [(key, Graded(grade, self._extract(text))) for key, text, grade in self._collect(block)]
 
     def _extract(self, text: str) -> str | None:
-        return extract_answer(text, last_number=self._conventions.last_number)
+        return extract_answer(
+            text, last_number=self._conventions.last_number, cut_thoughts=self._conventions.cut_thoughts
+        )
 
     def close(self) -> None:
         """Drops what is in flight and ends all workers."""
@@ -199,7 +201,9 @@ def grade_answer(prediction: str, gold: str, *, conventions: Conventions = DEFAU
 
     Example: ``grade_answer(r"So it is \boxed{\frac12}.", "0.5") == Graded(Grade.CORRECT, r"\frac12")``
     """
-    answer = extract_answer(prediction, last_number=conventions.last_number)
+    answer = extract_answer(
+        prediction, last_number=conventions.last_number, cut_thoughts=conventions.cut_thoughts
+    )
     return Graded(_decide(prediction, gold, conventions), answer)
 
 

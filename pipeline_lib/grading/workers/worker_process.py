@@ -16,9 +16,11 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 
+from pipeline_lib.grading.conventions import Conventions
 from pipeline_lib.grading.workers.verifier import MATH
 from pipeline_lib.types import Grade
 
@@ -31,7 +33,7 @@ _CACHED_VERDICTS = 16_384
 _PACKAGE_ROOT = Path(__file__).resolve().parents[3]
 _READY = "ready"
 
-Request = tuple[str | bool, ...]
+Request = tuple[str | Conventions, ...]
 """What a worker judges: answer and gold as `compare.Undecided` has them, or a verifier's two arguments."""
 
 
@@ -96,7 +98,7 @@ class Worker:
 
     def ask(self, request: Request) -> Grade:
         """TIMEOUT when it took too long or too much memory; the worker may have ended by that."""
-        verdict = self._exchange(json.dumps(request) + "\n", self._wall_s)
+        verdict = self._exchange(json.dumps(request, default=asdict) + "\n", self._wall_s)
         if verdict is None:
             self.kill()
             return Grade.TIMEOUT
