@@ -192,13 +192,11 @@ def normalise_answer(text: str) -> str:
     text = " ".join(text.split())
     if not text.isascii():
         text = without_unicode(text)
-    text = unwrap(text)  # before `\\$` loses its backslash
     if "\\" in text:
         text = _with_single_backslashes(text)
-        if "choose" in text or "over" in text:
-            text = _REPEATING.sub(_as_fraction, _CHOOSE.sub(_as_command, text))
-        elif "bar" in text or "dot" in text:
-            text = _REPEATING.sub(_as_fraction, text)
+        text = _CHOOSE.sub(_as_command, text) if "choose" in text or "over" in text else text
+        text = _REPEATING.sub(_as_fraction, text) if "over" in text or "bar" in text or "dot" in text else text
+    text = unwrap(text)  # before `\\$` loses its backslash
     if "percent" in text or not text.replace(" ", "").isalnum():
         for pattern, replacement in _REWRITES:
             text = pattern.sub(replacement, text)

@@ -41,6 +41,7 @@ _REFUSED = re.compile(
 _DISPLAYS = (("\\[", "\\]"), ("$$", "$$"))
 _OPENING = re.compile(r"\s{0,20}(?:\\\[|\$\$)")
 _NEXT_LINE = re.compile(r"\s{0,200}([^\n]{1,1000})")
+_BOX = re.compile(r"\\f?box")
 _HAS_VALUE = re.compile(r"[\d$\\]")
 _VALUE_LINE = re.compile(r"[ \t*_`>-]{0,6}(?:[-+−–±(\[{|\\$€£¥₹√∞π.\d½⅓⅔¼¾]|[A-J][).:\s*]|[A-J]$)")
 
@@ -57,7 +58,8 @@ def announced(text: str) -> Iterator[str]:
             continue
         content = _content(text, end, is_heading)
         if content and not _REFUSED.match(content) and not (_HOPE.search(before) and content[:1].isalpha()):
-            yield content
+            if "box" not in content or not _BOX.search(content):  # one that was never closed
+                yield content
 
 
 def _content(text: str, start: int, is_heading: bool) -> str:

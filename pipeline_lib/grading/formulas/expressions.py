@@ -133,7 +133,8 @@ class ExpressionReader:
         if text == "|":
             return self._open_bars == 0
         if kind == "command":
-            return text not in _ENDS and text not in _RELATIONS and text not in _TIMES and text not in _NO_FACTORS
+            is_end = text in _ENDS or text.startswith(r"\end{")
+            return not is_end and text not in _RELATIONS and text not in _TIMES and text not in _NO_FACTORS
         return kind == "sign" and text in ("(", "[", "{")
 
     def _power(self) -> Node:
