@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict
 from typing import Any
 
 from pipeline_lib.config import PipelineConfig
@@ -14,7 +13,7 @@ from pipeline_lib.store import Entry, canonical_json, read_json, write_json
 from pipeline_lib.types import EvalReport, PolicyRef, Ref
 from tasks.problems import PROBLEMS
 from tasks.runtime.engines import engine_spec, open_policy
-from tasks.runtime.graders import conventions_of, extractor, grading_spec, open_grader
+from tasks.runtime.graders import extractor, grading_spec, open_grader, yardstick_spec
 from tasks.runtime.keys import key_of
 from tasks.runtime.stage import Done, open_store, stage
 
@@ -28,11 +27,17 @@ def _spec(*, config: PipelineConfig, problems: Ref, policy: PolicyRef, split: st
         "evaluation": key_of(config.evaluation, without={"datasets", "num_problems"}),
         "engine": engine_spec(config),
         "policy_id": policy.policy_id,
-        **grading_spec(config),
+        **grading_spec(config, _dataset_of(config, split, name)),
         "seed": config.seed,
         "split": split,
         **({"votes": VOTES} if config.evaluation.num_samples else {}),
     }
+
+
+def _dataset_of(config: PipelineConfig, split: str, name: str) -> str:
+    """The dataset of a problem set, by the name under which a run measures it."""
+    tests = {named.name: named.dataset for named in config.evaluation.test_sets}
+    return tests.get(name, config.problems.dataset) if split == "test" else config.problems.dataset
 
 
 @stage(_spec, version=2, run_name="evaluate {policy.iteration} {name}")
@@ -62,8 +67,7 @@ def _yardstick(config: PipelineConfig, problems: Ref, dataset: str) -> str:
     """What two policies must share for their accuracies to be compared."""
     shared = {
         "problems": problems.sha256,
-        "grader": config.grader,
-        "conventions": asdict(conventions_of(config, dataset)),
+        **yardstick_spec(config, dataset),
         "max_new_tokens": config.evaluation.max_new_tokens,
     }
     return hashlib.sha256(canonical_json(shared).encode()).hexdigest()[:16]

@@ -30,7 +30,7 @@ def _spec(
         "search": _search_config(config, earlier).model_dump(exclude={"num_shards"}),
         "engine": engine_spec(config),
         "policy_id": policy.policy_id,
-        **grading_spec(config),
+        **grading_spec(config, config.problems.dataset),
         "seed": config.seed,
         "iteration": iteration,
         "shard": [shard, config.search.num_shards],

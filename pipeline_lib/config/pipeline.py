@@ -75,6 +75,31 @@ class GradingConfig(ConfigGroup):
     last_number: bool | None = Field(
         None, description="The last number of a text that announces no answer is its answer; default false."
     )
+    cut_thoughts: bool | None = Field(
+        None,
+        description="What stands in `<think>…</think>`, closed or not, announces no answer; default true.",
+        json_schema_extra={"before": None},
+    )
+    positive_letters: bool | None = Field(
+        None,
+        description="Letters are positive numbers, so that `\\sqrt{x^2}` is `x`; default false.",
+        json_schema_extra={"before": None},
+    )
+    log_base: Literal["10", "e"] | None = Field(
+        None,
+        description="What `\\log` without a base means: `10`, the default, or `e`.",
+        json_schema_extra={"before": None},
+    )
+    choice_text: bool | None = Field(
+        None,
+        description="`C. 12` and `(C) none of these` are `C`; default true.",
+        json_schema_extra={"before": None},
+    )
+    announced_gold: bool | None = Field(
+        None,
+        description="A gold that carries its announcement (`#### 5`, `The answer is 5.`) is cut down; default true.",
+        json_schema_extra={"before": None},
+    )
 
 
 class RayConfig(ConfigGroup):

@@ -40,8 +40,9 @@ _HEAVY = re.compile(
     r"""
       \d{120,}   # sympy factors and prints what it reads
     | \^ \s* \{? \s* -? \d{5,}   # a huge exponent
-    | \^ [^^]{0,12} \^ [^^]{0,12} \^   # a tower of powers
-    | \^ \s* \{? \s* \d{3,} \s* \^ \s* \{? \s* \d   # 2003^{2002^{2001}}
+    | \^ \s* [{(] [^{}()^]{0,40} \^ \s* [{(]? [^{}()^]{0,40} \^   # a tower of powers
+    | \^ \s* \w{1,40} \s* \^ \s* \w{1,40} \s* \^
+    | \^ \s* [{(]? \s* \d{3,40} \s* \^ \s* [{(]? \s* \d   # 2003^{2002^{2001}}
     | \d{5,} \s* \}? \)? \s* !   # the factorial of a large number
     | ! \s* \)? \s* !   # a factorial of a factorial
     | binom \s* \{? \s* \d{5,}

@@ -40,6 +40,8 @@ def is_phrase(text: str) -> bool:
             return True
     bare = _COMMAND.sub(" ", _ENVIRONMENT.sub(" ", _TYPESET.sub(" ", text)))
     words = [word for word in _BARE_WORD.findall(bare) if word.lower() not in _NO_WORDS]
+    if text.lower() == "no":
+        return True
     if not words:
         return not text.isascii() and any(len(word) > 1 for word in _UNICODE_WORD.findall(bare) if not word.isascii())
     long = [word for word in words if len(word) > 3 and not is_product_of_letters(word)]

@@ -70,7 +70,10 @@ def _read(words: list[str], depth: int) -> tuple[str | None, list[str]]:
         inside, rest = _read(rest[2:], depth + 1)
         root = r"\sqrt" if first == "square" else r"\sqrt[3]"
         return (None if inside is None else rf"{root}{{{inside}}}"), rest
-    if first == "half" and rest and rest[0] != "a":
+    if first in ("square", "cube") and rest[:1] == ["of"]:
+        inside, rest = _read(rest[1:], depth + 1)
+        return (None if inside is None else f"({inside})^{2 if first == 'square' else 3}"), rest
+    if first == "half" and rest:
         inside, rest = _read(rest[1:] if rest[0] == "of" else rest, depth + 1)
         return (r"\frac{1}{2}" if inside is None else rf"\frac{{{inside}}}{{2}}"), rest
     if first in _FILLERS and rest:

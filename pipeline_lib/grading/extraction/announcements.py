@@ -15,7 +15,7 @@ _IS = (
 )
 _ANNOUNCED = re.compile(
     rf"""
-    \b(?:answers?|(?:correct|right)\s(?:option|choice))\b
+    (?<![A-Za-z])(?:answers?|(?:correct|right)\s(?:option|choice))(?![A-Za-z])
     (?:\s{{1,3}}(?:to|of|for|in)\s[^.\n:=]{{1,60}}?)?   # to the question
     [*_ \t]{{0,5}} (?:\([^()\n]{{0,40}}\)[*_ \t]{{0,5}})?
     (?: \s{{0,3}}\b(?:{_IS})\b | : | = | ≈ )

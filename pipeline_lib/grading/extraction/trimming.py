@@ -68,7 +68,14 @@ _FILLERS = re.compile(
 _CALCULATION = re.compile(r"<<[^<>]{0,200}>>")  # GSM8K's
 _OPERATORS = re.compile(r"[+*=<>×÷^\\]|/(?!\s?[A-Za-z])|\d")
 _NO_UNIT_AFTER = NOT_UNITS | {"am", "pm", "x"}
-_CHANGES_VALUE = _NO_UNIT_AFTER - {"and", "to", "by"} | frozenset(NUMBER_WORDS) | {"than", "least", "most", "between"}
+_CHANGES_VALUE = (
+    _NO_UNIT_AFTER - {"and", "to", "by"}
+    | frozenset(NUMBER_WORDS)
+    | frozenset(
+        "than least most between square cube power sum product difference quotient reciprocal inverse opposite remainder "
+        "multiple multiples divisor factor up from within beyond except without almost nearly".split()
+    )
+)
 _CHOICE = re.compile(r"\(?[A-J]\)?(?=$|[\s.:,)])")
 
 

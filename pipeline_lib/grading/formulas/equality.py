@@ -244,7 +244,7 @@ def _items(node: Node) -> tuple[Node, ...]:
     """What a list or set holds; anything else holds itself, or both its values."""
     if node.kind not in ("list", "set"):
         return tuple(_branches(node))
-    return tuple(branch for part in node.parts for branch in (_items(part) if part.kind == "set" else _branches(part)))
+    return tuple(branch for part in node.parts for branch in _branches(part))
 
 
 def _value_of(relation: Node) -> list[Node] | None:

@@ -29,7 +29,7 @@ from typing import Any, TextIO
 
 from pipeline_lib.grading.conventions import Conventions
 from pipeline_lib.grading.symbolic import is_equal_by_algebra, is_readable
-from pipeline_lib.grading.workers.verifier import MATH, load_verifier, verify_answer
+from pipeline_lib.grading.workers.verifier import MATH, Verdict, load_verifier, verify_answer
 from pipeline_lib.types import Grade
 
 READY = "ready"
@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> None:
     requests, replies = _take_pipes()
     logging.disable()
 
-    def reply(text: str) -> None:
+    def reply(text: str | Verdict) -> None:
         replies.write(json.dumps(text) + "\n")
         replies.flush()
 
@@ -97,14 +97,14 @@ def _go_on_in_a_fork(is_judging: mmap.mmap, reply: Callable[[str], None]) -> Non
         owes_reply, is_judging[0] = bool(is_judging[0]), False
 
 
-def _open_judge(grader: str) -> Callable[..., Grade]:
+def _open_judge(grader: str) -> Callable[..., Grade | Verdict]:
     if grader != MATH:
         return partial(verify_answer, load_verifier(grader))
     import math_verify  # noqa: F401 - its first import takes a second
 
     patch_latex_reader()
     for formula, other in WARM_UP_FORMULAS:
-        _judge_by_algebra(formula, other, {})
+        _judge_by_algebra(formula, other)
     gc.freeze()  # what the libraries hold is garbage to nobody, and takes 50 ms to walk over
     return _judge_by_algebra
 
@@ -148,9 +148,9 @@ def patch_latex_reader() -> None:
     reader.create_parser, reader.parse, reader.parse_number = create, parse_in_two_stages, parse_number
 
 
-def _judge_by_algebra(answer: str, gold: str, conventions: dict[str, Any]) -> Grade:
+def _judge_by_algebra(answer: str, gold: str, conventions: dict[str, Any] | None = None) -> Grade:
     """UNPARSED rather than WRONG where the gold is no formula: nothing was compared with it."""
-    chosen = Conventions(**conventions)
+    chosen = Conventions(**conventions or {})
     if is_equal_by_algebra(answer, gold, chosen):
         return Grade.CORRECT
     return Grade.WRONG if is_readable(gold, chosen) else Grade.UNPARSED
