@@ -109,6 +109,7 @@ def is_name(text: str) -> bool:
     return is_in_words or bool(_WHOLE_NAME.fullmatch(text) or _LIMIT.match(text))
 
 
+MAX_CHARS = 4000  # of an answer with several sides
 _SIDES = re.compile(r"\\[A-Za-z]+|\\.|[=()\[\]{}]", re.DOTALL)
 
 
@@ -117,7 +118,7 @@ def sides_of(text: str) -> list[tuple[str, str]]:
 
     Example: ``sides_of("x = 5") == [("", "x"), ("=", "5")]``
     """
-    if "=" not in text and r"\approx" not in text:
+    if len(text) > MAX_CHARS or ("=" not in text and r"\approx" not in text):
         return [("", text)]
     sides, start, sign, depth = [], 0, "", 0
     for match in _SIDES.finditer(text):

@@ -146,7 +146,7 @@ def _parse(text: str) -> list[Any]:
     from math_verify import LatexExtractionConfig, parse
     from math_verify.parser import NormalizationConfig
 
-    plain = NormalizationConfig(basic_latex=True, units=False, malformed_operators=False, nits=False, boxed="none")
+    plain = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=False, boxed="none")
     config = LatexExtractionConfig(normalization_config=plain)
     try:
         parsed: list[Any] = parse(

@@ -156,7 +156,8 @@ class Values:
         return pair is not None and self._agree(*pair)
 
     def _agree(self, ours: Any, theirs: Any) -> bool:
-        return bool(abs(ours - theirs) <= max(abs(ours), abs(theirs)) * mpmath.mpf(10) ** (12 - self._digits))
+        digits = START_DIGITS - 12 + int(0.69 * (self._span[1] - self._span[0]))
+        return bool(abs(ours - theirs) <= max(abs(ours), abs(theirs)) * mpmath.mpf(10) ** -digits)
 
     def _both(self, left: Node, right: Node, point: int, is_positive: bool) -> tuple[Any, Any] | None:
         """Both values, with digits enough that nothing on the way cancels unseen."""
@@ -167,8 +168,8 @@ class Values:
                 pair = [self.exactly(side, point, is_positive) for side in (left, right)]
             if pair[0] is None or pair[1] is None:
                 return None
-            needed = START_DIGITS + int(0.7 * (self._span[1] - self._span[0]))
-            if needed <= self._digits * 1.2:
+            needed = START_DIGITS + int(1.05 * (self._span[1] - self._span[0]))
+            if needed <= self._digits:
                 break
             self._digits = needed
             if needed > MAX_DIGITS:
@@ -286,8 +287,17 @@ class Values:
 
 
 def _num_points(*sides: Node) -> int:
-    is_bent = any(n.kind == "power" or n.value in _BENT for side in sides for n in walk(side) if n.kind != "symbol")
+    is_bent = any(_is_bent(n) for side in sides for n in walk(side))
     return len(_SCALES) if is_bent else _SMOOTH_POINTS
+
+
+def _is_bent(node: Node) -> bool:
+    if node.kind == "power":
+        try:
+            return rational_value(node.parts[1]).denominator != 1
+        except (InexactError, UndefinedError):
+            return False
+    return node.kind == "function" and node.value in _BENT
 
 
 def _letter_value(name: str, point: int, is_positive: bool) -> float:
