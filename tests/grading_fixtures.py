@@ -74,9 +74,7 @@ def _tuple(draw: random.Random) -> str:
 
 def _interval(draw: random.Random) -> str:
     a, b = sorted(_numbers(draw, 2))
-    return draw.choice(
-        (f"[{a},{b})", f"({a},{b}]", rf"(-\infty,{a}]\cup({b},\infty)", f"({a},{b})", rf"[{a},\infty)")
-    )
+    return draw.choice((f"[{a},{b})", f"({a},{b}]", rf"(-\infty,{a}]\cup({b},\infty)", f"({a},{b})", rf"[{a},\infty)"))
 
 
 def _inequality(draw: random.Random) -> str:
@@ -136,7 +134,7 @@ def _changed(
     gold: str, what: str, pattern: str, change: Callable[[str], str], draw: random.Random
 ) -> Iterator[tuple[str, str]]:
     """One place that the pattern finds, changed."""
-    places = [match for match in re.finditer(pattern, gold)]
+    places = list(re.finditer(pattern, gold))
     if places:
         place = draw.choice(places)
         yield what, gold[: place.start()] + change(place[0]) + gold[place.end() :]

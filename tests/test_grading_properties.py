@@ -18,7 +18,7 @@ def graded(pairs: Iterable[tuple[str, str]]) -> list[Grade]:
     grades: dict[str, Grade] = {}
     with GradingPool(2) as pool:
         count = 0
-        for count, (answer, gold) in enumerate(pairs, start=1):  # noqa: B007 - its last value is used
+        for count, (answer, gold) in enumerate(pairs, start=1):
             pool.submit(str(count - 1), rf"So it is $\boxed{{{answer}}}$", gold)
             grades.update(pool.poll(block=False))
         while pool.num_in_flight:

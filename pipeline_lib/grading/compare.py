@@ -122,9 +122,9 @@ def _normalised_gold(gold: Found) -> Side:
 
 def judge(answer: Side, gold: Side, conventions: Conventions, depth: int = 0) -> Grade | Undecided:
     """The grade of two answers in normal spelling, or what a worker needs."""
-    if is_spelt_alike(answer.text, gold.text):
-        return _grade(bool(gold.text))
     equal = _are_equal_numbers(answer, gold, conventions)
+    if equal is None and is_spelt_alike(answer.text, gold.text):
+        return _grade(bool(gold.text))
     if equal is None:
         equal = _are_equal_choices(answer.text, gold.text, conventions)
     if equal is None:
@@ -141,7 +141,7 @@ def judge(answer: Side, gold: Side, conventions: Conventions, depth: int = 0) ->
 
 
 def _shortened(answer: Side, gold: Side) -> tuple[Side, Side] | None:
-    """Both sides without what only one says beside its value: a left side, a qualifier; None where left sides differ."""
+    """Both sides without what only one says beside its value: left side, qualifier; None where left sides differ."""
     ours, theirs = sides_of(answer.text), sides_of(gold.text)
     if len(ours) > 1 and len(theirs) > 1:
         return _without_common_name(answer, gold, ours, theirs)
@@ -181,7 +181,7 @@ def _without_common_name(
 
 
 def _value_of(sides: list[tuple[str, str]]) -> str:
-    r"""What an assignment, or a chain such as ``10*2 = 20`` or ``\pi \approx 3.14``, comes to; else the text as it is."""
+    r"""What an assignment, or a chain such as ``10*2 = 20`` or ``\pi \approx 3.14``, comes to; else the text itself."""
     whole = "".join(rf" {_SIGNS.get(sign, sign)} {side}" if sign else side for sign, side in sides)
     first, rest = sides[0][1], sides[1:]
     if not rest or any(_SEVERAL.search(side) for _, side in rest[:-1]):

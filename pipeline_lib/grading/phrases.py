@@ -34,7 +34,7 @@ _CHOICE = re.compile(
 
 
 def is_phrase(text: str) -> bool:
-    """Whether an answer in normal spelling is prose: words in text type, or such that no product of letters would be."""
+    """Whether an answer in normal spelling is prose: words in text type, or that no product of letters would be."""
     for typeset in _TYPESET.findall(text):
         if any(word.lower() not in _NO_WORDS for word in _TEXT_WORD.findall(typeset)):
             return True
@@ -87,13 +87,13 @@ def read_choice(text: str) -> tuple[str, str] | None:
 
 _NAME = r"""
     (?:
-        [A-Za-z](?:_(?:\w|\{[^{}]*\}))?'{0,3}(?:\^\{-1\})?(?:\s*\([^()=]{1,40}\))?   # x, x_1, f'(x), f^{-1}(x), P(X > 3)
-      | \\(?:alpha|beta|gamma|delta|theta|phi|varphi|lambda|mu|rho|sigma|omega|Delta|Omega|ell)\s*(?:_(?:\w|\{[^{}]*\}))?
+        [A-Za-z](?:_(?:\w|\{[^{}]*\}))?'{0,3}(?:\^\{-1\})?(?:\s*\([^()=]{1,40}\))?   # x_1, f'(x), f^{-1}(x), P(X > 3)
+      | \\(?:alpha|beta|gamma|delta|theta|phi|varphi|lambda|mu|rho|sigma|omega|Delta|ell)\s*(?:_(?:\w|\{[^{}]*\}))?
       | (?:m\s*)?\\(?:angle|triangle|overline|vec|overrightarrow|widehat|bar|hat)\s*(?:\{[^{}]*\}|[A-Z]{1,4}|[A-Za-z])
       | [A-Z]{2,4}   # a segment
       | \|\s*[A-Z]{2}\s*\||\[\s*[A-Z]{3,5}\s*\]   # its length; an area
       | \\frac\{d\s*\^?2?\s*[A-Za-z]?\}\{d\s*[A-Za-z](?:\^\{?2\}?)?\}\s*[A-Za-z]?
-      | \\(?:sin|cos|tan|cot|sec|csc|log|ln)\s*(?:\(?\s*(?:[A-Za-z]|\\(?:theta|alpha|beta|phi|angle\s*[A-Z]{1,3}))\s*\)?)
+      | \\(?:sin|cos|tan|cot|log|ln)\s*(?:\(?\s*(?:[A-Za-z]|\\(?:theta|alpha|beta|phi|angle\s*[A-Z]{1,3}))\s*\)?)
       | \\text\s*\{[^{}]*\}(?:_(?:\w|\{[^{}]*\}))?(?:\s*\([^()=]{1,40}\))?
     )
 """

@@ -26,7 +26,9 @@ _FACTORS = {
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}|\\(?= )")
 _AMOUNT = r"(?P<currency>[$€£]?)(?P<number>-?\d[\d,]{0,30}(?:\.\d{1,30})?(?:\s?/\s?\d{1,9})?)"
 _NOUN = r"[A-Za-z][A-Za-z'.-]{0,30}(?:\s[A-Za-z][A-Za-z'.-]{0,30}){0,3}?"
-_QUANTITY = re.compile(rf"\s*(?:(?:,|;|and\b|\+)\s*){{0,2}}{_AMOUNT}\s?(?P<noun>{_NOUN})\s*(?=,|;|\band\b|\+|\d|[$€£]|$)")
+_QUANTITY = re.compile(
+    rf"\s*(?:(?:,|;|and\b|\+)\s*){{0,2}}{_AMOUNT}\s?(?P<noun>{_NOUN})\s*(?=,|;|\band\b|\+|\d|[$€£]|$)"
+)
 
 
 class Quantity(NamedTuple):

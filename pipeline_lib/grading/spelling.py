@@ -15,10 +15,11 @@ _SIMPLE = re.compile(r"-?\d[\d,]*(?:\.\d+)?", re.ASCII)
 _GREEK = dict(
     zip(
         "αβγδεζηθικλμνξρστυφχψωΓΔΘΛΞΠΣΦΨΩ",
-        (
-            "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi "
-            "omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega"
-        ).split(),
+        re.findall(
+            r"\w+",
+            "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi "
+            "psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega",
+        ),
         strict=True,
     )
 )
@@ -223,9 +224,7 @@ def without_invisible(text: str) -> str:
     return text.translate(_READABLE)
 
 
-_READABLE = dict.fromkeys(map(ord, _INVISIBLE)) | {
-    code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)
-}
+_READABLE = dict.fromkeys(map(ord, _INVISIBLE)) | {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}
 
 
 def unwrap(text: str, *, is_text: bool = False) -> str:

@@ -25,7 +25,11 @@ _MULTIPLES = {
 _FRACTIONS = (
     {"half": 2, "halve": 2, "quarter": 4}
     | dict(
-        zip("third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split(), range(3, 13), strict=True)
+        zip(
+            re.findall(r"\w+", "third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth"),
+            range(3, 13),
+            strict=True,
+        )
     )
     | {"fifteenth": 15, "sixteenth": 16, "twentieth": 20, "hundredth": 100, "thousandth": 1000}
 )
@@ -147,8 +151,12 @@ def _in_words(words: list[str]) -> tuple[int, int]:
             current *= _MULTIPLES[word]
             total, current = (total, current) if word == "hundred" else (total + current, 0)
             smallest = 100
-        elif word == "and" and place and words[place - 1] in _MULTIPLES and words[place + 1 : place + 2] and (
-            words[place + 1] in _CARDINALS
+        elif (
+            word == "and"
+            and place
+            and words[place - 1] in _MULTIPLES
+            and words[place + 1 : place + 2]
+            and (words[place + 1] in _CARDINALS)
         ):
             pass
         else:

@@ -108,7 +108,7 @@ def _is_equal_by_math_verify(answer: str, gold: str) -> bool:
         return False
     try:
         left, right = _parse(answer), _parse(gold)
-        if not left or not right or type(left[0]) is not type(right[0]) and _is_boolean(left[0], right[0]):
+        if not left or not right or (type(left[0]) is not type(right[0]) and _is_boolean(left[0], right[0])):
             return False
         if _differ_in_value(left[0], right[0]):
             return False

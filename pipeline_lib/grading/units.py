@@ -10,16 +10,19 @@ a number in prose (``#### 12 m``); ``cm``, ``km`` and ``kg`` are always, other s
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
-NUMBER_WORDS = (
+NUMBER_WORDS = re.findall(
+    r"\w+",
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety"
-).split()
+    "eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety",
+)
 _NUMBER_WORD_SET = frozenset(NUMBER_WORDS)
-ORDINALS = (
+ORDINALS = re.findall(
+    r"\w+",
     "half third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth fifteenth "
-    "sixteenth twentieth thirtieth fortieth fiftieth hundredth thousandth millionth quarter"
-).split()
+    "sixteenth twentieth thirtieth fortieth fiftieth hundredth thousandth millionth quarter",
+)
 NOT_UNITS = frozenset(
     re.findall(
         r"\w+",
@@ -106,11 +109,11 @@ def _reads_like_a_noun(named: str, words: list[str]) -> bool:
 
 
 def is_product_of_letters(word: str) -> bool:
-    """Whether a short word is no word: ``xyz``, ``mgh``, ``abc``; its letters follow each other, or no vowel is there."""
+    """Whether a short word is none: in ``xyz`` and ``abc`` the letters follow each other, ``mgh`` has no vowel."""
     if len(word) > 4 or len(word) < 2:
         return False
     codes = sorted(map(ord, word.lower()))
-    follow = all(after - before == 1 for before, after in zip(codes, codes[1:], strict=False))
+    follow = all(after - before == 1 for before, after in pairwise(codes))
     return follow or not set(word.lower()) & set("aeiouy")
 
 

@@ -33,8 +33,8 @@ _REFUSED = re.compile(
       (?:not|n't|neither|never|either)\b
     | (?:in)?correct\b | wrong\b | right\b | helpful\b | useful\b | clear\b | reasonable\b | consistent\b | verified\b
     | confirmed\b | as\s+follows\b[^:\n]*$ | below\b | above\b | unknown\s+to\b | based\b | obtained\b | found\b
-    | (?:in|within)\s+(?:the\s+)?(?:box|form|format|terms)\b | written\b | expected\b | supposed\b | going\b | required\b
-    | to\s+(?:be|find)\b | what\b | it\b
+    | (?:in|within)\s+(?:the\s+)?(?:box|form|format|terms)\b | written\b | expected\b | supposed\b | going\b
+    | required\b | to\s+(?:be|find)\b | what\b | it\b
     """,
     re.VERBOSE | re.IGNORECASE,
 )
@@ -57,9 +57,13 @@ def announced(text: str) -> Iterator[str]:
         if _POINTS_BACK.search(before) and not is_heading:
             continue
         content = _content(text, end, is_heading)
-        if content and not _REFUSED.match(content) and not (_HOPE.search(before) and content[:1].isalpha()):
-            if "box" not in content or not _BOX.search(content):  # one that was never closed
-                yield content
+        if content and not _REFUSED.match(content) and not _is_hope(before, content):
+            yield content
+
+
+def _is_hope(before: str, content: str) -> bool:
+    """Whether the sentence only speaks of an answer, or holds a box that was never closed."""
+    return bool(_BOX.search(content)) or (content[:1].isalpha() and bool(_HOPE.search(before)))
 
 
 def _content(text: str, start: int, is_heading: bool) -> str:

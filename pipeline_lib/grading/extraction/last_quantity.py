@@ -28,7 +28,9 @@ def last_quantity(text: str) -> str | None:
             found.append((match.start(), match[0]))
             covered.append(match.span())
     found += [
-        (m.start(), m[0].strip().strip("*")) for m in ANY_NUMBER.finditer(text) if not _is_inside(m.start() + 1, covered)
+        (m.start(), m[0].strip().strip("*"))
+        for m in ANY_NUMBER.finditer(text)
+        if not _is_inside(m.start() + 1, covered)
     ]
     return max(found)[1] if found else None
 

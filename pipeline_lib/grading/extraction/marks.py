@@ -18,7 +18,9 @@ _BOX_TOKENS = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 # What a box without braces holds: a number, a command or a letter that the formula ends with. Prose names the command.
-_BRACELESS = re.compile(r"\s{0,9}(-?\d[\d.,/]{0,50}|\\[A-Za-z]{1,20}[^\s$]{0,100}|[A-Za-z](?=\s*\$))(?!\s{0,3}[a-z]{2})")
+_BRACELESS = re.compile(
+    r"\s{0,9}(-?\d[\d.,/]{0,50}|\\[A-Za-z]{1,20}[^\s$]{0,100}|[A-Za-z](?=\s*\$))(?!\s{0,3}[a-z]{2})"
+)
 _TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _HASHES = re.compile(r"(?<!#)####(?!#)[ \t]*:?\s*([^\n]+)")
 _TOPICS = (

@@ -22,7 +22,9 @@ _FORMULA = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _PROSE_IN_FORMULA = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{3,}(?![A-Za-z]*[({])")
-_FORMULA_WORDS = frozenset("sin cos tan log sqrt exp and mod max min gcd lcm arcsin arccos arctan sec csc cot".split())
+_FORMULA_WORDS = frozenset(
+    re.findall(r"\w+", "sin cos tan log sqrt exp and mod max min gcd lcm arcsin arccos arctan sec csc cot")
+)
 _TEXT = re.compile(r"\\(?:text\w*|mathrm|mathbf|operatorname|begin|end)\s*\{[^{}]*\}")
 _SIGN_AND_CURRENCY = r"[-+−–－]?\s?(?:\\?\$|[€£¥₹]|(?:USD|EUR|GBP|JPY|INR|Rs\.?)\s)?-?"
 DIGITS = r"(?:\d{1,3}(?: \d{3})+(?![\d,])|\d+(?:,\d{2,3})*(?:\.\d+)?|\.\d+)"
@@ -72,8 +74,11 @@ _CHANGES_VALUE = (
     _NO_UNIT_AFTER - {"and", "to", "by"}
     | frozenset(NUMBER_WORDS)
     | frozenset(
-        "than least most between square cube power sum product difference quotient reciprocal inverse opposite remainder "
-        "multiple multiples divisor factor up from within beyond except without almost nearly".split()
+        re.findall(
+            r"\w+",
+            "than least most between square cube power sum product difference quotient reciprocal inverse opposite "
+            "remainder multiple multiples divisor factor up from within beyond except without almost nearly",
+        )
     )
 )
 _CHOICE = re.compile(r"\(?[A-J]\)?(?=$|[\s.:,)])")
@@ -99,7 +104,7 @@ def trim(span: str) -> str:
 
 
 def formulas_in(text: str) -> list[tuple[int, int, str]]:
-    """Start, end and content of what stands between dollars, ``\\(…\\)`` or ``\\[…\\]``; sums of money do not."""
+    r"""Start, end and content of what stands between dollars, ``\(…\)`` or ``\[…\]``; sums of money are no formulas."""
     found = []
     place = 0
     while match := _FORMULA.search(text, place):
@@ -187,7 +192,7 @@ def _without_prose(span: str) -> str:
 
 
 def _leading_formula(clause: str) -> str:
-    r"""``\frac{9}{7}`` of ``\frac{9}{7} of the cake``: what stands before the first word; "" where that is no formula."""
+    r"""``\frac{9}{7}`` of ``\frac{9}{7} of the cake``: what stands before the first word; "" if that is none."""
     word = re.search(r"\s(?:[A-Za-z]{2,})(?![A-Za-z({\\])", clause)
     if word is None or clause[:1].isalpha():
         return ""

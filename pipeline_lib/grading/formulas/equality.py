@@ -16,7 +16,15 @@ from typing import Protocol
 
 from pipeline_lib.grading.conventions import MIN_ROUNDED_DECIMALS, Conventions
 from pipeline_lib.grading.formulas.exact_values import PRIME, InexactError, UndefinedError, exact_value, rational_value
-from pipeline_lib.grading.formulas.nodes import STRUCTURES, Node, UnsupportedError, number, replace_part, symbols_of, walk
+from pipeline_lib.grading.formulas.nodes import (
+    STRUCTURES,
+    Node,
+    UnsupportedError,
+    number,
+    replace_part,
+    symbols_of,
+    walk,
+)
 from pipeline_lib.grading.formulas.settling import EQUATION, assignments_of, settled
 
 MAX_BRANCHES = 3
@@ -195,14 +203,16 @@ class Equality:
         if any(n.kind in STRUCTURES for side in (left, right) for n in walk(side)):
             return left == right
         try:
-            if exact_value(left) == exact_value(right):
-                return True
-            if not self._conventions.rounded or not (_is_decimal(left) or _is_decimal(right)):
-                return False
+            is_equal = exact_value(left) == exact_value(right)
         except UndefinedError:
             return False
         except InexactError:
-            pass
+            return self._same_reals(left, right)
+        if is_equal or not self._conventions.rounded or not (_is_decimal(left) or _is_decimal(right)):
+            return is_equal
+        return self._same_reals(left, right)
+
+    def _same_reals(self, left: Node, right: Node) -> bool:
         if self._reals is None:
             raise UndecidedError
         if self._conventions.rounded and (self._reals.rounds(left, right) or self._reals.rounds(right, left)):
@@ -248,7 +258,7 @@ def _items(node: Node) -> tuple[Node, ...]:
 
 
 def _value_of(relation: Node) -> list[Node] | None:
-    """What ``x = 5``, ``5 = x``, ``2 + 3 = 5`` or ``x \\in S`` say x is; None where the relation says no such thing."""
+    r"""What ``x = 5``, ``5 = x``, ``2 + 3 = 5`` or ``x \in S`` say x is; None where the relation says no such thing."""
     signs = str(relation.value).split()
     parts = list(relation.parts)
     if signs == ["in"]:
@@ -292,4 +302,3 @@ def _is_infinite(node: Node) -> bool:
 def _is_decimal(node: Node) -> bool:
     inside = node.parts[0] if node.kind in ("negative", "percent") else node
     return inside.kind == "decimal" and rational_value(inside.parts[0]) >= MIN_ROUNDED_DECIMALS
-

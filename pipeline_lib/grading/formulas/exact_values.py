@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
 
@@ -56,19 +57,19 @@ def exact_value(node: Node, point: int = 0) -> int:
     if kind == "function":
         return _function(node, point)
     if kind == "power":
-        return _power(*parts, point)
-    if kind == "quotient":
-        return exact_value(parts[0], point) * _inverse(exact_value(parts[1], point)) % PRIME
-    values = [exact_value(part, point) for part in parts]
-    if kind == "sum":
-        return sum(values) % PRIME
-    if kind == "product":
-        return math.prod(values) % PRIME
-    if kind == "negative":
-        return -values[0] % PRIME
-    if kind == "percent":
-        return values[0] * _inverse(100) % PRIME
-    raise InexactError(kind)
+        return _power(parts[0], parts[1], point)
+    if kind not in _OPERATIONS:
+        raise InexactError(kind)
+    return _OPERATIONS[kind]([exact_value(part, point) for part in parts]) % PRIME
+
+
+_OPERATIONS: dict[str, Callable[[list[int]], int]] = {
+    "sum": sum,
+    "product": math.prod,
+    "quotient": lambda values: values[0] * _inverse(values[1]),
+    "negative": lambda values: -values[0],
+    "percent": lambda values: values[0] * _inverse(100),
+}
 
 
 def rational_value(node: Node) -> Fraction:

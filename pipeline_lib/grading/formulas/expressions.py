@@ -18,15 +18,21 @@ from pipeline_lib.grading.formulas.tokens import Token
 MAX_DEPTH = 60
 GREEK = frozenset(
     rf"\{name}"
-    for name in (
+    for name in re.findall(
+        r"\w+",
         "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho varrho sigma "
-        "tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega ell hbar"
-    ).split()
+        "tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega ell hbar",
+    )
 )
 ACCENTS = frozenset(
-    rf"\{name}" for name in "vec hat bar overline tilde dot mathbb mathcal widehat overrightarrow angle triangle".split()
+    rf"\{name}"
+    for name in re.findall(
+        r"\w+", "vec hat bar overline tilde dot mathbb mathcal widehat overrightarrow angle triangle"
+    )
 )
-FUNCTIONS = {rf"\{name}": name for name in "sin cos tan cot sec csc sinh cosh tanh arcsin arccos arctan exp".split()} | {
+FUNCTIONS = {
+    rf"\{name}": name for name in re.findall(r"\w+", "sin cos tan cot sec csc sinh cosh tanh arcsin arccos arctan exp")
+} | {
     r"\ln": "ln",
     r"\log": "log",
     r"\lg": "lg",
@@ -36,13 +42,15 @@ FUNCTIONS = {rf"\{name}": name for name in "sin cos tan cot sec csc sinh cosh ta
 }
 _WORDS = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "cbrt": "root", "ceil": "ceiling"}
 _INVERSES = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
-_OPAQUE = frozenset(rf"\{name}" for name in "sum prod int iint oint lim limsup liminf partial".split())
-_UNSUPPORTED = frozenset(rf"\{name}" for name in "bmod mod neg det Gamma zeta".split())
+_OPAQUE = frozenset(rf"\{name}" for name in re.findall(r"\w+", "sum prod int iint oint lim limsup liminf partial"))
+_UNSUPPORTED = frozenset(rf"\{name}" for name in re.findall(r"\w+", "bmod mod neg det Gamma zeta"))
 _MANY = frozenset(("max", "min", "gcd", "lcm"))
 _FENCES = {r"\lfloor": (r"\rfloor", "floor"), r"\lceil": (r"\rceil", "ceiling")}
 _TIMES = frozenset((r"\cdot", r"\times", "*", r"\ast"))
 _DIVIDED_BY = frozenset(("/", r"\div"))
-_ENDS = frozenset(("", ")", "]", "}", ",", ";", r"\}", r"\rangle", r"\rfloor", r"\rceil", "&", r"\\", r"\lor", r"\land"))
+_ENDS = frozenset(
+    ("", ")", "]", "}", ",", ";", r"\}", r"\rangle", r"\rfloor", r"\rceil", "&", r"\\", r"\lor", r"\land")
+)
 _RELATIONS = frozenset(("=", "<", ">", ":", r"\le", r"\ge", r"\ne", r"\approx", r"\in", r"\notin", r"\equiv", r"\sim"))
 END = Token("end", "")
 
@@ -271,12 +279,8 @@ class ExpressionReader:
         if name in _UNSUPPORTED:
             raise UnsupportedError(name)
         self._take()
-        if name == r"\frac":
-            return self._fraction()
-        if name == r"\sqrt":
-            return self._root()
-        if name == r"\binom":
-            return Node("function", "binomial", (self._argument(), self._argument()))
+        if name in (r"\frac", r"\sqrt", r"\binom"):
+            return self._with_arguments(name)
         if name in FUNCTIONS:
             return self._function(FUNCTIONS[name])
         if name in (r"\pi", r"\infty"):
@@ -291,6 +295,13 @@ class ExpressionReader:
             self._take(end)
             return Node("function", function, (inside,))
         return self._structure(name)
+
+    def _with_arguments(self, name: str) -> Node:
+        if name == r"\frac":
+            return self._fraction()
+        if name == r"\sqrt":
+            return self._root()
+        return Node("function", "binomial", (self._argument(), self._argument()))
 
     def _structure(self, name: str) -> Node:
         raise UnreadableError(f"unknown command {name}")

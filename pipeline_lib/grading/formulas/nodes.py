@@ -18,8 +18,9 @@ class UnsupportedError(UnreadableError):
 class Node(NamedTuple):
     r"""One operation, value or structure.
 
-    Values: ``number`` (a Fraction), ``decimal`` (the same; its one part is the number of digits behind the point), ``symbol`` (its name), ``constant`` (pi, e, i, inf, reals), ``opaque`` (a sum, an
-    integral: compared by its spelling). Operations: ``sum``, ``product``, ``quotient``, ``power``, ``negative``,
+    Values: ``number`` (a Fraction), ``decimal`` (the same; its one part is the number of digits behind the point),
+    ``symbol`` (its name), ``constant`` (pi, e, i, inf, reals), ``opaque`` (a sum, an integral: compared by its
+    spelling). Operations: ``sum``, ``product``, ``quotient``, ``power``, ``negative``,
     ``function`` (its name in `value`), ``degrees``, ``percent``, ``either`` (``\pm``: value "+", ``\mp``: "-").
     Structures: ``list``, ``tuple`` (value: its brackets), ``set``, ``union``, ``intersection``, ``difference``,
     ``matrix`` (value: its columns), ``relation`` (value: its signs, with a space between), ``ratio``, ``such_that``,
@@ -37,6 +38,7 @@ STRUCTURES = frozenset(
 
 
 def number(value: int | Fraction) -> Node:
+    """The node of a number."""
     return Node("number", Fraction(value))
 
 

@@ -177,4 +177,3 @@ class AnswerReader(ExpressionReader):
         if not rows or len({len(row) for row in rows}) > 1:
             raise UnreadableError("rows of different lengths")
         return Node("matrix", str(len(rows[0])), tuple(cell for row in rows for cell in row))
-

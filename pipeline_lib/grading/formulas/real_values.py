@@ -26,7 +26,7 @@ MAX_DIGITS = 4000
 START_DIGITS = 50
 _ROUGHLY = 1e-7
 _SCALES = (0.7, -0.7, 2.6, -1.9, 1.3, 4.1, 8.0, -9.0, 20.0, -25.0, 70.0, -90.0, 1100.0, -1300.0)
-"""The letters' sizes at each point; a letter's own value lies between 0.4 and 1.2 times that, with a sign by its name."""
+"""The letters' sizes at each point; a letter's own value lies between 0.4 and 1.2 times that."""
 _SMOOTH_POINTS = 6
 _BENT = frozenset(("abs", "sqrt", "root", "max", "min", "floor", "ceiling"))
 """Functions that may be one formula here and another one there: they are compared at all points."""
@@ -48,6 +48,7 @@ _PLAIN = {
     "ln": "log",
 }
 _FALLS_APART_ABOVE = 1000  # bits of a sine's argument
+_MAX_OF_EXP = 18  # bits of an exponent of e
 
 
 class TooLargeError(ArithmeticError):
@@ -199,7 +200,7 @@ class Values:
         if kind == "opaque":
             return context.mpf(_hashed(str(value)) + 0.25)
         if kind == "power":
-            return self._seen(self._power(*parts, context, point, is_positive))
+            return self._seen(self._power(parts[0], parts[1], context, point, is_positive))
         values = [self._evaluate(part, context, point, is_positive) for part in parts]
         return self._seen(self._combine(kind, str(value), values, context))
 
@@ -255,35 +256,37 @@ class Values:
     def _function(self, name: str, values: list[Any], context: Any) -> Any:
         first = values[0]
         if name in _PLAIN:
-            if name == "exp" and _magnitude(first) > 18:
-                raise TooLargeError
-            if _magnitude(first) > _FALLS_APART_ABOVE:
+            if _magnitude(first) > (_MAX_OF_EXP if name == "exp" else _FALLS_APART_ABOVE):
                 raise TooLargeError
             return getattr(context, _PLAIN[name])(first)
-        if name == "log":
-            base = values[1] if len(values) > 1 else context.mpf(10) if self._log_base == "10" else context.exp(1)
+        if name in ("log", "lg"):
+            is_natural = name == "log" and self._log_base == "e"
+            base = values[1] if len(values) > 1 else context.exp(1) if is_natural else context.mpf(10)
             return context.log(first) / context.log(base)
-        if name == "lg":
-            return context.log(first) / context.log(context.mpf(10))
-        if name == "sqrt":
-            return context.sqrt(first)
-        if name == "abs":
-            return abs(first)
-        if name == "root":
-            return _nth_root(first, values[1], context)
-        if name in ("floor", "ceiling"):
-            return getattr(context, {"floor": "floor", "ceiling": "ceil"}[name])(first)
-        if name == "factorial":
-            return _gamma(first + 1, context)
-        if name == "binomial":
-            upper, lower = values
-            return _gamma(upper + 1, context) / (_gamma(lower + 1, context) * _gamma(upper - lower + 1, context))
-        if name in ("max", "min") and all(complex(value).imag == 0 for value in values):
-            return (max if name == "max" else min)(values)
-        if name.startswith("apply "):
-            inside = sum((value * (0.6 + _hashed(f"{name} {k}")) for k, value in enumerate(values)), context.mpf(0))
-            return context.cos(inside + 5 * _hashed(name)) + 1.5
-        raise InexactError(name)
+        return _rarer_function(name, values, context)
+
+
+def _rarer_function(name: str, values: list[Any], context: Any) -> Any:
+    first = values[0]
+    if name == "sqrt":
+        return context.sqrt(first)
+    if name == "abs":
+        return abs(first)
+    if name == "root":
+        return _nth_root(first, values[1], context)
+    if name in ("floor", "ceiling"):
+        return getattr(context, {"floor": "floor", "ceiling": "ceil"}[name])(first)
+    if name == "factorial":
+        return _gamma(first + 1, context)
+    if name == "binomial":
+        upper, lower = values
+        return _gamma(upper + 1, context) / (_gamma(lower + 1, context) * _gamma(upper - lower + 1, context))
+    if name in ("max", "min") and all(complex(value).imag == 0 for value in values):
+        return (max if name == "max" else min)(values)
+    if name.startswith("apply "):
+        inside = sum((value * (0.6 + _hashed(f"{name} {k}")) for k, value in enumerate(values)), context.mpf(0))
+        return context.cos(inside + 5 * _hashed(name)) + 1.5
+    raise InexactError(name)
 
 
 def _num_points(*sides: Node) -> int:
@@ -361,7 +364,6 @@ def _gamma(value: Any, context: Any) -> Any:
     if abs(value) > 10_000:
         raise TooLargeError
     return context.gamma(value)
-
 
 
 def is_within(value: Any, written: Fraction, digits: int) -> bool:

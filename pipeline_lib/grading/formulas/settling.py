@@ -45,7 +45,7 @@ def assignments_of(node: Node) -> list[tuple[Node, Node]]:
 
 
 def _both_signs(value: Node) -> tuple[Node, ...]:
-    """3 and -3 for ``\\pm 3``."""
+    r"""3 and -3 for ``\pm 3``."""
     if value.kind != "either":
         return (value,)
     return value.parts[0], Node("negative", parts=value.parts)
@@ -104,9 +104,7 @@ def _without(points: Node) -> Node | None:
     point = points.parts[0]
     if any(n.kind == "either" for n in walk(point)):
         return None
-    return Node(
-        "union", parts=(Node("tuple", "()", (_MINUS_INFINITY, point)), Node("tuple", "()", (point, _INFINITY)))
-    )
+    return Node("union", parts=(Node("tuple", "()", (_MINUS_INFINITY, point)), Node("tuple", "()", (point, _INFINITY))))
 
 
 def _settled_list(node: Node) -> Node:

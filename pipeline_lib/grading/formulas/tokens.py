@@ -9,8 +9,11 @@ import re
 from typing import NamedTuple
 
 FUNCTION_WORDS = frozenset(
-    "sin cos tan cot sec csc sinh cosh tanh arcsin arccos arctan ln log exp sqrt cbrt abs floor ceil max min gcd lcm "
-    "asin acos atan lg det".split()
+    re.findall(
+        r"\w+",
+        "sin cos tan cot sec csc sinh cosh tanh arcsin arccos arctan ln log exp sqrt cbrt abs floor ceil max min gcd "
+        "lcm asin acos atan lg det",
+    )
 )
 CONSTANT_WORDS = {"pi": r"\pi", "infinity": r"\infty", "inf": r"\infty", "oo": r"\infty", "theta": r"\theta"}
 TAKES_ONE_DIGIT = frozenset((r"\frac", r"\binom", r"\sqrt"))  # \frac12 is 1/2, \sqrt13 is 3: as TeX reads them

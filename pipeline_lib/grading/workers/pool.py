@@ -19,8 +19,8 @@ from typing import Self
 
 from pipeline_lib.grading.compare import grade_without_algebra
 from pipeline_lib.grading.conventions import DEFAULT, Conventions
-from pipeline_lib.grading.exact import normalise_answer
 from pipeline_lib.grading.extract import extract_answer
+from pipeline_lib.grading.spelling import normalise_answer
 from pipeline_lib.grading.workers.verifier import MATH, Verdict
 from pipeline_lib.grading.workers.worker_process import DEADLINE_S, MEMORY_BYTES, GradingError, Request, Workers
 from pipeline_lib.types import Grade
@@ -225,9 +225,7 @@ def grade_answer(prediction: str, gold: str, *, conventions: Conventions = DEFAU
 
     Example: ``grade_answer(r"So it is \boxed{\frac12}.", "0.5") == Graded(Grade.CORRECT, r"\frac12")``
     """
-    answer = extract_answer(
-        prediction, last_number=conventions.last_number, cut_thoughts=conventions.cut_thoughts
-    )
+    answer = extract_answer(prediction, last_number=conventions.last_number, cut_thoughts=conventions.cut_thoughts)
     return Graded(_decide(prediction, gold, conventions), answer)
 
 
