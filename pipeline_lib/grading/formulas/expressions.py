@@ -12,80 +12,30 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from pipeline_lib.grading.formulas.nodes import Node, UnreadableError, UnsupportedError, number
-from pipeline_lib.grading.formulas.tokens import Token
+from pipeline_lib.grading.formulas.commands import (
+    ACCENTS,
+    DIVIDED_BY,
+    ENDS,
+    FENCES,
+    FUNCTIONS,
+    GREEK,
+    INVERSES,
+    MANY,
+    NO_FACTORS,
+    OPAQUE,
+    RELATIONS,
+    TIMES,
+    UNSUPPORTED,
+    WORDS,
+)
+from pipeline_lib.grading.formulas.cursor import Cursor
+from pipeline_lib.grading.formulas.nodes import Node, UnreadableError, UnsupportedError, number, times, with_sign
 
 MAX_DEPTH = 60
-GREEK = frozenset(
-    rf"\{name}"
-    for name in re.findall(
-        r"\w+",
-        "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho varrho sigma "
-        "tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega ell hbar",
-    )
-)
-ACCENTS = frozenset(
-    rf"\{name}"
-    for name in re.findall(
-        r"\w+", "vec hat bar overline tilde dot mathbb mathcal widehat overrightarrow angle triangle"
-    )
-)
-FUNCTIONS = {
-    rf"\{name}": name for name in re.findall(r"\w+", "sin cos tan cot sec csc sinh cosh tanh arcsin arccos arctan exp")
-} | {
-    r"\ln": "ln",
-    r"\log": "log",
-    r"\lg": "lg",
-    r"\max": "max",
-    r"\min": "min",
-    r"\gcd": "gcd",
-}
-_WORDS = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "cbrt": "root", "ceil": "ceiling"}
-_INVERSES = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
-_OPAQUE = frozenset(rf"\{name}" for name in re.findall(r"\w+", "sum prod int iint oint lim limsup liminf partial"))
-_UNSUPPORTED = frozenset(rf"\{name}" for name in re.findall(r"\w+", "bmod mod neg det Gamma zeta"))
-_MANY = frozenset(("max", "min", "gcd", "lcm"))
-_FENCES = {r"\lfloor": (r"\rfloor", "floor"), r"\lceil": (r"\rceil", "ceiling")}
-_TIMES = frozenset((r"\cdot", r"\times", "*", r"\ast"))
-_DIVIDED_BY = frozenset(("/", r"\div"))
-_ENDS = frozenset(
-    ("", ")", "]", "}", ",", ";", r"\}", r"\rangle", r"\rfloor", r"\rceil", "&", r"\\", r"\lor", r"\land")
-)
-_RELATIONS = frozenset(("=", "<", ">", ":", r"\le", r"\ge", r"\ne", r"\approx", r"\in", r"\notin", r"\equiv", r"\sim"))
-END = Token("end", "")
 
 
-class ExpressionReader:
-    """A position in a list of tokens, with a method for each level of precedence.
-
-    Args:
-        tokens: of one answer, as `tokens.tokens_of` finds them.
-        mixed_numbers: whether ``1 1/2`` is 3/2; else it is a product.
-    """
-
-    def __init__(self, tokens: list[Token], *, mixed_numbers: bool = True) -> None:
-        self._tokens, self._place, self._depth = [*tokens, END, END, END, END], 0, 0
-        self._mixed_numbers = mixed_numbers
-        self._open_bars = 0
-        self._in_function = self._in_set = False
-
-    # --- the tokens ---
-
-    @property
-    def _next(self) -> Token:
-        return self._tokens[self._place]
-
-    def _take(self, text: str | None = None) -> Token:
-        token = self._next
-        if text is not None and (token.text != text or token.kind == "text"):
-            raise UnreadableError(f"expected {text}, found {token.text or 'the end'}")
-        self._place += 1
-        return token
-
-    def _take_if(self, *texts: str) -> bool:
-        found = self._next.kind != "text" and self._next.text in texts and self._next.kind != "end"
-        self._place += found
-        return found
+class ExpressionReader(Cursor):
+    """A method for each level of precedence; public is the lowest, `sum`."""
 
     # --- sums, products, powers ---
 
@@ -103,16 +53,16 @@ class ExpressionReader:
             raise UnreadableError("too many signs")
         term = self._product()
         for sign in reversed(signs):
-            term = _with_sign(sign, term)
+            term = with_sign(sign, term)
         return term
 
     def _product(self) -> Node:
         result = self._power()
         while True:
-            if self._next.kind in ("sign", "command") and self._next.text in _TIMES:
+            if self._next.kind in ("sign", "command") and self._next.text in TIMES:
                 self._take()
                 result = times(result, self._signed_factor())
-            elif self._next.kind in ("sign", "command") and self._next.text in _DIVIDED_BY:
+            elif self._next.kind in ("sign", "command") and self._next.text in DIVIDED_BY:
                 self._take()
                 result = self._quotient(result)
             elif self._starts_factor():
@@ -129,7 +79,7 @@ class ExpressionReader:
 
     def _signed_factor(self) -> Node:
         if self._take_if("-"):
-            return _with_sign("-", self._power())
+            return with_sign("-", self._power())
         return self._power()
 
     def _starts_factor(self) -> bool:
@@ -141,8 +91,8 @@ class ExpressionReader:
         if text == "|":
             return self._open_bars == 0
         if kind == "command":
-            is_end = text in _ENDS or text.startswith(r"\end{")
-            return not is_end and text not in _RELATIONS and text not in _TIMES and text not in _NO_FACTORS
+            is_end = text in ENDS or text.startswith(r"\end{")
+            return not is_end and text not in RELATIONS and text not in TIMES and text not in NO_FACTORS
         return kind == "sign" and text in ("(", "[", "{")
 
     def _power(self) -> Node:
@@ -156,7 +106,7 @@ class ExpressionReader:
 
     def _exponent(self) -> Node:
         if self._take_if("-"):
-            return _with_sign("-", self._argument())
+            return with_sign("-", self._argument())
         return self._argument()
 
     def _postfix(self, node: Node) -> Node:
@@ -186,7 +136,7 @@ class ExpressionReader:
             atom = self._letter()
         elif kind == "word":
             self._take()
-            atom = self._function(_WORDS.get(text, text))
+            atom = self._function(WORDS.get(text, text))
         elif kind == "command":
             atom = self._command(text)
         elif kind == "sign" and text in ("(", "[", "{", "|"):
@@ -274,9 +224,9 @@ class ExpressionReader:
         return " ".join(spelt[:-1])
 
     def _command(self, name: str) -> Node:
-        if name in _OPAQUE:
+        if name in OPAQUE:
             return self._opaque()
-        if name in _UNSUPPORTED:
+        if name in UNSUPPORTED:
             raise UnsupportedError(name)
         self._take()
         if name in (r"\frac", r"\sqrt", r"\binom"):
@@ -289,8 +239,8 @@ class ExpressionReader:
             return Node("symbol", self._decorated(name))
         if name in ACCENTS:
             return self._accented(name)
-        if name in _FENCES:
-            end, function = _FENCES[name]
+        if name in FENCES:
+            end, function = FENCES[name]
             inside = self.sum()
             self._take(end)
             return Node("function", function, (inside,))
@@ -318,7 +268,7 @@ class ExpressionReader:
         """A sum, integral or limit with all that follows it: compared by its spelling."""
         spelt: list[str] = []
         depth = 0
-        while depth or (self._next.text not in _ENDS and self._next.text not in _RELATIONS):
+        while depth or (self._next.text not in ENDS and self._next.text not in RELATIONS):
             token = self._take()
             if token.kind == "end":
                 raise UnreadableError("an open brace")
@@ -366,16 +316,16 @@ class ExpressionReader:
                 base = (self._argument(),)
             else:
                 exponent = self._exponent()
-        if name in _MANY:
+        if name in MANY:
             if base:
                 raise UnsupportedError(name)
             return Node("function", name, self._arguments())
         if base and name != "log":
             raise UnreadableError(f"{name} with a subscript")
         if exponent == _MINUS_ONE:
-            if name not in _INVERSES:
+            if name not in INVERSES:
                 raise UnreadableError(f"the inverse of {name}")
-            name, exponent = _INVERSES[name], None
+            name, exponent = INVERSES[name], None
         outer, self._in_function = self._in_function, True
         argument = self._function_argument(name)
         self._in_function = outer
@@ -388,7 +338,7 @@ class ExpressionReader:
         if self._next in (("sign", "("), ("sign", "["), ("sign", "|")) or name == "sqrt":
             return self._argument() if self._next.text != "|" and self._next.text != "[" else self._bracket()
         if self._take_if("-"):
-            return _with_sign("-", self._function_argument(name))
+            return with_sign("-", self._function_argument(name))
         result = self._postfix_power()
         while self._continues_argument():
             result = times(result, self._postfix_power())
@@ -438,26 +388,3 @@ class ExpressionReader:
 
 _DIFFERENTIAL = re.compile(r"d \S+(?: \^ \d)?")
 _MINUS_ONE = Node("negative", parts=(number(1),))
-_NO_FACTORS = frozenset(
-    ("+", "-", r"\pm", r"\mp", r"\div", r"\cup", r"\cap", r"\setminus", r"\%", r"\degree", r"\mid", r"\pmod", r"\ldots")
-)
-
-
-def _with_sign(sign: str, node: Node) -> Node:
-    if sign == "+":
-        return node
-    if sign == "-":
-        return Node("negative", parts=(node,))
-    return Node("either", "+" if sign == r"\pm" else "-", (node,))
-
-
-def times(left: Node, right: Node) -> Node:
-    """The product; a number times a matrix is a matrix."""
-    matrices = [node for node in (left, right) if node.kind == "matrix"]
-    if len(matrices) > 1:
-        raise UnsupportedError("a product of matrices")
-    if matrices:
-        factor = right if left is matrices[0] else left
-        return Node("matrix", matrices[0].value, tuple(times(factor, part) for part in matrices[0].parts))
-    factors = left.parts if left.kind == "product" else (left,)
-    return Node("product", parts=(*factors, right))

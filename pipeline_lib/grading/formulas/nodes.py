@@ -63,3 +63,24 @@ def replace_part(node: Node, old: Node, new: Node) -> Node:
     if not node.parts:
         return node
     return Node(node.kind, node.value, tuple(replace_part(part, old, new) for part in node.parts))
+
+
+def with_sign(sign: str, node: Node) -> Node:
+    r"""The node behind a sign: ``+``, ``-``, ``\pm`` or ``\mp``."""
+    if sign == "+":
+        return node
+    if sign == "-":
+        return Node("negative", parts=(node,))
+    return Node("either", "+" if sign == r"\pm" else "-", (node,))
+
+
+def times(left: Node, right: Node) -> Node:
+    """The product; a number times a matrix is a matrix."""
+    matrices = [node for node in (left, right) if node.kind == "matrix"]
+    if len(matrices) > 1:
+        raise UnsupportedError("a product of matrices")
+    if matrices:
+        factor = right if left is matrices[0] else left
+        return Node("matrix", matrices[0].value, tuple(times(factor, part) for part in matrices[0].parts))
+    factors = left.parts if left.kind == "product" else (left,)
+    return Node("product", parts=(*factors, right))
