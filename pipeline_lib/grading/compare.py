@@ -186,7 +186,7 @@ def _value_of(sides: list[tuple[str, str]]) -> str:
     first, rest = sides[0][1], sides[1:]
     if not rest or any(_SEVERAL.search(side) for _, side in rest[:-1]):
         return whole
-    if not is_name(first):
+    if first and not is_name(first):
         if len(sides) == 2 and rest[0][0] == "=" and is_name(rest[0][1]) and is_constant(first):
             return first  # 5 = x
         if not is_constant(first):

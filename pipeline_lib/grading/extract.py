@@ -22,6 +22,7 @@ from pipeline_lib.grading.extraction.trimming import formulas_in, trim
 from pipeline_lib.grading.spelling import without_invisible
 
 _MARKED = re.compile(r"####|\\f?box|answer", re.IGNORECASE)
+_TYPESET = re.compile(r"\\text\w*\s*\{([^{}]*)\}")
 _CHOICE = re.compile(r"\(?[A-J]\)?\.?")
 _MAX_DEPTH = 3
 
@@ -88,7 +89,8 @@ def _last(text: str, marks: list[Mark], depth: int) -> Found | None:
     for (start, end), kind in sorted(marks, reverse=True):
         content = text[start:end]
         if kind == "box":
-            found = Found(content.strip())
+            plain = _TYPESET.sub(r"\1", content) if "nswer" in content else ""
+            found = (_announced(plain) if plain else None) or Found(content.strip())
         else:
             inside = _announced(content, depth + 1) if depth < _MAX_DEPTH and _MARKED.search(content) else None
             found = inside or Found(trim(content), is_prose=True)

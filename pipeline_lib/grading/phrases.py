@@ -15,6 +15,7 @@ _COMMAND = re.compile(r"\\[A-Za-z]+")
 _TYPESET = re.compile(r"\\text\s*\{([^{}]*)\}")
 _TEXT_WORD = re.compile(r"[A-Za-z]{2,}")
 _BARE_WORD = re.compile(r"[A-Za-z]{3,}")
+_HALF_DAY = re.compile(r"\b([AaPp])\.\s?[Mm]\b\.?")
 _NO_WORDS = FUNCTION_WORDS | {"and", "or", "begin", "end", "pmatrix", "bmatrix", "vmatrix", "matrix", "array", "cases"}
 _PHRASE_TOKEN = re.compile(r"\d[\d,]*(?:\.\d+)?|\.\d+|\\[A-Za-z]+|[^\W\d_]+|[-+*/^=<>!%|()\[\]]", re.ASCII)
 _UNICODE_WORD = re.compile(r"[^\W\d_]+")
@@ -56,7 +57,7 @@ def same_phrase(left: str, right: str) -> bool:
 
 def phrase_tokens(text: str) -> list[str]:
     """Words in lower case, single letters as they are, numbers, commands, operators."""
-    plain = _TYPESET.sub(r" \1 ", text)
+    plain = _HALF_DAY.sub(r"\1m", _TYPESET.sub(r" \1 ", text))
     found = _UNICODE_WORD.findall(plain) if not plain.isascii() else []
     if any(not word.isascii() for word in found):
         return [word.lower() for word in re.findall(r"\w+|[-+*/^=<>!%]", plain)]

@@ -46,7 +46,7 @@ _NAMED_LETTERS = frozenset("mgshl")
 _SHORT_WORDS = frozenset(("a", "of", "in", "an"))
 _TYPESET = r"""
     \s*\\(?:text|mathrm|textrm|mbox|rm)\s*
-    \{\s*(?P<typeset>[A-Za-z][A-Za-z ./^0-9'-]*?)\s*\}\s*
+    \{\s*\(?(?P<typeset>[A-Za-z][A-Za-z ./^0-9'-]*?)\)?\s*\}\s*
     (?:\^\s*\{?(?P<typeset_power>[23])\}?)?   # squared or cubed
 """
 _WORDS = r"""
@@ -63,6 +63,7 @@ _DEGREES = re.compile(r"\s*\\degree\s*(?P<scale>[CF]?)\s*")
 _UNIT = re.compile(f"{_TYPESET}|{_WORDS}", re.VERBOSE)
 _TAIL = re.compile(rf"(?P<rest>.*\S)(?P<unit>{_TYPESET})", re.VERBOSE | re.DOTALL)
 _BARE_TAIL = re.compile(r"((?:sq(?:uare)?|cubic) )?([A-Za-z]{2,12})(?:\^\{?([23])\}?)?")
+_EACH = re.compile(r"^\s*/\s*(?=[A-Za-z]{3})")  # $18/day
 _OTHER_NUMBER = re.compile(r"(?:^|[^a-z^])\d|[014-9]")  # "hours 30 minutes"
 _PARTS = re.compile(r"([a-z]+|[/])(?:\^?([23]))?")
 
@@ -78,6 +79,7 @@ def unit_of(text: str, *, is_prose: bool = False) -> str | None:
     """
     if not text.strip():
         return ""
+    text = _EACH.sub(" per ", text)
     if degrees := _DEGREES.fullmatch(text):
         return "deg" + degrees["scale"]
     match = _UNIT.fullmatch(text)
@@ -173,4 +175,4 @@ def _measure(named: str, power: str) -> str:
             leading = ""
     if parts and power:
         parts[-1] += power
-    return "/".join(parts)
+    return ("1/" if words[:1] == ["per"] else "") + "/".join(parts)

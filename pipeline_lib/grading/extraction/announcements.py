@@ -33,7 +33,7 @@ _REFUSED = re.compile(
       (?:not|n't|neither|never|either)\b
     | (?:in)?correct\b | wrong\b | right\b | helpful\b | useful\b | clear\b | reasonable\b | consistent\b | verified\b
     | confirmed\b | as\s+follows\b[^:\n]*$ | below\b | above\b | unknown\s+to\b | based\b | obtained\b | found\b
-    | (?:in|within)\s+(?:the\s+)?(?:box|form|format|terms)\b | written\b | expected\b | supposed\b | going\b
+    | (?:in|within)\s+(?:the|this|an?|box|form|format|terms)\b | written\b | expected\b | supposed\b | going\b
     | required\b | to\s+(?:be|find)\b | what\b | it\b
     """,
     re.VERBOSE | re.IGNORECASE,
@@ -41,7 +41,7 @@ _REFUSED = re.compile(
 _DISPLAYS = (("\\[", "\\]"), ("$$", "$$"))
 _OPENING = re.compile(r"\s{0,20}(?:\\\[|\$\$)")
 _NEXT_LINE = re.compile(r"\s{0,200}([^\n]{1,1000})")
-_BOX = re.compile(r"\\f?box")
+_BOX = re.compile(r"\\f?box(?:ed)?\s*\{")
 _HAS_VALUE = re.compile(r"[\d$\\]")
 _VALUE_LINE = re.compile(r"[ \t*_`>-]{0,6}(?:[-+−–±(\[{|\\$€£¥₹√∞π.\d½⅓⅔¼¾]|[A-J][).:\s*]|[A-J]$)")
 

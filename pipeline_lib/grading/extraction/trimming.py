@@ -32,7 +32,7 @@ _NUMBER = rf"{_SIGN_AND_CURRENCY}{DIGITS}(?:\s?/\s?\d+| \d+\s?/\s?\d+)?(?:\s?\\?
 _LEADING_NUMBER = re.compile(
     rf"""
     (?P<number>{_NUMBER})
-    (?=[\s.,;:!?)*"'(]|$)   # it ends here
+    (?=[\s.,;:!?)*"'(]|/[A-Za-z]{3}|$)   # it ends here
     (?![.,]\d)
     (?!\s*[ap]\.?m\b)   # and is no time of day
     """,
@@ -41,7 +41,9 @@ _LEADING_NUMBER = re.compile(
 ANY_NUMBER = re.compile(rf"(?<![\w.,])(?:{_NUMBER})(?![\w%])")
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
 _JOINT = re.compile(r"\s*(?:,|,?\s*\band\b|,?\s*\bor\b)\s*")  # between two formulas of one answer
-_WORDS_AFTER = re.compile(r" (?:[ap]\.m\b|[A-Za-z]+(?:[ /][A-Za-z]+(?:\^\d)?){0,3})")  # " p.m", or one word to four
+_WORDS_AFTER = re.compile(
+    r"(?: |/)(?:[ap]\.m\b|[A-Za-z]+(?:[ /][A-Za-z]+(?:\^\d)?){0,3})"
+)  # " p.m", or one word to four
 _WORD = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{4,}")  # of prose: no command, no letters in a formula
 _CLAUSE_END = re.compile(
     r"""

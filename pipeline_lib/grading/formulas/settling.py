@@ -70,6 +70,9 @@ def _settled_relation(node: Node) -> Node:
             pairs = zip(parts[0].parts, parts[1].parts, strict=True)
             return Node("list", ",", tuple(Node("relation", EQUATION, pair) for pair in pairs))
         return node
+    if signs == [MEMBERSHIP] and parts[0].kind == "symbol" and parts[1].kind == "set" and parts[1].parts:
+        equations = tuple(Node("relation", EQUATION, (parts[0], value)) for value in parts[1].parts)
+        return Node("list", "or", equations) if len(equations) > 1 else equations[0]
     if signs == ["!="] and parts[0].kind == "symbol" and not symbols_of(parts[1]):
         split = _without(Node("set", parts=(parts[1],)))
         return Node("relation", MEMBERSHIP, (parts[0], split)) if split else node
