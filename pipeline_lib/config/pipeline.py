@@ -128,7 +128,8 @@ class PipelineConfig(ConfigGroup):
         "math",
         pattern=r"^(math|[\w.]+:\w+)$",
         description="What grades: math, or your own `my_package.my_module:verify`, called in worker processes as "
-        "verify(prediction: str, gold: str) -> bool. Results are kept under its name: rename it when it changes.",
+        "verify(prediction: str, gold: str) -> bool, a number in [0, 1], or a grade and a reason. Results are kept "
+        "under its name: rename it when it changes.",
     )
     problems: ProblemsConfig = Field(default_factory=ProblemsConfig)
     policy: PolicyConfig = Field(default_factory=PolicyConfig)

@@ -76,8 +76,14 @@ def _settled_relation(node: Node) -> Node:
     if signs == ["!="] and parts[0].kind == "symbol" and not symbols_of(parts[1]):
         split = _without(Node("set", parts=(parts[1],)))
         return Node("relation", MEMBERSHIP, (parts[0], split)) if split else node
+    if len(signs) == 1 and signs[0] in ("<", "<=") and _is_size_of_letter(parts[0]) and not symbols_of(parts[1]):
+        signs, parts = signs * 2, (Node("negative", parts=(parts[1],)), parts[0].parts[0], parts[1])  # |x| < 3
     interval = _interval(signs, parts) if set(signs) <= {"<", "<="} else None
     return node if interval is None else Node("relation", MEMBERSHIP, interval)
+
+
+def _is_size_of_letter(node: Node) -> bool:
+    return node.kind == "function" and node.value == "abs" and node.parts[0].kind == "symbol"
 
 
 def _interval(signs: list[str], parts: tuple[Node, ...]) -> tuple[Node, Node] | None:
