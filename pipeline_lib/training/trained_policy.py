@@ -54,7 +54,7 @@ class TrainedPolicy:
         self.adapters = adapters
         self.frozen = None if frozen is None else cast(Any, frozen).eval()
         self._has_previous = has_previous
-        self._forward_pass: Callable[..., Any] | None = None
+        self._forward_pass: nn.Module | None = None
         self.dtype = dtype
 
     def shard(self, mesh: DeviceMesh) -> None:
