@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from dataclasses import asdict
 from typing import Any
 
 from pipeline_lib.config import PipelineConfig
@@ -15,7 +14,7 @@ from pipeline_lib.store import Entry, canonical_json, read_json, write_json
 from pipeline_lib.types import EvalReport, PolicyRef, Ref
 from tasks.problems import PROBLEMS
 from tasks.runtime.engines import engine_spec, open_policy
-from tasks.runtime.graders import conventions_of, extractor, grading_spec, open_grader, source_spec
+from tasks.runtime.graders import extractor, grading_spec, open_grader, yardstick_spec
 from tasks.runtime.keys import key_of
 from tasks.runtime.stage import Done, open_store, stage
 
@@ -30,7 +29,7 @@ def _spec(*, config: PipelineConfig, problems: Ref, policy: PolicyRef, split: st
         "evaluation": key_of(config.evaluation, without={"datasets", "num_problems"}),
         "engine": engine_spec(config, policy, _dataset(config, split, name)),
         "policy_id": policy.policy_id,
-        **grading_spec(config),
+        **grading_spec(config, _dataset(config, split, name)),
         "seed": config.seed,
         "split": split,
         **({"votes": VOTES} if config.evaluation.num_samples else {}),
@@ -80,9 +79,7 @@ def _yardstick(config: PipelineConfig, problems: Ref, dataset: str) -> str:
     """What two policies must share for their accuracies to be compared."""
     shared = {
         "problems": problems.sha256,
-        "grader": config.grader,
-        **source_spec(config),
-        "conventions": asdict(conventions_of(config, dataset)),
+        **yardstick_spec(config, dataset),
         "max_new_tokens": config.evaluation.max_new_tokens,
         **_truncated_key(config),
     }

@@ -52,7 +52,7 @@ def _spec(
         **step_rules(config.search, model=config.policy.model),
         "engine": engine_spec(config, policy, config.problems.dataset),
         "policy_id": policy.policy_id,
-        **grading_spec(config),
+        **grading_spec(config, config.problems.dataset),
         "seed": config.seed,
         "iteration": iteration,
         **({"truncated": config.truncated} if config.truncated != "wrong" else {}),  # as version 0.1.0 did

@@ -100,10 +100,6 @@ def item(mark: str, draw: Random) -> str:
     return mark.format(n=draw.randint(1, 12)) + " " + sentence(draw)
 
 
-def lines(draw: Random, low: int, high: int, prefix: str = "") -> list[str]:
-    return [f"{prefix}{sentence(draw)}" for _ in range(draw.randint(low, high))]
-
-
 def between(draw: Random) -> str:
     """What stands between a label and what it leads to."""
     return draw.choice(["\n", "\n\n", "\n\n"])
@@ -272,8 +268,8 @@ def byte_fallback_tokenizer(texts: Sequence[str], size: int = 3000) -> Tokenizer
     """A BPE over characters that drops the first space and writes rare ones as bytes, as Llama 2's and Mistral's."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.Metaspace()
-    common = [line for text in texts if text.isascii() for line in text.splitlines()]  # so line ends are bytes, too
-    made.train_from_iterator(common, trainers.BpeTrainer(vocab_size=size, show_progress=False))
+    lines = [line for text in texts for line in text.splitlines()]  # so line ends are bytes, too
+    made.train_from_iterator(lines, trainers.BpeTrainer(vocab_size=size, show_progress=False, limit_alphabet=120))
     learned = json.loads(made.to_str())["model"]
     names = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *learned["vocab"]]
     vocabulary = {name: index for index, name in enumerate(dict.fromkeys(names))}

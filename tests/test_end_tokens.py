@@ -102,7 +102,7 @@ def test_the_id_that_is_scored_is_the_one_that_was_sampled(
             with torch.no_grad():
                 logits = model(torch.tensor([ids])).logits[0, -1]
             expected = float(logits.log_softmax(-1)[drawn[0]])
-            assert float(log_probs_of(trained, batch)[-1]) == pytest.approx(expected, abs=1e-4)
+            assert float(log_probs_of(trained, [batch])[0][-1]) == pytest.approx(expected, abs=1e-4)
             scored.append(int(batch.targets[-1]))
     assert set(scored) == set(ENDS)
     assert len(scored) > 50

@@ -141,7 +141,7 @@ def vote(*texts, grader="math"):
 def test_answers_that_the_grader_holds_equal_are_one_vote():
     assert vote("#### 3", r"So \boxed{0.5}", "#### 3", "#### 1/2", r"\boxed{\frac12}") == 1
     assert vote("#### 3", "#### 0.5", "#### 3.0", "#### 1/2") == 0  # a tie goes to what came first
-    assert vote(r"\boxed{(1, 2)}", r"\boxed{x+1}", r"\boxed{1+x}") == 1  # algebra, in a worker
+    assert vote(r"\boxed{(1, 2)}", r"\boxed{2^{x+1}}", r"\boxed{2^{1+x}}") == 1  # algebra, in a worker
     assert vote("hm", "#### 7", "hm", "hm") == 1  # no answer is no vote
     assert vote("hm", "well") is None
 

@@ -11,7 +11,7 @@ import pytest
 
 ROWS = [
     {"id": 1, "gold": "1+x", "prediction": r"So \boxed{x+1}.", "note": ["kept"]},
-    {"id": 2, "gold": "5", "prediction": "#### 6", "answer": "of an earlier grading"},
+    {"id": 2, "gold": "5", "prediction": "#### 6", "answer": "of the data set"},
     {"id": 3, "gold": "5", "prediction": "Hm. \ud800"},
     {"id": 4, "gold": "\u2028 5", "prediction": "#### 5\u2028"},
 ]
@@ -41,11 +41,42 @@ def test_rows_keep_their_order_and_fields_and_get_grade_and_answer(tmp_path: Pat
     assert done.returncode == 0, done.stderr
     added = [("correct", "x+1"), ("wrong", "6"), ("unparsed", None), ("correct", "5")]
     rows = [{**row, "grade": grade, "answer": answer} for row, (grade, answer) in zip(ROWS, added, strict=True)]
+    rows[1] |= {"answer": "of the data set", "extracted": "6"}
     assert read_rows(tmp_path / "out.jsonl") == rows
     for text in ("4 answers in", "per second", "correct", "timeout", "50.0"):
         assert text in done.stdout
     assert done.stderr == "grade: 4/4\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+@pytest.mark.slow
+def test_numbers_nulls_announced_golds_and_an_earlier_grading_are_taken_as_they_are(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"gold": 5, "prediction": "#### 5"},
+        {"gold": 2.5, "prediction": 2.5},
+        {"gold": "5", "prediction": None},
+        {"gold": "So the answer is 5.", "prediction": r"\boxed{5}"},
+        {"gold": "5", "prediction": "#### 6", "grade": "correct", "answer": "5"},
+    ]
+    source = write_rows(tmp_path / "in.jsonl", rows)
+    done = coppice("grade", "--input", source, "--output", "out.jsonl", "--workers", 1, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    added = [("correct", "5"), ("correct", "2.5"), ("unparsed", None), ("correct", "5"), ("wrong", "6")]
+    expected = [{**row, "grade": grade, "answer": answer} for row, (grade, answer) in zip(rows, added, strict=True)]
+    assert read_rows(tmp_path / "out.jsonl") == expected
+
+
+@pytest.mark.slow
+def test_a_verifiers_reward_and_reason_are_written(tmp_path: Path) -> None:
+    verifier = "def soft(prediction, gold):\n    return 1 / (len(prediction) - 1), f'{len(prediction)} letters'\n"
+    (tmp_path / "own.py").write_text(verifier, encoding="utf-8")
+    source = write_rows(tmp_path / "in.jsonl", [{"gold": "5", "prediction": text} for text in ("five", "x")])
+    done = coppice("grade", "--input", source, "--output", source, "--grader", "own:soft", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, second = read_rows(source)
+    assert (first["grade"], round(first["reward"], 3), first["reason"]) == ("wrong", 0.333, "4 letters")
+    assert (second["grade"], second["reason"]) == ("unparsed", "ZeroDivisionError: division by zero")
+    assert "ZeroDivisionError: division by zero" in done.stderr
 
 
 @pytest.mark.slow
@@ -80,7 +111,8 @@ def test_conventions_come_from_the_dataset_and_from_the_user(tmp_path: Path) -> 
     ("content", "message"),
     [
         ('{"gold": "5", "prediction": "5"}\n{"gold": "5"}\n', "rows.jsonl, row 2: field 'prediction' is missing"),
-        ('{"gold": 5, "prediction": "5"}\n', "rows.jsonl, row 1: field 'gold' is no text"),
+        ('{"gold": null, "prediction": "5"}\n', "rows.jsonl, row 1: field 'gold' is neither text nor a number: None"),
+        ('{"gold": "5", "prediction": [5]}\n', "row 1: field 'prediction' is neither text nor a number: [5]"),
         ('\n["gold"]\n', "rows.jsonl, row 2: expected an object with the fields gold and prediction"),
         ('{"gold": "5", "prediction": "5"\n', "rows.jsonl, row 1: is no JSON"),
         ("\udcff\n", "rows.jsonl, row 1: is no JSON"),

@@ -67,8 +67,8 @@ def test_easy_answers_start_no_process() -> None:
 def test_a_hang_is_a_timeout_and_the_next_answers_are_graded(pool: GradingPool) -> None:
     cases = {
         "hang": (HANGS, "5"),
-        "right": (r"\boxed{x+1}", "1+x"),
-        "wrong": (r"\boxed{x+2}", "1+x"),
+        "right": (r"\boxed{2^{x+1}}", "2^{1+x}"),
+        "wrong": (r"\boxed{2^{x+2}}", "2^{1+x}"),
         "easy": ("#### 5", "5"),
     }
     expected = {"hang": Grade.TIMEOUT, "right": Grade.CORRECT, "wrong": Grade.WRONG, "easy": Grade.CORRECT}
@@ -175,7 +175,7 @@ def test_a_gold_that_cannot_be_read_is_unparsed_and_not_wrong(pool: GradingPool,
 @pytest.mark.slow
 def test_closing_ends_a_process_that_is_only_starting() -> None:
     with GradingPool(1) as pool:
-        pool.submit("a", r"\boxed{x+1}", "1+x")
+        pool.submit("a", r"\boxed{2^{x+1}}", "2^{1+x}")
         while not pool._workers._all:
             time.sleep(0.001)
         (worker,) = pool._workers._all
@@ -216,7 +216,7 @@ def test_reading_latex_in_two_stages_reads_the_same() -> None:
 
 @pytest.mark.slow
 def test_a_script_without_a_main_guard_may_grade() -> None:
-    code = "from pipeline_lib.grading import grade; assert grade(r'\\boxed{x+1}', '1+x') == 'correct'"
+    code = "from pipeline_lib.grading import grade; assert grade(r'\\boxed{2^{x+1}}', '2^{1+x}') == 'correct'"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -225,7 +225,7 @@ def test_a_worker_that_cannot_start_is_an_error_and_not_a_grade(monkeypatch: pyt
     with pytest.raises(GradingError, match="did not start"):
         Worker(1.0, 1 << 30).wait_until_ready()
     with GradingPool(1) as pool:
-        pool.submit("a", r"\boxed{x+1}", "1+x")
+        pool.submit("a", r"\boxed{2^{x+1}}", "2^{1+x}")
         with pytest.raises(GradingError, match="did not start"):
             pool.poll(block=True)
 
@@ -244,8 +244,14 @@ def act(prediction, gold):
         return input() == gold
     if prediction == "exit":
         sys.exit(3)
-    if prediction == "one":
-        return 1
+    if prediction == "two":
+        return 2
+    if prediction == "soft":
+        return 0.75, "almost"
+    if prediction == "softer":
+        return 0.25
+    if prediction == "grade":
+        return "wrong", "by its own words"
     if prediction == "hang":
         while True: pass
     if prediction == "sleep":
@@ -282,16 +288,34 @@ def test_a_verifier_decides_and_its_errors_are_data(verifiers: str) -> None:
     assert verifiers not in sys.modules
 
 
+def test_a_verifier_may_give_a_part_of_the_reward_and_say_why_and_its_errors_are_told(
+    verifiers: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with GradingPool(1, grader=f"{verifiers}:act") as pool:
+        for name in ("soft", "softer", "grade", "exit", "two", "right"):
+            pool.submit(name, name, "5")
+        graded: dict[str, Graded] = {}
+        while pool.num_in_flight:
+            graded |= dict(pool.poll_answers(block=True))
+    assert graded["soft"] == Graded(Grade.CORRECT, None, 0.75, "almost")
+    assert graded["softer"] == Graded(Grade.WRONG, None, 0.25, "")
+    assert graded["grade"] == Graded(Grade.WRONG, None, 0.0, "by its own words")
+    assert graded["right"] == Graded(Grade.CORRECT, None, 1.0, "")
+    assert graded["exit"] == Graded(Grade.UNPARSED, None, 0.0, "SystemExit: 3")
+    assert graded["two"].reason.startswith("returned 2; expected a bool, a number from 0 to 1")
+    assert "an answer is unparsed: SystemExit: 3" in caplog.text
+
+
 @pytest.mark.slow
 def test_a_verifier_runs_under_the_limits_and_is_replaced(verifiers: str) -> None:
     with GradingPool(1, deadline_s=0.5, memory_bytes=256 << 20, grader=f"{verifiers}:act") as pool:
         cases = {
-            name: (name, "5") for name in ("fine", "input", "exit", "one", "hang", "sleep", "memory", "die", "end")
+            name: (name, "5") for name in ("fine", "input", "exit", "two", "hang", "sleep", "memory", "die", "end")
         }
         grades = collect(pool, cases)
         assert pool.num_processes == 1
     assert pool.num_processes == 0
-    bad = dict.fromkeys(("input", "exit", "one"), Grade.UNPARSED)
+    bad = dict.fromkeys(("input", "exit", "two"), Grade.UNPARSED)
     ended = dict.fromkeys(("hang", "sleep", "memory", "die"), Grade.TIMEOUT)
     assert grades == {"fine": Grade.CORRECT, "end": Grade.CORRECT, **bad, **ended}
 

@@ -99,6 +99,11 @@ OTHER_VALUES = {
     "grading.rounded": True,
     "grading.mixed_numbers": False,
     "grading.last_number": True,
+    "grading.cut_thoughts": False,
+    "grading.positive_letters": True,
+    "grading.log_base": "e",
+    "grading.choice_text": False,
+    "grading.announced_gold": False,
 }
 
 

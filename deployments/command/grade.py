@@ -21,12 +21,17 @@ def grade(
     input_file: Annotated[
         Path,
         typer.Option(
-            "--input", metavar="FILE", help="JSONL; every row has `gold`, the right answer, and `prediction`."
+            "--input",
+            metavar="FILE",
+            help="JSONL; every row has `gold`, the right answer, and `prediction`: text or number.",
         ),
     ],
     output: Annotated[
         Path,
-        typer.Option(metavar="FILE", help="Gets the same rows with `grade` and `answer` added; replaced if it exists."),
+        typer.Option(
+            metavar="FILE",
+            help="Gets the same rows with `grade` and `answer` (`extracted` where a row has its own) added; replaced.",
+        ),
     ],
     grader: Annotated[str, typer.Option(help="math, or your own verifier, my_package.my_module:verify.")] = "math",
     dataset: Annotated[str, typer.Option(help="Dataset whose conventions hold: gsm8k, math, file, …")] = "math",

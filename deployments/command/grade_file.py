@@ -49,8 +49,12 @@ def grade_file(
 ) -> GradeCounts:
     """Writes every row of `input_file` with ``grade`` and ``answer`` to `output`, in the same order.
 
+    A row's own ``answer`` stays: the extracted one is then called ``extracted``. A verifier adds ``reward``, and
+    ``reason`` where it has one.
+
     Args:
-        input_file: JSONL; each row has the texts ``gold`` and ``prediction``; empty lines are skipped.
+        input_file: JSONL; each row has ``gold`` and ``prediction``, texts or numbers; a prediction may be null: there
+            is none, so it is unparsed. Empty lines are skipped.
         output: replaced when all rows are graded; may be `input_file`.
         conventions: what counts as equal where opinions differ; None takes the defaults.
         grader: ``math``, or ``my_package.my_module:verify``.
@@ -87,7 +91,7 @@ def read_rows(path: Path) -> Iterator[Row]:
     """The file's rows, each checked.
 
     Raises:
-        ConfigError: the file cannot be read, a row is no JSON object, or a field is missing or no text.
+        ConfigError: the file cannot be read, a row is no JSON object, or a field is missing or neither text nor number.
     """
     if not path.is_file():
         raise ConfigError(f"--input {path}: no such file")
@@ -107,9 +111,26 @@ def _parse_row(line: bytes, place: str) -> Row:
     for name in FIELDS:
         if name not in row:
             raise ConfigError(f"{place}: field {name!r} is missing")
-        if not isinstance(row[name], str):
-            raise ConfigError(f"{place}: field {name!r} is no text; write it in quotes")
+        if isinstance(row[name], (bool, list, dict)) or (row[name] is None and name == "gold"):
+            raise ConfigError(f"{place}: field {name!r} is neither text nor a number: {str(row[name])[:40]}")
     return row
+
+
+def _text_of(row: Row, field: str) -> str:
+    """What is graded: a number as it is written, nothing for a null."""
+    value = row[field]
+    return "" if value is None else str(value)
+
+
+def _with_result(row: Row, result: Graded) -> Row:
+    """The row with its grade; what a grading added earlier is replaced, what the row itself calls its answer is not."""
+    was_graded = row.get("grade") in list(Grade) or "answer" not in row
+    added: Row = {"grade": result.grade, "answer" if was_graded else "extracted": result.answer}
+    if result.reward is not None:
+        added["reward"] = result.reward
+    if result.reason:
+        added["reason"] = result.reason
+    return {**row, **added}
 
 
 def _grade_rows(rows: Iterator[Row], pool: GradingPool) -> Iterator[Row]:
@@ -117,7 +138,7 @@ def _grade_rows(rows: Iterator[Row], pool: GradingPool) -> Iterator[Row]:
     waiting: deque[tuple[str, Row]] = deque()
     graded: dict[str, Graded] = {}
     for number, row in enumerate(rows):
-        pool.submit(str(number), row["prediction"], row["gold"])
+        pool.submit(str(number), _text_of(row, "prediction"), _text_of(row, "gold"))
         waiting.append((str(number), row))
         graded.update(pool.poll_answers(block=False))
         yield from _take_graded(waiting, graded)
@@ -133,8 +154,7 @@ def _take_graded(waiting: deque[tuple[str, Row]], graded: dict[str, Graded]) -> 
     """Takes the first rows, as long as they are graded, from both."""
     while waiting and waiting[0][0] in graded:
         key, row = waiting.popleft()
-        result = graded.pop(key)
-        yield {**row, "grade": result.grade, "answer": result.answer}
+        yield _with_result(row, graded.pop(key))
 
 
 def _report_progress(completed: int, total: int) -> None:

@@ -98,6 +98,31 @@ class GradingConfig(ConfigGroup):
     last_number: bool | None = Field(
         None, description="The last number of a text that announces no answer is its answer; default false."
     )
+    cut_thoughts: bool | None = Field(
+        None,
+        description="What stands in `<think>…</think>`, closed or not, announces no answer; default true.",
+        json_schema_extra={"before": None},
+    )
+    positive_letters: bool | None = Field(
+        None,
+        description="Letters are positive numbers, so that `\\sqrt{x^2}` is `x`; default false.",
+        json_schema_extra={"before": None},
+    )
+    log_base: Literal["10", "e"] | None = Field(
+        None,
+        description="What `\\log` without a base means: `10`, the default, or `e`.",
+        json_schema_extra={"before": None},
+    )
+    choice_text: bool | None = Field(
+        None,
+        description="`C. 12` and `(C) none of these` are `C`; default true.",
+        json_schema_extra={"before": None},
+    )
+    announced_gold: bool | None = Field(
+        None,
+        description="A gold that carries its announcement (`#### 5`, `The answer is 5.`) is cut down; default true.",
+        json_schema_extra={"before": None},
+    )
 
 
 class RayConfig(ConfigGroup):
@@ -132,8 +157,9 @@ class PipelineConfig(ConfigGroup):
         "math",
         pattern=r"^(math|[\w.]+:\w+)$",
         description="What grades: math, or your own `my_package.my_module:verify`, called in worker processes as "
-        "verify(prediction: str, gold: str) -> bool. Results are kept under the source of its module and the rest of "
-        "its package; when something that it imports from elsewhere changes, rename it.",
+        "verify(prediction: str, gold: str) -> bool, a number in [0, 1], or a grade and a reason. Results are kept "
+        "under the source of its module and the rest of its package; when something that it imports from elsewhere "
+        "changes, rename it.",
     )
     truncated: Truncated = Field(
         "wrong",

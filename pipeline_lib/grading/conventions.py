@@ -11,6 +11,9 @@ from typing import Any, Literal
 
 from pipeline_lib.config import GradingConfig
 
+GRADING_VERSION = 2
+"""Raised with every change that changes a grade: it is part of what searches and evaluations are kept under."""
+
 MIN_ROUNDED_DECIMALS = 2
 """A decimal with fewer digits after its point is not taken for a rounded value."""
 
@@ -26,6 +29,11 @@ class Conventions:
         rounded: a decimal with two or more digits after its point is every value that rounds to it.
         mixed_numbers: ``1\frac{1}{2}`` and ``1 1/2`` are 3/2; else they are products.
         last_number: a text that announces no answer has its last number as one.
+        cut_thoughts: what stands in ``<think>…</think>``, closed or not, is no answer and announces none.
+        positive_letters: letters stand for positive numbers: ``\sqrt{x^2}`` is ``x``.
+        log_base: ``\log`` without a base is to base 10, or natural ("e").
+        choice_text: ``C. 12`` and ``(C) none of these`` are ``C``.
+        announced_gold: a gold that still carries its announcement (``#### 5``, "the answer is 5") is cut down to it.
 
     Example: ``Conventions(rounded=True)`` finds 0.333 equal to 1/3.
     """
@@ -36,6 +44,11 @@ class Conventions:
     rounded: bool = False
     mixed_numbers: bool = True
     last_number: bool = False
+    cut_thoughts: bool = True
+    positive_letters: bool = False
+    log_base: Literal["10", "e"] = "10"
+    choice_text: bool = True
+    announced_gold: bool = True
 
     @classmethod
     def of(cls, *layers: GradingConfig) -> Conventions:

@@ -12,51 +12,17 @@ from decimal import Decimal
 from fractions import Fraction
 
 from pipeline_lib.grading.conventions import DEFAULT, MIN_ROUNDED_DECIMALS, Conventions
+from pipeline_lib.grading.spelling import MAX_CHARS, normalise_answer, unwrap
 from pipeline_lib.grading.units import unit_of, units_agree
 
-MAX_NUMBER_CHARS = 20_000
+MAX_NUMBER_CHARS = MAX_CHARS
 """Longer numbers are compared as text: exact arithmetic on them costs more than an answer is worth."""
 
-_SIGNS = str.maketrans(
-    {
-        "⁄": "/",
-        "²": "^2",
-        "³": "^3",
-        "π": r"\pi ",
-        "∞": r"\infty ",
-        "≤": r"\le ",
-        "≥": r"\ge ",
-        "∪": r"\cup ",
-        "·": r"\cdot ",
-    }
-)
-_THIN_SPACES = r"(?<!\\)\\[!,;:]|[\u2009\u202f\u00a0]"
-_SIZES = r"\\left(?![A-Za-z])|\\right(?![A-Za-z])|\\displaystyle"
-_REWRITES = (
-    (re.compile(r"√\s*(?:\(([^()]*)\)|(\d+|[A-Za-z]))"), r"\\sqrt{\1\2}"),  # √(2+x), √2, √x
-    (re.compile(r"[−–‐‑]"), "-"),  # minus sign, dash, two hyphens
-    (re.compile(rf"{_THIN_SPACES}|{_SIZES}"), ""),
-    (re.compile(r"(?<!\\)\\ |~|\\quad"), " "),  # wider spaces
-    (re.compile(r"\{,\}"), ","),  # 1{,}000
-    (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
-    (re.compile(r"\\([$%])"), r"\1"),
-    (re.compile(r"\s*\^\s*\{?\s*\\circ\s*\}?|\\degree|°"), ""),  # degrees
-    (re.compile(r"\s*percent\b"), "%"),
-    (re.compile(r"\\(?:mathrm|text|operatorname)\s*\{\s*([ei])\s*\}"), r"\1"),  # the constants e and i, set upright
-)
-_WRAPPERS = re.compile(
-    r"""
-      \$\$(.*)\$\$
-    | \$((?:[^$\\]|\\.)*)\$
-    | \\\((.*)\\\)
-    | \\\[(.*)\\\]
-    | \*\*(.*)\*\*   # bold
-    | \\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}
-    | \{([^{}]*)\}
-    """,
-    re.VERBOSE | re.DOTALL,
-)
-_DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)"  # with commas between thousands, or without
+# With commas between thousands, also as in India, or without.
+_DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d{1,2}(?:,\d{2})+,\d{3}|\d+)"
+_SPACED = r"[1-9]\d{0,2}(?:[ ]\d{3})+(?!\d)(?:\.\d+)?"  # 10 000
+_CURRENCY = r"(?:US)?[$€£¥₹]|(?:USD|EUR|GBP|JPY|INR|Rs)\b\.?|\\text\s*\{\s*(?:USD|EUR|GBP|JPY|INR|Rs|[$€£¥₹])\.?\s*\}"
+_SYMBOLS = {"usd": "$", "us$": "$", "eur": "€", "gbp": "£", "jpy": "¥", "inr": "₹", "rs": "₹"}
 _PLAIN = rf"(?:{_DIGITS}(?:\.\d*)?|\.\d+)"
 _SIGNED = rf"[-+]?\s*{_PLAIN}"
 
@@ -73,11 +39,11 @@ _EXPONENT = rf"(?:[eE](?P<e>[-+]?\d{{1,3}})|{_TIMES_TEN_TO}(?:\{{\s*(?P<power>-?
 _NUMBER = re.compile(
     rf"""
     (?P<sign>[-+]?)\s*
-    (?:(?P<currency>[$€£])\s*(?P<inner_sign>-?)\s*)?
+    (?:(?P<currency>{_CURRENCY})\s*(?P<inner_sign>-?)\s*)?
     (?:
         {_FRACTION}   # \frac{{3}}{{4}}, 1\frac34
       | {_QUOTIENT}   # 3/4, 1 3/4
-      | (?P<plain>{_PLAIN}){_EXPONENT}?   # 1,234.5, 1e3, 1.5\times 10^{{3}}
+      | (?P<plain>{_SPACED}|{_PLAIN}){_EXPONENT}?   # 1,234.5, 1e3, 1.5\times 10^{{3}}
     )
     (?:\s*(?P<percent>%))?
     (?P<unit>.*)
@@ -130,28 +96,7 @@ class Number:
         return replace(self, value=self.value / 100, decimals=None if self.decimals is None else self.decimals + 2)
 
 
-def normalise_answer(text: str) -> str:
-    r"""Writes the same answer in one way: no spacing commands, no delimiters or ``\text`` around it, no full stop."""
-    text = _unwrap(text).translate(_SIGNS)  # unwrapped before `\\$` loses its backslash
-    for pattern, replacement in _REWRITES:
-        text = pattern.sub(replacement, text)
-    return _unwrap(text)
-
-
-def _unwrap(text: str) -> str:
-    text = _without_stop(text)
-    while (match := _WRAPPERS.fullmatch(text)) is not None:
-        text = _without_stop(next(str(group) for group in match.groups() if group is not None))
-    return text
-
-
-def _without_stop(text: str) -> str:
-    text = text.strip()
-    short = text.rstrip(".,;: ")
-    return text[: len(short) + 1] if short.endswith("\\") and short != text else short  # `\,` is one command
-
-
-def parse_number(text: str, *, mixed_numbers: bool = True) -> Number | None:
+def parse_number(text: str, *, mixed_numbers: bool = True, is_prose: bool = False) -> Number | None:
     r"""The number that `text` is, with sign, currency, thousands commas, percent sign or trailing unit; else None.
 
     Integers, decimals, ``a/b``, ``\frac{a}{b}`` in all its spellings, mixed numbers, ``1.5\times 10^{3}``.
@@ -160,20 +105,36 @@ def parse_number(text: str, *, mixed_numbers: bool = True) -> Number | None:
     Args:
         text: an answer alone.
         mixed_numbers: whether ``1 1/2`` is 3/2; else it is not read here.
+        is_prose: whether a letter behind a space is a unit, not a variable.
 
     Example: ``parse_number("-$1,234.50 dollars").value == Fraction(-2469, 2)``
     """
     if len(text) > MAX_NUMBER_CHARS:
         return None
-    match = _NUMBER.fullmatch(normalise_answer(text))
+    return read_number(unwrap(normalise_answer(text), is_text=True), mixed_numbers=mixed_numbers, is_prose=is_prose)
+
+
+def read_number(text: str, *, mixed_numbers: bool = True, is_prose: bool = False) -> Number | None:
+    """`parse_number` for a text in normal spelling."""
+    if len(text) > MAX_NUMBER_CHARS:
+        return None
+    match = _NUMBER.fullmatch(text)
     if match is None or (_is_mixed(match) and not mixed_numbers):
         return None
-    value, unit = _value(match), unit_of(match["unit"])
+    unit = unit_of(match["unit"], is_prose=is_prose)
+    value = None if unit is None else _value(match)
     if value is None or unit is None:
         return None
     is_negative = (match["sign"] == "-") != (match["inner_sign"] == "-")
-    unit = unit or {"$": "$", "€": "€"}.get(match["currency"] or "", "")
+    unit = unit or _currency(match["currency"])
     return Number(-value if is_negative else value, bool(match["percent"]), unit, _decimals(match))
+
+
+def _currency(text: str | None) -> str:
+    if text is None:
+        return ""
+    name = re.sub(r"\\text|[\s{}.]", "", text).lower()
+    return _SYMBOLS.get(name, name)
 
 
 def _value(match: re.Match[str]) -> Fraction | None:

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass, field
 
 from pipeline_lib.config import ConfigError, GradingConfig
+from pipeline_lib.grading import GRADING_VERSION
 
 _STEPWISE = "Solve the problem step by step and write each step on a line of its own."
 
@@ -21,18 +22,24 @@ class DatasetFormat:
         name: the dataset's, without ``@scale``.
         instruction: appended to every question; "" where the policy was trained on the bare question.
         grading: conventions in which the dataset departs from the defaults.
+        grading_version: of the grader, as far as this dataset's grades depend on it; part of store keys.
     """
 
     name: str
     instruction: str
     grading: GradingConfig = field(default_factory=GradingConfig)
+    grading_version: int = GRADING_VERSION
 
 
+# The tiny worlds' golds are integers and fractions in figures, and their policies' alphabet has neither words of
+# measure nor tags: version 2 grades their answers as version 1 did, so what was made under 1 is found again
+# (tests/test_grading_versions.py grades the rollouts of a kept home anew).
+_TINY_GRADING_VERSION = 1
 FORMATS = {
     form.name: form
     for form in (
-        DatasetFormat("tiny-word", ""),
-        DatasetFormat("tiny-algebra", ""),
+        DatasetFormat("tiny-word", "", grading_version=_TINY_GRADING_VERSION),
+        DatasetFormat("tiny-algebra", "", grading_version=_TINY_GRADING_VERSION),
         DatasetFormat(
             "gsm8k",
             f"{_STEPWISE} The last line is `#### ` and the answer as a plain number.",

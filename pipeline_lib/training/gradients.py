@@ -79,10 +79,30 @@ def batch_terms(trained: TrainedPolicy, batch: PackedBatch, *, with_reference: b
     return trained.with_weights(forward)
 
 
-def log_probs_of(trained: TrainedPolicy, batch: PackedBatch) -> Tensor:
-    """`[M]` float32 on the CPU: log-probabilities of the batch's scored tokens as the policy now is."""
-    with torch.no_grad():
-        return batch_terms(trained, batch, with_reference=False).log_probs.float().cpu()
+def log_probs_of(trained: TrainedPolicy, batches: Sequence[PackedBatch], team: Team = ALONE) -> list[Tensor]:
+    """`[M]` float32 on the CPU each: log-probabilities of scored tokens as the policy now is, no gradients.
+
+    Args:
+        trained: the policy.
+        batches: forward passes of all processes.
+        team: deals out the batches; the result is this process's share.
+    """
+    mine, num_idle = team.share(batches)
+
+    def pass_of(batch: PackedBatch) -> Tensor:
+        return trained.without_gradients(lambda: batch_terms(trained, batch, with_reference=False)).log_probs
+
+    found = [pass_of(batch).float().cpu() for batch in mine]
+    for _ in range(num_idle):
+        pass_of(idle_batch())
+    return found
+
+
+def mean_change(before: Sequence[Tensor], after: Sequence[Tensor], team: Team = ALONE) -> float:
+    """Mean of ``|after - before|`` over the scored tokens of all processes, in nats; see `log_probs_of`."""
+    moved = sum(float((new - old).abs().sum()) for old, new in zip(before, after, strict=True))
+    moved, num_tokens = team.add_up((moved, sum(old.numel() for old in before)))
+    return moved / num_tokens
 
 
 def _loss(terms: TokenTerms, batch: PackedBatch, config: TrainConfig, num_scored_tokens: int, num_pairs: int) -> Tensor:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from pipeline_lib.training.batches.batching import PackedBatch
-from pipeline_lib.training.processes.sharding import shard, whole_tensors
+from pipeline_lib.training.processes.sharding import give_weights_back, shard, whole_tensors
 
 TRAINED = "default"
 REFERENCE = "reference"
@@ -54,7 +54,7 @@ class TrainedPolicy:
         self.adapters = adapters
         self.frozen = None if frozen is None else cast(Any, frozen).eval()
         self._has_previous = has_previous
-        self._forward_pass: Callable[..., Any] | None = None
+        self._forward_pass: nn.Module | None = None
         self.dtype = dtype
 
     def shard(self, mesh: DeviceMesh) -> None:
@@ -65,6 +65,14 @@ class TrainedPolicy:
     def with_weights(self, run: Callable[[], Outputs]) -> Outputs:
         """What `run` returns, a tuple of tensors; it may use model, reference and output layers: one forward pass."""
         return run() if self._forward_pass is None else cast(Outputs, self._forward_pass(run))
+
+    def without_gradients(self, run: Callable[[], Outputs]) -> Outputs:
+        """What `run` returns of passes that no backward pass follows."""
+        with torch.no_grad():
+            found = run()
+        if self._forward_pass is not None:
+            give_weights_back(self._forward_pass)
+        return found
 
     @property
     def device(self) -> torch.device:

@@ -35,7 +35,7 @@ from pipeline_lib.seeding import derive_generator
 from pipeline_lib.training.batches.batching import PackedBatch, plan_updates, split_evenly
 from pipeline_lib.training.batches.packing import PackedTree
 from pipeline_lib.training.checkpoint import load_checkpoint, save_checkpoint
-from pipeline_lib.training.gradients import add_gradients, log_probs_of
+from pipeline_lib.training.gradients import add_gradients, log_probs_of, mean_change
 from pipeline_lib.training.open_policy import large_tensors_given_back, load_policy
 from pipeline_lib.training.processes.job import Job
 from pipeline_lib.training.processes.team import ALONE, Team
@@ -68,10 +68,10 @@ def take_updates(
     with large_tensors_given_back(device):
         trained = _load_policy(job, device, team)
         _check_window(trained, trees)
-        probe = next(_planned(trained, job, trees, team))[1][0]
-        before = log_probs_of(trained, probe)  # as training starts, also where it goes on from a checkpoint
+        _, probe = next(_planned(trained, job, trees, team))
+        before = log_probs_of(trained, probe, team)  # as training starts, also where it goes on from a checkpoint
         history = _optimise(trained, job, trees, on_update, team)
-        history[-1]["policy_change"] = float((log_probs_of(trained, probe) - before).abs().mean())
+        history[-1]["policy_change"] = mean_change(before, log_probs_of(trained, probe, team), team)
     model = job.policy.model
     trained.save(job.output_dir, base_model=Path(model).name if Path(model).is_absolute() else model, write=team.writes)
     return history

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 from pipeline_lib.config import PipelineConfig
 from pipeline_lib.grading import Conventions, GradingError, GradingPool, extract_answer
+from pipeline_lib.grading.conventions import DEFAULT
 from pipeline_lib.grading.workers.verifier import MATH, verifier_digest
 from pipeline_lib.problems.formats import format_of
 from tasks.runtime.keys import key_of
 
-VERSION = 1
-"""Raised with every change of the grader that changes a grade: search and evaluation run again then."""
+_FIRST_CONVENTIONS = ("any_order", "percent", "ignore_units", "rounded", "mixed_numbers", "last_number")
 
 
 def conventions_of(config: PipelineConfig, dataset: str) -> Conventions:
@@ -34,20 +35,34 @@ def open_grader(config: PipelineConfig, dataset: str) -> GradingPool:
 
 def extractor(config: PipelineConfig, dataset: str) -> Callable[[str], str | None]:
     """What finds the final answer in a text, as `open_grader`'s pool finds it."""
-    return partial(extract_answer, last_number=conventions_of(config, dataset).last_number)
+    conventions = conventions_of(config, dataset)
+    return partial(extract_answer, last_number=conventions.last_number, cut_thoughts=conventions.cut_thoughts)
 
 
-def grading_spec(config: PipelineConfig) -> dict[str, Any]:
-    """What grades depend on."""
+def grading_spec(config: PipelineConfig, dataset: str) -> dict[str, Any]:
+    """What the grades of answers to problems of `dataset` depend on: with another version they are made again."""
     return {
         "grader": config.grader,
         "conventions": key_of(config.grading),
-        "version": VERSION,
-        **source_spec(config),
+        "version": format_of(dataset).grading_version,
+        **_source_spec(config),
     }
 
 
-def source_spec(config: PipelineConfig) -> dict[str, str]:
+def yardstick_spec(config: PipelineConfig, dataset: str) -> dict[str, Any]:
+    """What two policies' grades must share to be compared; what came after version 1 only where it changes a grade."""
+    conventions, version = conventions_of(config, dataset), format_of(dataset).grading_version
+    before = {name: value for name, value in asdict(conventions).items() if name in _FIRST_CONVENTIONS}
+    later = {n: v for n, v in asdict(conventions).items() if n not in before and v != getattr(DEFAULT, n)}
+    return {
+        "grader": config.grader,
+        "conventions": before | later,
+        **({"grading_version": version} if version > 1 else {}),
+        **_source_spec(config),
+    }
+
+
+def _source_spec(config: PipelineConfig) -> dict[str, str]:
     """The content of the user's own grader, see `verifier_digest`; nothing for Coppice's, which has a version."""
     digest = None if config.grader == MATH else verifier_digest(config.grader)
     return {} if digest is None else {"grader_source": digest}

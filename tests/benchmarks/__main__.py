@@ -22,6 +22,7 @@ import torch  # noqa: E402
 from benchmarks.cluster import cluster_figures  # noqa: E402
 from benchmarks.flow import flow_figures  # noqa: E402
 from benchmarks.gpu import gpu_figures  # noqa: E402
+from benchmarks.graders import graders_figures, read_reports  # noqa: E402
 from benchmarks.grading import grading_figures, read_corpus, ungraded_figure  # noqa: E402
 from benchmarks.measuring import Figure  # noqa: E402
 from benchmarks.search_throughput import (  # noqa: E402
@@ -107,7 +108,7 @@ def graded_figures(config: PipelineConfig) -> list[Figure]:
     policy = open_policy(config, config.policy.max_batch)
     figure = ungraded_figure(policy, problems, config.search)
     policy.close()
-    return [*grading_figures(read_corpus()), figure]
+    return [*grading_figures(read_corpus()), *graders_figures(read_reports()), figure]
 
 
 def vllm_figures(config: PipelineConfig, _home: Path) -> list[Figure]:

@@ -102,12 +102,12 @@ def grading_figures(cases: Sequence[Case], *, num_numbers: int = NUM_PLAIN_NUMBE
     numbers, latex = plain_numbers(num_numbers), with_other_digits([c for c in cases if _LATEX.search(c.gold)])
     figures = [
         _rate("grading.gsm8k_per_s", numbers, 2000.0, rounds),
-        _rate("grading.latex_per_s", latex, 300.0, rounds),
+        _rate("grading.latex_per_s", latex, 400.0, rounds),
     ]
     tails = [np.quantile(_latencies(cases), [0.5, 0.99, 1.0]).tolist() for _ in range(rounds)]
     best = min(tails, key=lambda tail: tail[1])
     details: dict[str, object] = {"answers": len(cases), "median_s": round(best[0], 5), "slowest_s": round(best[2], 4)}
-    figures.append(Figure("grading.p99_s", best[1], 0.5, at_least=False, details=details))
+    figures.append(Figure("grading.p99_s", best[1], 0.1, at_least=False, details=details))
     return [*figures, _speedup_vs_math_verify(cases, rounds)]
 
 
@@ -135,7 +135,7 @@ def ungraded_figure(policy: Policy, problems: Sequence[Problem], config: SearchC
     works = {"graded": graded, "ungraded": lambda turn: search(recorded)}
     costs = in_turns(works, rounds=rounds)
     name, labels = "search.throughput_vs_ungraded", ("graded_tokens", "ungraded_tokens")
-    figure = speedup(name, costs["graded"], costs["ungraded"], clock="wall", target=0.95, labels=labels)
+    figure = speedup(name, costs["graded"], costs["ungraded"], clock="wall", target=0.97, labels=labels)
     figure.details.update(problems=len(problems), distinct_answers=len(recorded.grades))
     return figure
 
@@ -178,14 +178,14 @@ def _rate(name: str, cases: Sequence[Case], target: float, rounds: int) -> Figur
 
 
 def _speedup_vs_math_verify(cases: Sequence[Case], rounds: int) -> Figure:
-    with _importable_by_workers(), GradingPool(NUM_WORKERS, grader=PLAIN) as pool:
+    with importable_by_workers(), GradingPool(NUM_WORKERS, grader=PLAIN) as pool:
         verdicts = _grade(pool, cases)
     finite = [case for case, verdict in zip(cases, verdicts, strict=True) if verdict is not Grade.TIMEOUT]
     ours, alone, plain = [], [], []
     for _ in range(rounds):
         ours.append(_graded_at_once(finite))
         alone.append(_graded_at_once(finite, num_workers=1))
-        with _importable_by_workers():
+        with importable_by_workers():
             plain.append(_graded_at_once(finite, num_workers=1, grader=PLAIN))
     figure = speedup(
         "grading.speedup_vs_math_verify", ours, plain, clock="wall", target=1.5, labels=("pool", "math_verify")
@@ -203,7 +203,8 @@ def _speedup_vs_math_verify(cases: Sequence[Case], rounds: int) -> Figure:
 
 
 @contextmanager
-def _importable_by_workers() -> Iterator[None]:
+def importable_by_workers() -> Iterator[None]:
+    """In it, worker processes find this folder's verifiers."""
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TESTS), before]))
     try:

@@ -8,6 +8,7 @@ answer, and always in a worker process.
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,11 +19,14 @@ from typing import Self
 
 from pipeline_lib.grading.compare import grade_without_algebra
 from pipeline_lib.grading.conventions import DEFAULT, Conventions
-from pipeline_lib.grading.exact import normalise_answer
 from pipeline_lib.grading.extract import extract_answer
-from pipeline_lib.grading.workers.verifier import MATH
+from pipeline_lib.grading.spelling import normalise_answer
+from pipeline_lib.grading.workers.verifier import MATH, Verdict
 from pipeline_lib.grading.workers.worker_process import DEADLINE_S, MEMORY_BYTES, GradingError, Request, Workers
 from pipeline_lib.types import Grade
+
+LOGGER = logging.getLogger("coppice.progress")
+MAX_WARNINGS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +36,14 @@ class Graded:
     Args:
         grade: the verdict.
         answer: as extracted from the prediction; None when it announces none.
+        reward: in [0, 1]; None stands for 1 where the grade is CORRECT, else 0. Only a verifier gives another one.
+        reason: what a verifier said, or the text of the exception that it raised.
     """
 
     grade: Grade
     answer: str | None
+    reward: float | None = None
+    reason: str = ""
 
 
 def default_num_workers() -> int:
@@ -54,7 +62,9 @@ class GradingPool:
         deadline_s: CPU seconds per answer.
         memory_bytes: memory that one answer may take.
         conventions: what counts as equal where opinions differ; a verifier does not see them.
-        grader: ``math``, or ``my_package.my_module:verify``, a function from prediction and gold to bool.
+        grader: ``math``, or ``my_package.my_module:verify``, a function from prediction and gold to a bool, a number
+            in [0, 1], a `Grade`, or one of these and a reason. An exception in it is UNPARSED, its text the reason,
+            and logged as a warning.
 
     Raises:
         GradingError: the verifier could not be loaded.
@@ -78,7 +88,8 @@ class GradingPool:
         self._workers = Workers(num_workers, deadline_s, memory_bytes, grader)
         self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="grading")
         self._changed = threading.Condition()
-        self._finished: list[tuple[str, str, Grade | BaseException]] = []
+        self._finished: list[tuple[str, str, Verdict | BaseException]] = []
+        self._warned: set[str] = set()
         self._num_in_flight = 0
         if grader != MATH:
             self._workers.start()
@@ -99,12 +110,12 @@ class GradingPool:
         with self._changed:
             self._num_in_flight += 1
         if isinstance(request, Grade):
-            self._finish(key, prediction, request)
+            self._finish(key, prediction, Verdict.of(request))
             return
 
-        def finish(future: Future[Grade]) -> None:
+        def finish(future: Future[Verdict]) -> None:
             error = None if future.cancelled() else future.exception()
-            outcome = error or (Grade.TIMEOUT if future.cancelled() else future.result())
+            outcome = error or (Verdict(Grade.TIMEOUT) if future.cancelled() else future.result())
             self._finish(key, prediction, outcome)
 
         self._threads.submit(self._workers.judge, request).add_done_callback(finish)
@@ -115,38 +126,53 @@ class GradingPool:
         Raises:
             GradingError: no worker could be started.
         """
-        return [(key, grade) for key, _, grade in self._collect(block)]
+        return [(key, verdict.grade) for key, _, verdict in self._collect(block)]
 
     def poll_answers(self, *, block: bool) -> list[tuple[str, Graded]]:
-        """Like `poll`, with the extracted answers beside the grades."""
-        return [(key, Graded(grade, self._extract(text))) for key, text, grade in self._collect(block)]
+        """Like `poll`, with the extracted answers beside the grades, and what a verifier said."""
+        return [(key, self._graded(text, verdict)) for key, text, verdict in self._collect(block)]
+
+    def _graded(self, text: str, verdict: Verdict) -> Graded:
+        reward = None if self._grader == MATH else verdict.reward
+        return Graded(verdict.grade, self._extract(text), reward, verdict.reason)
 
     def _extract(self, text: str) -> str | None:
-        return extract_answer(text, last_number=self._conventions.last_number)
+        return extract_answer(
+            text, last_number=self._conventions.last_number, cut_thoughts=self._conventions.cut_thoughts
+        )
 
     def close(self) -> None:
         """Drops what is in flight and ends all workers."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._workers.close()
 
-    def _finish(self, key: str, prediction: str, outcome: Grade | BaseException) -> None:
+    def _finish(self, key: str, prediction: str, outcome: Verdict | BaseException) -> None:
         with self._changed:
             self._finished.append((key, prediction, outcome))
             self._changed.notify()
 
-    def _collect(self, block: bool) -> list[tuple[str, str, Grade]]:
+    def _collect(self, block: bool) -> list[tuple[str, str, Verdict]]:
         with self._changed:
             while block and self._num_in_flight and not self._finished:
                 self._changed.wait()
             finished, self._finished = self._finished, []
             self._num_in_flight -= len(finished)
             self._changed.notify_all()  # whoever waits in another thread may have nothing left to wait for
-        graded: list[tuple[str, str, Grade]] = []
+        graded: list[tuple[str, str, Verdict]] = []
         for key, prediction, outcome in finished:
             if isinstance(outcome, BaseException):
                 raise outcome
+            if outcome.grade is Grade.UNPARSED and outcome.reason:
+                self._warn(outcome.reason)
             graded.append((key, prediction, outcome))
         return graded
+
+    def _warn(self, reason: str) -> None:
+        """Once per kind of fault, and no more than a few: a verifier that always raises would fill the log."""
+        kind = reason.partition(":")[0]
+        if kind not in self._warned and len(self._warned) < MAX_WARNINGS:
+            self._warned.add(kind)
+            LOGGER.warning("grader=%s: an answer is unparsed: %s", self._grader, reason)
 
     def __enter__(self) -> Self:
         return self
@@ -199,7 +225,7 @@ def grade_answer(prediction: str, gold: str, *, conventions: Conventions = DEFAU
 
     Example: ``grade_answer(r"So it is \boxed{\frac12}.", "0.5") == Graded(Grade.CORRECT, r"\frac12")``
     """
-    answer = extract_answer(prediction, last_number=conventions.last_number)
+    answer = extract_answer(prediction, last_number=conventions.last_number, cut_thoughts=conventions.cut_thoughts)
     return Graded(_decide(prediction, gold, conventions), answer)
 
 
@@ -220,4 +246,4 @@ def _decide(prediction: str, gold: str, conventions: Conventions) -> Grade:
         return verdict
     with _shared_lock:
         workers = _shared_workers()
-    return workers.judge(verdict)
+    return workers.judge(verdict).grade

@@ -16,10 +16,13 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from pipeline_lib.grading.workers.verifier import MATH
+from pipeline_lib.grading.conventions import Conventions
+from pipeline_lib.grading.workers.verifier import MATH, Verdict
 from pipeline_lib.types import Grade
 
 DEADLINE_S = 3.0
@@ -31,7 +34,7 @@ _CACHED_VERDICTS = 16_384
 _PACKAGE_ROOT = Path(__file__).resolve().parents[3]
 _READY = "ready"
 
-Request = tuple[str | bool, ...]
+Request = tuple[str | Conventions, ...]
 """What a worker judges: answer and gold as `compare.Undecided` has them, or a verifier's two arguments."""
 
 
@@ -85,7 +88,7 @@ class Worker:
         Raises:
             GradingError: it did not start, or the user's verifier could not be imported.
         """
-        greeting = self._exchange(None, START_S)
+        greeting: str | None = self._exchange(None, START_S)
         if greeting == _READY:
             return
         self.kill()
@@ -96,11 +99,18 @@ class Worker:
 
     def ask(self, request: Request) -> Grade:
         """TIMEOUT when it took too long or too much memory; the worker may have ended by that."""
-        verdict = self._exchange(json.dumps(request) + "\n", self._wall_s)
-        if verdict is None:
+        return self.ask_for_verdict(request).grade
+
+    def ask_for_verdict(self, request: Request) -> Verdict:
+        """Like `ask`, with a verifier's reward and reason."""
+        reply = self._exchange(json.dumps(request, default=asdict) + "\n", self._wall_s)
+        if reply is None:
             self.kill()
-            return Grade.TIMEOUT
-        return Grade(verdict)
+            return Verdict(Grade.TIMEOUT)
+        if isinstance(reply, str):
+            return Verdict.of(Grade(reply))
+        grade, reward, reason = reply
+        return Verdict(Grade(grade), reward, reason)
 
     def kill(self) -> None:
         """Ends the worker and whatever processes a verifier started in it."""
@@ -121,7 +131,7 @@ class Worker:
                 os.killpg(self._process.pid, signal.SIGKILL)
         self._process.kill()
 
-    def _exchange(self, line: str | None, limit_s: float) -> str | None:
+    def _exchange(self, line: str | None, limit_s: float) -> Any:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         expired = threading.Event()
@@ -143,8 +153,7 @@ class Worker:
         finally:
             timer.cancel()
             timer.join()  # from here on the kill has happened or never will
-        verdict: str | None = json.loads(reply) if reply.endswith("\n") and not expired.is_set() else None
-        return verdict
+        return json.loads(reply) if reply.endswith("\n") and not expired.is_set() else None
 
 
 class Workers:
@@ -165,7 +174,7 @@ class Workers:
         self._all: set[Worker] = set()
         self._is_closed = False
         self._owner = os.getpid()
-        self.judge: Callable[[Request], Grade] = self._judge
+        self.judge: Callable[[Request], Verdict] = self._judge
         if grader == MATH:  # a verifier's texts may be long, and need not give the same verdict twice
             self.judge = lru_cache(_CACHED_VERDICTS)(self._judge)
 
@@ -183,12 +192,12 @@ class Workers:
         if worker is not None:
             self._give_back(worker)
 
-    def _judge(self, request: Request) -> Grade:
+    def _judge(self, request: Request) -> Verdict:
         with self._slots:
             worker = self._take()
             if worker is None:
-                return Grade.TIMEOUT
-            verdict = worker.ask(request)
+                return Verdict(Grade.TIMEOUT)
+            verdict = worker.ask_for_verdict(request)
             self._give_back(worker)
         return verdict
 

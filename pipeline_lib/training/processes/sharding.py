@@ -52,6 +52,16 @@ def shard(models: Iterable[nn.Module], mesh: DeviceMesh) -> nn.Module:
     return forward_pass
 
 
+def give_weights_back(forward_pass: nn.Module) -> None:
+    """Leaves each process with its part again, after a pass that no backward pass follows.
+
+    FSDP waits for that one with the root's weights; kept over such a pass, they lost a part of the next gradients.
+    """
+    for module in forward_pass.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def part_like(tensor: Tensor, other: Tensor) -> Tensor:
     """What this process holds of `tensor` where it is spread as `other` is; `tensor` itself where that is whole."""
     if not isinstance(other, DTensor):

@@ -1,0 +1,1 @@
+"""Formulas: read strictly, compared by value; what cannot be read is never guessed."""
