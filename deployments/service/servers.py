@@ -136,8 +136,7 @@ def prefect_environment(home: Path, url: str) -> dict[str, str]:
         url: where the server will answer.
     """
     database = _set_by_user(PREFECT_DATABASE) or {PREFECT_DATABASE[0]: f"sqlite+aiosqlite:///{home / 'prefect.db'}"}
-    words = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR"}  # its log goes to a file, also where a run's is silent
-    return _environment(home, url) | database | words | {"PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    return _environment(home, url) | database | {"PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
 
 
 def is_healthy_prefect(url: str) -> bool:

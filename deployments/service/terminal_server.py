@@ -25,6 +25,11 @@ from pipeline_lib.store import read_json, write_json
 NAME = "prefect-terminal"
 APP = "prefect.server.api.server:create_app"
 SEND_TIMEOUT_S = 5.0
+EPHEMERAL = {
+    "PREFECT__SERVER_EPHEMERAL": "1",  # no loops that look after schedules, no pages: it starts in half the time
+    "PREFECT_UI_ENABLED": "0",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR",  # into its log file, also where a run's own log is silent
+}
 
 
 @dataclass(frozen=True)
@@ -161,24 +166,13 @@ def _lives(pid: int, born: float) -> bool:
 
 
 def _server(home: Path, port: int) -> Server:
-    address, arguments = f"http://{HOST}:{port}", ("--host", HOST, "--port", str(port), "--lifespan", "on")
+    address = f"http://{HOST}:{port}"
+    arguments = f"-m uvicorn --factory {APP} --host {HOST} --port {port} --lifespan on --log-level error"
     return Server(
         name=NAME,
         folder=home / "servers",
-        command=(
-            sys.executable,
-            "-m",
-            "uvicorn",
-            "--factory",
-            APP,
-            *arguments,
-            "--log-level",
-            "error",
-            "--timeout-graceful-shutdown",
-            "1",
-        ),
-        # No pages and no loops that look after schedules: it starts in half the time.
-        environment=prefect_environment(home, address) | {"PREFECT__SERVER_EPHEMERAL": "1", "PREFECT_UI_ENABLED": "0"},
+        command=(sys.executable, *arguments.split(), "--timeout-graceful-shutdown", "1"),
+        environment=prefect_environment(home, address) | EPHEMERAL,
         address=address,
         is_healthy=lambda _: is_healthy_prefect(address),
     )
