@@ -69,11 +69,25 @@ def test_other_escapes_say_what_json_wants(tmp_path: Path) -> None:
     assert "each backslash of LaTeX is written twice" in load_problems("file", "train", path=path).skipped[0].reason
 
 
-@given(st.text(alphabet="abn \n\t\r.$\\{}12", max_size=60))
+@given(st.text(alphabet="abc \n\t\r.$\\{}12", max_size=60))
 def test_texts_without_commands_keep_their_lines_and_tabs(text: str) -> None:
     from pipeline_lib.problems.rows import Row, text_of
 
     assert text_of(Row("f", 1, {"question": f"x{text}x"}), "question") == f"x{text}x"
+
+
+@pytest.mark.parametrize("text", ["Ann:\tan apple", "one\tan\nhour", "A\tan", "price\topen"])
+def test_a_word_behind_a_tab_is_no_command(text: str) -> None:
+    from pipeline_lib.problems.rows import Row, text_of
+
+    assert text_of(Row("f", 1, {"question": text}), "question") == text
+
+
+@pytest.mark.parametrize("angle", ["an x", "an(x)", "an 45", r"an\theta", "an^2 x", "an x=1"])
+def test_a_tangent_of_an_angle_is_one(angle: str) -> None:
+    from pipeline_lib.problems.rows import BadRow, Row, text_of
+
+    assert isinstance(text_of(Row("f", 1, {"question": f"Find \t{angle}."}), "question"), BadRow)
 
 
 @pytest.mark.parametrize("blank", ["null", '""', '" "', "NaN"])

@@ -19,7 +19,8 @@ from pipeline_lib.config import ConfigError
 # tab and `ec`. Tabs and line ends stand before letters in good texts too: there the rest of a command must follow.
 LOST_BACKSLASH = re.compile(
     r"[\x00-\x08\x0b\x0c\x0e-\x1f][A-Za-z]+"
-    r"|\t(?:heta|imes|ext(?:bf|it|rm)?|frac|binom|riangle|ilde|herefore|an|au|op)(?![A-Za-z])"
+    r"|\t(?:heta|imes|ext(?:bf|it|rm)?|frac|binom|riangle|ilde|herefore|au|op)(?![A-Za-z])"
+    r"|\tan(?=\s?(?:[\\({^\d]|[A-Za-z](?![A-Za-z])))"  # of an angle; "an" is a word, too
     r"|\r(?:ight|ho|angle|ceil|floor|vert|brace|m)(?![A-Za-z])"
     r"|\n(?:eq|eg|abla|otin|leq|geq|parallel|ewline)(?![A-Za-z])"
 )
