@@ -164,8 +164,8 @@ class Stage(Generic[P, R]):
             entry = self.entry(**arguments)
             if self._is_done(entry, arguments):
                 return Completed(name="Cached", message=f"{entry.uri} is in the store")
-            patience = {"owner": _this_run(), "on_wait": self._say_for_whom}
-            with self._naming_full_disk(), entry.lock(Settings().lock_wait_s, **patience):
+            waiting = entry.lock(Settings().lock_wait_s, owner=_this_run(), on_wait=self._say_for_whom)
+            with self._naming_full_disk(), waiting:
                 entry.set_aside_damage()
                 if not self._is_done(entry, arguments):  # another process may have made it meanwhile
                     self._fill(entry, arguments)
