@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from multiprocessing import get_context
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -24,6 +25,13 @@ FORKS.set_forkserver_preload(
 def start_run(home: Path, api: str, *settings: str) -> ForkServerProcess:
     """The preset `tiny` with `settings`; see `output_of` and ``summary.json`` in the home."""
     process = FORKS.Process(target=_run, args=(str(home), api, settings))
+    process.start()
+    return process
+
+
+def start_in_terminal(environment: Mapping[str, str], output: Path, *arguments: str) -> ForkServerProcess:
+    """`coppice` as a shell starts it, a process group of its own, with stages that `faulty_flow` can hold up."""
+    process = FORKS.Process(target=_run_in_terminal, args=(dict(environment), str(output), arguments))
     process.start()
     return process
 
@@ -53,3 +61,17 @@ def _run(home: str, api: str, settings: tuple[str, ...]) -> None:
 
     with temporary_settings({PREFECT_API_URL: api}):  # Prefect was imported, and read its environment, before the fork
         main()
+
+
+def _run_in_terminal(environment: dict[str, str], output: str, arguments: tuple[str, ...]) -> None:
+    os.setsid()
+    for stream in (1, 2):
+        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    os.environ.update(environment)
+    os.environ.pop("PREFECT_API_URL", None)
+    sys.argv = ["coppice", *arguments]
+    import faulty_flow  # noqa: F401  it reads its environment now
+
+    from deployments.command.app import main
+
+    main()

@@ -59,7 +59,7 @@ def make_result() -> RunResult:
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """The command with a preset and a flow of its own, an empty home and no server."""
+    """The command with a preset and a flow of its own, an empty home and a server that nobody asks."""
     own_presets = ModuleType("deployments.presets")
     own_presets.preset = lambda name: PipelineConfig(preset=name)  # type: ignore[attr-defined]
     own_presets.preset_names = lambda: ("tiny", "gsm8k-lora")  # type: ignore[attr-defined]
@@ -71,7 +71,7 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     monkeypatch.setenv("COPPICE_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("COPPICE_DEBUG", raising=False)
     monkeypatch.setattr("deployments.environment.prepare_environment", lambda *_, **__: None)  # it outlives a test
-    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:4711/api"}):
         yield tmp_path
 
 
@@ -117,7 +117,7 @@ def test_run_prints_the_table_and_writes_the_summary(
     summary = command / "summary.json"
     assert call(monkeypatch, "run", "--summary", str(summary), "--set", "seed=4", "--model", "some/model") == 0
     shown = capsys.readouterr().out
-    for text in ("75.0 ±25.0", "champion: iteration 1", "1 of 1 iterations done", "server start", "mlflow.db"):
+    for text in ("75.0 ±25.0", "champion: iteration 1", "1 of 1 iterations done", "http://127.0.0.1:4711", "mlflow.db"):
         assert text in shown
     assert json.loads(summary.read_text()) == {
         "preset": "tiny",

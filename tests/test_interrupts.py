@@ -6,15 +6,15 @@ import os
 import re
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import psutil
 import pytest
+from forked_run import start_in_terminal
 from run_fixtures import client
 from server_fixtures import wait_until
 
@@ -22,8 +22,6 @@ from deployments.environment import exempt_loopback
 
 pytestmark = pytest.mark.slow
 
-TESTS = Path(__file__).parent
-RUN = "import faulty_flow; from deployments.command.app import main; main()"
 SETTINGS = (
     "policy.backend=scripted",
     "num_iterations=1",
@@ -46,42 +44,43 @@ class Terminal:
         self.output = home / f"output-{len(list(home.glob('output-*')))}.txt"
         self.output.touch()
         arguments = [argument for setting in (*SETTINGS, *settings) for argument in ("--set", setting)]
-        self.command = [sys.executable, "-c", RUN, "run", "--preset", "tiny", *arguments]
+        self.arguments = ("run", "--preset", "tiny", *arguments)
         names = {"COPPICE_HOME": str(home), "COPPICE_TEST_FAULTS": str(self.faults), "HOME": str(home)}
-        self.environment = os.environ | names | {"PYTHONPATH": f"{TESTS}:{TESTS.parent}"} | environment
-        self.environment.pop("PREFECT_API_URL", None)
+        self.environment = names | environment
 
-    def start(self) -> subprocess.Popen[bytes]:
-        with self.output.open("wb") as output:
-            return subprocess.Popen(
-                self.command, env=self.environment, stdout=output, stderr=output, start_new_session=True
-            )
+    def start(self) -> ForkServerProcess:
+        return start_in_terminal(self.environment, self.output, *self.arguments)
 
-    def interrupt_in(self, stage: str, number: signal.Signals) -> int:
+    def run(self) -> int | None:
+        """Its exit code."""
+        process = self.start()
+        process.join()
+        return process.exitcode
+
+    def interrupt_in(self, stage: str, number: signal.Signals) -> int | None:
         """Exit code of a run that gets a signal, with all that it started, in a stage."""
         self.hold(stage)
         process = self.start()
         self.wait_in(stage, process)
         sent = time.monotonic()
         os.killpg(process.pid, number)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(2 * END_TIMEOUT_S)
+        process.join(2 * END_TIMEOUT_S)
         took = time.monotonic() - sent
         self.go_on(stage)
         (self.faults / "waiting").unlink()
-        if process.poll() is None:
+        if process.exitcode is None:
             os.killpg(process.pid, signal.SIGKILL)
         assert took < END_TIMEOUT_S, self.printed()
-        return process.wait()
+        return process.exitcode
 
     def hold(self, stage: str) -> None:
         """The next run that would end such a stage waits there."""
         (self.faults / stage).write_text("wait")
 
-    def wait_in(self, stage: str, process: subprocess.Popen[bytes]) -> None:
+    def wait_in(self, stage: str, process: ForkServerProcess) -> None:
         """Returns once a run waits there."""
-        wait_until(lambda: (self.faults / "waiting").exists() or process.poll() is not None, f"{stage} is reached")
-        assert process.poll() is None, self.printed()
+        wait_until(lambda: (self.faults / "waiting").exists() or not process.is_alive(), f"{stage} is reached")
+        assert process.is_alive(), self.printed()
 
     def go_on(self, stage: str) -> None:
         (self.faults / stage).unlink()
@@ -114,18 +113,23 @@ class Terminal:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_ends_at_once_leaves_nothing_running_and_goes_on(
-    number: signal.Signals, code: int, new_server_home: Callable[[], Path]
+    new_server_home: Callable[[], Path],
 ) -> None:
     terminal = Terminal(new_server_home(), **PROXY)
-    for stage in ("search-shard", "train-policy", "evaluate-policy", "record-iteration"):
+    by_stage = {
+        "search-shard": (signal.SIGINT, 130),
+        "train-policy": (signal.SIGTERM, 143),
+        "evaluate-policy": (signal.SIGINT, 130),
+        "record-iteration": (signal.SIGTERM, 143),
+    }
+    for stage, (number, code) in by_stage.items():
         assert terminal.interrupt_in(stage, number) == code, terminal.printed()
         assert "the same command goes on from there" in terminal.printed()
         assert "Traceback" not in terminal.printed()
         assert terminal.living() == []
         assert terminal.running() == []
-    assert terminal.start().wait() == 0, terminal.printed()
+    assert terminal.run() == 0, terminal.printed()
     assert terminal.living() == []
     assert terminal.tried("search-shard") == 2  # once interrupted, once finished: later runs found it
 
@@ -136,7 +140,7 @@ def test_a_server_that_cannot_come_up_says_why_at_once(new_server_home: Callable
     with sqlite3.connect(home / "prefect.db") as database:
         database.execute("update alembic_version set version_num = 'ffffffffffff'")  # of a Prefect that is to come
     terminal = Terminal(home)
-    assert terminal.start().wait() == 2
+    assert terminal.run() == 2
     assert "prefect-terminal has ended" in terminal.printed()
     assert "ffffffffffff" in terminal.printed()
     assert terminal.living() == []
@@ -155,10 +159,12 @@ def test_runs_of_a_sweep_at_once_share_what_they_can_and_the_very_same_run_is_re
     wait_until(lambda: all("waits for" in terminal.printed() for terminal in sweep[1:]), "the others wait")
     assert re.search(r"search-shard: waits for tiny-seed-0-\S+learning_rate=1e-4 \(process \d+", sweep[1].printed())
     again = Terminal(home, "train.learning_rate=1e-4")
-    assert again.start().wait() == 2
+    assert again.run() == 2
     assert "this very run is going on in another process" in again.printed()
     sweep[0].go_on("search-shard")
-    assert [process.wait() for process in (first, *others)] == [0, 0, 0, 0], [one.printed() for one in sweep]
+    for process in (first, *others):
+        process.join()
+    assert [process.exitcode for process in (first, *others)] == [0, 0, 0, 0], [one.printed() for one in sweep]
     assert again.tried("search-shard") == 1
     assert again.tried("train-policy") == 4
     names = {run.info.run_name for run in client(home).search_runs(["1"]) if "seed" in run.info.run_name}

@@ -55,7 +55,8 @@ def make_server(folder: Path, code: str, *, healthy: bool = True, address: str =
 def test_a_server_is_ended_with_all_that_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(background, "STOP_TIMEOUT_S", 0.3)
     server = make_server(tmp_path, STUBBORN)
-    server.wait(server.start())
+    server.start()
+    server.wait()
     assert background.wait_until(lambda: "deaf" in server.log.read_text(), 30)
     assert len(server.processes()) == 2
     assert server.stop()
@@ -69,7 +70,8 @@ def test_what_wrote_over_its_environment_belongs_to_its_server_all_the_same(
     monkeypatch.setattr(background, "STOP_TIMEOUT_S", 0.3)
     child = "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], env={}).wait()"
     server = make_server(tmp_path, f"import subprocess, sys; {child}")
-    server.wait(server.start())
+    server.start()
+    server.wait()
     assert background.wait_until(server.has_children, 30)
     assert server.stop()
     assert server.processes() == []
@@ -78,7 +80,8 @@ def test_what_wrote_over_its_environment_belongs_to_its_server_all_the_same(
 def test_a_server_that_ends_at_once_is_reported_with_its_last_words(tmp_path: Path) -> None:
     server = make_server(tmp_path, "raise SystemExit('no such database')", healthy=False)
     with pytest.raises(ConfigError, match=r"program has ended: no such database \(.*program\.log\)"):
-        server.wait(server.start())
+        server.start()
+        server.wait()
 
 
 def test_a_number_that_another_program_got_since_is_left_alone(tmp_path: Path) -> None:
