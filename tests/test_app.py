@@ -71,6 +71,7 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     monkeypatch.setenv("COPPICE_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("COPPICE_DEBUG", raising=False)
     monkeypatch.setattr("deployments.environment.prepare_environment", lambda *_, **__: None)  # it outlives a test
+    monkeypatch.setattr("tasks.runtime.flow_tracking.run_key", lambda config: config.preset)  # it asks the hub
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:4711/api"}):
         yield tmp_path
 
