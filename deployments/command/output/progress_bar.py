@@ -28,7 +28,7 @@ class ProgressHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         stage = getattr(record, "stage", None)
         if stage is None:
-            self._progress.console.print(record.getMessage(), highlight=False)
+            self._progress.console.print(record.getMessage(), markup=False, highlight=False, soft_wrap=True)
             return
         completed, total = getattr(record, "completed", 0), getattr(record, "total", None)
         if stage not in self._bars:
