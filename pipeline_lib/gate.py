@@ -31,7 +31,13 @@ class _Point:
 
     @property
     def accuracy(self) -> float:
-        return self.report.accuracy
+        """Of all problems of the split: ignored answers are wrong here, else a policy gains by being cut off."""
+        return self.report.solved_share
+
+    @property
+    def upper_limit(self) -> float:
+        """Of the accuracy's own 95 % interval."""
+        return self.report.interval[1] * (1 - self.report.num_ignored / self.report.num_problems)
 
     @property
     def name(self) -> str:
@@ -50,7 +56,8 @@ class _Point:
 def decide(records: Sequence[IterationRecord], config: GateConfig, *, dataset: str | None = None) -> GateDecision:
     """Whether to go on after the last record, and which iteration is champion.
 
-    The champion is the record of highest validation accuracy, the earliest among equals. A record
+    The champion is the record of highest validation accuracy, the earliest among equals; accuracies are shares of all
+    problems, so ignored answers are wrong here. A record
     gains when its accuracy exceeds that of the last record that gained by more than ``min_gain`` (and,
     with ``require_interval``, when the paired 95 % interval of that difference lies above 0); after ``patience``
     records in a row without a gain, or after an audit that did not pass, it stops.
@@ -71,7 +78,7 @@ def decide(records: Sequence[IterationRecord], config: GateConfig, *, dataset: s
         return GateDecision(proceed=False, champion=best.index, reason=reason)
     gains = _last_gains(curve, config)
     without = len(gains) - 1 - gains[-1]
-    note = _unpaired(curve, gains) if config.require_interval else ""
+    note = (_unpaired(curve, gains) if config.require_interval else "") + _ignored(curve)
     if without >= config.patience:
         rival = curve[gains[-1]]
         reason = f"validation accuracy {last.accuracy:.1%} after {last.name}: {_lack_of_gain(without, rival, config)}"
@@ -165,7 +172,7 @@ def _to_beat(rival: _Point, point: _Point, config: GateConfig) -> float:
     if not config.require_interval:
         return threshold
     test = point.test_against(rival)
-    return max(threshold, rival.report.interval[1] if test is None else point.accuracy - test.interval[0])
+    return max(threshold, rival.upper_limit if test is None else point.accuracy - test.interval[0])
 
 
 def _standing(point: _Point, best: _Point, where: str = "") -> str:
@@ -195,6 +202,11 @@ def _unpaired(curve: Sequence[_Point], gains: Sequence[int]) -> str:
     if curve[-1].test_against(rival) is not None:
         return ""
     return f"; against {rival.name} by its own interval alone: no paired test is on record"
+
+
+def _ignored(curve: Sequence[_Point]) -> str:
+    """Says so where the accuracies are not those that the reports give; else empty."""
+    return "; of all problems, ignored answers among them" if any(p.report.num_ignored for p in curve) else ""
 
 
 def _trial(records: Sequence[IterationRecord], config: GateConfig, dataset: str | None) -> GateTrial:

@@ -17,12 +17,14 @@ from pipeline_lib.problems.problem_table import write_problems
 from pipeline_lib.problems.run_sets import local_files, tested_pool, training_pool
 from pipeline_lib.problems.splits import find_validation
 from pipeline_lib.problems.tiny import is_tiny
-from pipeline_lib.store import Entry, write_json
+from pipeline_lib.store import Entry, read_json, write_json
 from pipeline_lib.types import Problem, Ref
 from tasks.runtime.keys import key_of
 from tasks.runtime.stage import Done, stage
 
-PROBLEMS, SKIPPED = "problems.parquet", "skipped.json"
+PROBLEMS, NOTES = "problems.parquet", "notes"
+NOTES_OF_0_1_0 = "skipped.json"
+"""A file of the entry, there, so in its digest. It is still written, and empty: sets without notes keep that digest."""
 READING = 2  # version of how rows become sets; what is generated knows none
 LOGGER = logging.getLogger("coppice.progress")
 
@@ -115,15 +117,22 @@ def evaluation_sets(
         yield f"{named.name} test", "test", problems
 
 
+def notes_of(entry: Entry) -> list[str]:
+    """One line for each bad row of the split that a set was drawn from, and for each reason to leave good ones out."""
+    observed = entry.observations()
+    return list(observed[NOTES] if NOTES in observed else read_json(entry.path / NOTES_OF_0_1_0))
+
+
 def _save(entry: Entry, pool: ProblemPool, chosen: list[Problem]) -> Done:
+    """Notes name places and rows that were not chosen, so they are no part of what tells two sets apart."""
     write_problems(chosen, entry.path / PROBLEMS)
+    write_json(entry.path / NOTES_OF_0_1_0, [])
     notes = pool.notes(chosen)
-    write_json(entry.path / SKIPPED, [*(bad.reason for bad in pool.skipped), *notes])
     if pool.skipped:
         LOGGER.warning(f"{pool.name}: {len(pool.skipped)} rows skipped; the first: {pool.skipped[0].reason}")
     for note in notes:
         LOGGER.warning(note)
-    return Done(len(chosen))
+    return Done(len(chosen), {NOTES: [*(bad.reason for bad in pool.skipped), *notes]})
 
 
 def _validation_digest(config: PipelineConfig) -> str | None:

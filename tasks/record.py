@@ -127,18 +127,22 @@ def _paired_tests(
     rivals = {"base": earlier[0]} | ({"previous": earlier[-1]} if len(earlier) > 1 else {})
     best = {"best": best_so_far(earlier, dataset=dataset)}
     others = {f"iteration {record.index}": record for record in earlier[1:-1] if record != best["best"]}
-    return tuple(
+    tests = (
         _paired_test(before, report, name, record.index)
         for name, record in (rivals | best | others).items()
         for report in reports
         if name in rivals or report.split == "validation"
         if (before := record.evaluation(report.dataset, report.split)) is not None
     )
+    return tuple(test for test in tests if test is not None)
 
 
-def _paired_test(before: EvalReport, after: EvalReport, against: str, against_iteration: int) -> PairedTest:
+def _paired_test(before: EvalReport, after: EvalReport, against: str, against_iteration: int) -> PairedTest | None:
+    """Of the problems that neither policy has ignored; None where there is none."""
     was_right, is_right = _correct(before), _correct(after)
     counted = was_right.keys() & is_right.keys() if before.num_ignored or after.num_ignored else was_right.keys()
+    if not counted:
+        return None
     return paired_test(
         {key: right for key, right in was_right.items() if key in counted},
         {key: right for key, right in is_right.items() if key in counted},

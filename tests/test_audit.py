@@ -89,9 +89,9 @@ def test_rollouts_that_the_engine_gave_up_on_count_as_truncated():
     assert sum(report.histogram.counts) == 0
 
 
-def test_a_tree_without_any_rollout_counts_as_all_wrong():
+def test_a_tree_without_any_rollout_is_neither_right_nor_wrong():
     report = audit(make_tree((-1, 0, 0)))
-    assert (report.num_all_wrong, report.unparsed_share, report.passed) == (1, 0, False)
+    assert (report.num_all_wrong, report.num_all_correct, report.unparsed_share, report.passed) == (0, 0, 0, False)
 
 
 def test_informative_problems_whose_scores_hardly_vary_stop():

@@ -328,3 +328,18 @@ def test_the_calibration_grid_holds_the_gate_itself():
     assert own in grid
     assert len(grid) == len({(g.min_gain, g.patience) for g in grid}) == 6 * 4
     assert len(calibration_grid(GateConfig())) == 5 * 3
+
+
+@pytest.mark.parametrize("require_interval", [False, True])
+def test_a_policy_that_is_cut_off_on_hard_problems_gains_nothing_by_it(require_interval):
+    """Of 1000 problems the base solves 600; the next one answers half of them and solves 450 of these."""
+    cut = report(0.9).model_copy(update={"num_correct": 450, "num_truncated": 500, "num_ignored": 500})
+    curve = [record(0, report(0.6)), record(1, cut)]
+    decision = decide(curve, GateConfig(patience=1, require_interval=require_interval))
+    assert (decision.proceed, decision.champion) == (False, 0)
+    assert decision.reason.startswith("validation accuracy 45.0% after iteration 1: no gain of more than 0.0%")
+    assert decision.reason.endswith("; of all problems, ignored answers among them")
+    assert best_so_far(curve).index == 0
+    better = [record(0, cut), record(1, report(0.6, interval=(0.55, 0.65)))]
+    assert decide(better, GateConfig(patience=1, require_interval=require_interval)).champion == 1
+    assert decide(better, GateConfig(patience=1, require_interval=require_interval)).proceed

@@ -9,6 +9,10 @@ from typing import Any
 
 import pytest
 
+from deployments.command.grade_file import _text_of, grade_file
+from deployments.command.grade_file import read_rows as rows_of_input
+from pipeline_lib.config import ConfigError
+
 ROWS = [
     {"id": 1, "gold": "1+x", "prediction": r"So \boxed{x+1}.", "note": ["kept"]},
     {"id": 2, "gold": "5", "prediction": "#### 6", "answer": "of the data set"},
@@ -56,14 +60,54 @@ def test_numbers_nulls_announced_golds_and_an_earlier_grading_are_taken_as_they_
         {"gold": 2.5, "prediction": 2.5},
         {"gold": "5", "prediction": None},
         {"gold": "So the answer is 5.", "prediction": r"\boxed{5}"},
-        {"gold": "5", "prediction": "#### 6", "grade": "correct", "answer": "5"},
+        {"gold": "5", "prediction": "#### 6", "grade": "unparsed", "answer": None, "reward": 0.25, "reason": "stale"},
     ]
     source = write_rows(tmp_path / "in.jsonl", rows)
     done = coppice("grade", "--input", source, "--output", "out.jsonl", "--workers", 1, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     added = [("correct", "5"), ("correct", "2.5"), ("unparsed", None), ("correct", "5"), ("wrong", "6")]
+    del rows[-1]["reward"], rows[-1]["reason"]
     expected = [{**row, "grade": grade, "answer": answer} for row, (grade, answer) in zip(rows, added, strict=True)]
     assert read_rows(tmp_path / "out.jsonl") == expected
+
+
+def test_an_answer_of_the_rows_own_outlives_every_grading(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"gold": "5", "prediction": "#### 5"},
+        {"gold": "5", "prediction": "#### 6", "answer": "own"},
+        {"gold": "5", "prediction": "#### 6", "answer": "labelled", "grade": "correct"},
+        {"gold": "5", "prediction": "#### 5", "answer": None, "note": 1e-7},
+    ]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    grade_file(path, path, num_workers=1)
+    once = read_rows(path)
+    assert once == [
+        {**rows[0], "grade": "correct", "answer": "5"},
+        {**rows[1], "grade": "wrong", "extracted": "6"},
+        {**rows[2], "grade": "wrong", "extracted": "6"},
+        {**rows[3], "grade": "correct", "extracted": "5"},
+    ]
+    grade_file(path, path, num_workers=1)
+    assert read_rows(path) == once
+
+
+@pytest.mark.parametrize("written", ["1e-7", "0.10", "0.12345678901234567890123", "5", "-3"])
+def test_a_number_is_graded_as_it_is_written(tmp_path: Path, written: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f'{{"gold": {written}, "prediction": {written}}}\n')
+    (row,) = rows_of_input(path)
+    assert [_text_of(row, field) for field in ("gold", "prediction")] == [written, written]
+    assert json.loads(json.dumps(row))["gold"] == float(written)
+
+
+@pytest.mark.parametrize("written", ["NaN", "Infinity", "-Infinity", "1e999"])
+@pytest.mark.parametrize("field", ["gold", "prediction"])
+def test_what_is_no_finite_number_is_refused(tmp_path: Path, field: str, written: str) -> None:
+    other = {"gold": "prediction", "prediction": "gold"}[field]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f'{{"{other}": 5, "{field}": {written}}}\n')
+    with pytest.raises(ConfigError, match=rf"rows\.jsonl, row 1: field '{field}' is no finite number: [^\n]+$"):
+        list(rows_of_input(path))
 
 
 @pytest.mark.slow

@@ -24,6 +24,12 @@ def test_answers_and_prompts_fit_into_the_context(name: str) -> None:
     assert longest + ROOM_FOR_PROMPTS <= config.policy.max_context_tokens
 
 
+@pytest.mark.parametrize("name", ["math", "math-24gb"])
+def test_a_drawing_in_a_math_question_fits_beside_its_answer(name: str) -> None:
+    config = preset(name)
+    assert config.policy.max_context_tokens - config.search.max_new_tokens >= 3000
+
+
 @pytest.mark.parametrize("name", preset_names())
 def test_the_training_dataset_is_measured_and_transfer_beside_it(name: str) -> None:
     config = preset(name)

@@ -18,8 +18,9 @@ from pipeline_lib.problems.problem_table import read_problems
 from pipeline_lib.problems.rows import ProblemsError
 from pipeline_lib.problems.run_sets import check_datasets, training_pool
 from pipeline_lib.problems.tiny import make_problem
+from pipeline_lib.store import write_json
 from pipeline_lib.types import Problem
-from tasks.problems import PROBLEMS, SKIPPED, draw_problems, draw_test_problems
+from tasks.problems import NOTES_OF_0_1_0, PROBLEMS, draw_problems, draw_test_problems, notes_of
 
 
 @pytest.fixture(autouse=True)
@@ -57,8 +58,7 @@ def questions_of(config: PipelineConfig, iteration: int) -> list[str]:
 
 
 def skipped_of(config: PipelineConfig, iteration: int) -> list[str]:
-    text = (draw_problems.entry(config=config, iteration=iteration).path / SKIPPED).read_text(encoding="utf-8")
-    return list(json.loads(text))
+    return notes_of(draw_problems.entry(config=config, iteration=iteration))
 
 
 def numbered(*numbers: range) -> list[str]:
@@ -264,3 +264,33 @@ def test_generated_test_sets_and_keys_are_those_of_0_1_0() -> None:
     few = apply_overrides(config, ["evaluation.num_problems=3"])
     asked = made(draw_test_problems, config=few, dataset="tiny-word", path=None)
     assert asked == [make_problem("tiny-word", "test", i) for i in range(3)]
+
+
+def test_the_same_rows_at_another_place_are_the_same_sets_whatever_was_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a champion is said to be measured on other validation problems because a folder was moved."""
+
+    def drawn(place: str) -> list[str]:
+        monkeypatch.setenv("COPPICE_HOME", str(tmp_path / place / "home"))
+        train = write_rows(tmp_path / place / "train.jsonl", [*numbered(range(40), range(5)), ""])
+        test = write_rows(tmp_path / place / "test.jsonl", numbered(range(30, 45), range(30, 32)))
+        config = config_of(train, test=f"file={test}")
+        for iteration in (0, 1):
+            made(draw_problems, config=config, iteration=iteration)
+            assert [str(train) in note for note in skipped_of(config, iteration)] == [True] * 3
+        made(draw_test_problems, config=config, dataset="file", path=str(test))
+        tested = draw_test_problems.entry(config=config, dataset="file", path=str(test))
+        assert [str(test) in note for note in notes_of(tested)] == [True]
+        entries = [draw_problems.entry(config=config, iteration=iteration) for iteration in (0, 1)]
+        return [entry.ref().sha256 for entry in (*entries, tested)]
+
+    assert drawn("here") == drawn("there")
+
+
+def test_notes_of_an_entry_of_0_1_0_are_read_from_its_file() -> None:
+    config = preset("tiny")
+    entry = draw_problems.entry(config=config, iteration=0)
+    write_json(entry.path / NOTES_OF_0_1_0, ["old.jsonl, row 2: no answer"])
+    entry.commit(1)
+    assert skipped_of(config, 0) == ["old.jsonl, row 2: no answer"]

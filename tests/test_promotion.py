@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from pipeline_lib.registry.lineage import score_from_tags, version_tags
 from pipeline_lib.registry.promotion import (
     MAX_MOVES,
     PROMOTED,
@@ -13,6 +14,7 @@ from pipeline_lib.registry.promotion import (
     read_moves,
     write_moves,
 )
+from pipeline_lib.types import EvalReport, IterationRecord, PolicyRef
 
 
 def score(version: str, accuracy: float, yardstick: str = "y") -> ValidationScore:
@@ -49,6 +51,23 @@ def test_a_better_one_by_the_same_yardstick_is_promoted(
     promotion = decide_promotion(challenger, champion)
     assert promotion.promoted is promoted
     assert (promotion.version, promotion.previous) == (challenger.version, champion.version)
+
+
+def test_who_is_cut_off_on_hard_problems_is_not_promoted_for_it() -> None:
+    def validation(num_correct: int, num_ignored: int) -> EvalReport:
+        return EvalReport(
+            dataset="gsm8k", split="validation", policy_id="p", num_problems=200, num_correct=num_correct,
+            num_unparsed=0, num_truncated=num_ignored, num_ignored=num_ignored, yardstick="y",
+            accuracy=num_correct / (200 - num_ignored), interval=(0, 1),
+        )  # fmt: skip
+
+    whole, cut = validation(120, 0), validation(90, 100)  # 60 %, and 90 % of the half that it finished
+    assert not decide_promotion(ValidationScore.of("2", cut), ValidationScore.of("1", whole)).promoted
+    policy = PolicyRef(policy_id="p", base_model="m", iteration=1)
+    tags = version_tags(IterationRecord(index=1, policy=policy, evaluations=(cut,)), policy, None, {})
+    assert score_from_tags("2", tags) == ValidationScore.of("2", cut)
+    promotion = decide_promotion(ValidationScore.of("1", whole), score_from_tags("2", tags))
+    assert promotion.reason == "60.0% of 200 validation problems of gsm8k, against 45.0% for version 2"
 
 
 def test_champions_before_are_a_stack_that_rollbacks_take_from() -> None:

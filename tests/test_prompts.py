@@ -13,6 +13,7 @@ from deployments.preflight.check import CHECKS, run_checks
 from deployments.presets import preset
 from pipeline_lib.config import ConfigError, PipelineConfig, PolicyConfig, Settings, apply_overrides
 from pipeline_lib.policy.model_folders import TINY_BASE
+from pipeline_lib.types import Problem
 
 pytestmark = pytest.mark.slow  # most of it is the import of torch
 
@@ -61,6 +62,28 @@ def test_a_run_says_what_the_check_says(tmp_path: Path, monkeypatch: pytest.Monk
         check_prompts(apply_overrides(too_long, ["evaluation.max_new_tokens=1"]))
     else:
         check_prompts(too_long, ["test"])
+
+
+def test_only_a_row_of_the_users_own_files_can_be_dropped(tmp_path: Path) -> None:
+    from tasks.runtime.prompts import measure_prompts
+
+    long = "Why? " * 90
+    own = f"evaluation.datasets=file={tmp_path}"
+    cases = {
+        ("file/train/00000", "file", "problems.path=hub:owner/name"): False,
+        ("file/validation/00000", "file", "problems.path=hub:owner/name"): False,
+        ("file/test/00000", "file", "evaluation.datasets=file=hub:owner/name"): False,
+        ("gsm8k/test/00000", "gsm8k", "evaluation.datasets=gsm8k"): False,
+        ("tiny-word/test/00000", "tiny-word", "evaluation.datasets=tiny-word"): False,
+        ("file/validation/00000", "file", "problems.validation_path=hub:owner/name"): False,
+        ("file/train/00000", "file", own): True,
+        ("file/test/00000", "file", own): True,
+    }
+    for (problem_id, dataset, override), can_drop in cases.items():
+        config = config_with(tmp_path, override)
+        with pytest.raises(ConfigError, match=r"raise it to \d+(, or drop the row)?$") as caught:
+            measure_prompts(config, [("evaluation", [Problem(problem_id, long, "1", dataset)])])
+        assert str(caught.value).endswith(", or drop the row") == can_drop, problem_id
 
 
 def model_with(tmp_path: Path, *, template: str | None = None, end: bool = True) -> Path:

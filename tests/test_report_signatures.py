@@ -6,7 +6,7 @@ from report_fixtures import OTHER, make_audit, make_record, make_report, make_re
 from deployments.command.output.closing import notice_lines
 from pipeline_lib.config import PipelineConfig
 from pipeline_lib.report.sanity import single_iteration_checks
-from pipeline_lib.report.signatures import Signature, failure_signatures
+from pipeline_lib.report.signatures import Signature, failure_signatures, unusable_answers
 from pipeline_lib.types import IterationRecord
 
 CONFIG = PipelineConfig()
@@ -121,6 +121,18 @@ def test_answers_that_cannot_be_graded_are_told_by_their_cause() -> None:
     unparsed = seen(make_record(0).model_copy(update={"evaluations": reports}), champion=0)["unusable-answers"]
     assert unparsed.evidence == "30 % of the base's tiny-algebra answers hold no answer that can be read"
     assert seen(make_record(0), make_record(1, audit=make_audit(truncated_share=0.2))) == {}
+    ignored = [r.model_copy(update={"num_truncated": 10, "num_ignored": 10}) for r in reports]
+    record = make_record(0).model_copy(update={"evaluations": tuple(ignored)})
+    found = unusable_answers([record], truncated="ignore")
+    assert found is not None
+    assert found.evidence == "44 % of the base's tiny-algebra answers hold no answer that can be read"  # 40 of 90
+
+
+@pytest.mark.parametrize(("truncated", "all_wrong"), [("wrong", True), ("grade", False), ("ignore", False)])
+def test_what_cut_answers_count_as_is_told_as_it_is_set(truncated: str, all_wrong: bool) -> None:
+    found = unusable_answers([make_record(1, audit=make_audit(truncated_share=0.3))], truncated=truncated)
+    assert found is not None
+    assert found.meaning.startswith("They count as wrong") is all_wrong
 
 
 def test_one_iteration_is_a_sanity_check() -> None:

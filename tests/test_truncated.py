@@ -350,7 +350,7 @@ def test_a_problem_that_either_policy_has_ignored_is_in_no_paired_comparison(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tasks.evaluate import PREDICTIONS
-    from tasks.record import _paired_test
+    from tasks.record import _paired_test, _paired_tests
     from tasks.runtime.stage import open_store
 
     monkeypatch.setenv("COPPICE_HOME", str(tmp_path))
@@ -364,7 +364,19 @@ def test_a_problem_that_either_policy_has_ignored_is_in_no_paired_comparison(
     before = kept("before", "#2", RIGHT_AND_ON, "#1", "#2")
     after = kept("after", "#1", "#1", RIGHT_AND_ON, "#2")
     test = _paired_test(before, after, "base", 0)
+    assert test is not None
     assert (test.num_fixed, test.num_broken, test.difference) == (1, 0, 0.5)  # of the first and the last
+    none_in_common = kept("other", RIGHT_AND_ON, "#1", RIGHT_AND_ON, RIGHT_AND_ON)  # `before` was cut off just there
+    was, now = (r.model_copy(update={"split": "validation"}) for r in (before, none_in_common))
+    assert _paired_tests([now], [make_record(0).model_copy(update={"evaluations": (was,)})], "letters") == ()
+
+
+def test_a_problem_whose_rollouts_were_all_ignored_is_neither_right_nor_wrong() -> None:
+    cut, wrong = searched_one(RIGHT_AND_ON, "ignore", max_new_tokens=6), searched_one("#2", max_new_tokens=6)
+    report = audit([cut, wrong, wrong])
+    assert (report.num_problems, report.num_all_wrong, report.num_all_correct, report.num_informative) == (3, 2, 0, 0)
+    assert "; 2 are all wrong, 0 all right, 1 without a rollout that counts" in report.reason
+    assert "that counts" not in audit([wrong]).reason
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import time
 from collections import Counter, deque
@@ -49,8 +50,9 @@ def grade_file(
 ) -> GradeCounts:
     """Writes every row of `input_file` with ``grade`` and ``answer`` to `output`, in the same order.
 
-    A row's own ``answer`` stays: the extracted one is then called ``extracted``. A verifier adds ``reward``, and
-    ``reason`` where it has one.
+    An ``answer`` that the row already has is never overwritten, not even in a file that was graded before: where it
+    is another one, what was extracted is called ``extracted``. A verifier adds ``reward``, and ``reason`` where it has
+    one. ``grade``, ``extracted``, ``reward`` and ``reason`` of an earlier grading are replaced, or go.
 
     Args:
         input_file: JSONL; each row has ``gold`` and ``prediction``, texts or numbers; a prediction may be null: there
@@ -91,7 +93,8 @@ def read_rows(path: Path) -> Iterator[Row]:
     """The file's rows, each checked.
 
     Raises:
-        ConfigError: the file cannot be read, a row is no JSON object, or a field is missing or neither text nor number.
+        ConfigError: the file cannot be read, a row is no JSON object, or a field is missing or neither text nor a
+            finite number.
     """
     if not path.is_file():
         raise ConfigError(f"--input {path}: no such file")
@@ -101,9 +104,23 @@ def read_rows(path: Path) -> Iterator[Row]:
                 yield _parse_row(line, f"--input {path}, row {number}")
 
 
+class _WrittenFloat(float):
+    """A number that remembers its digits: 0.10 is graded as 0.10, a long decimal by all of them."""
+
+    def __new__(cls, written: str) -> _WrittenFloat:
+        number = super().__new__(cls, written)
+        number._written = written
+        return number
+
+    def __str__(self) -> str:
+        return self._written
+
+    _written: str
+
+
 def _parse_row(line: bytes, place: str) -> Row:
     try:
-        row = json.loads(line.decode("utf-8-sig"))
+        row = json.loads(line.decode("utf-8-sig"), parse_float=_WrittenFloat)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{place}: is no JSON: {error}") from None
     if not isinstance(row, dict):
@@ -113,6 +130,8 @@ def _parse_row(line: bytes, place: str) -> Row:
             raise ConfigError(f"{place}: field {name!r} is missing")
         if isinstance(row[name], (bool, list, dict)) or (row[name] is None and name == "gold"):
             raise ConfigError(f"{place}: field {name!r} is neither text nor a number: {str(row[name])[:40]}")
+        if isinstance(row[name], float) and not math.isfinite(row[name]):
+            raise ConfigError(f"{place}: field {name!r} is no finite number: {str(row[name])[:40]}")
     return row
 
 
@@ -123,14 +142,26 @@ def _text_of(row: Row, field: str) -> str:
 
 
 def _with_result(row: Row, result: Graded) -> Row:
-    """The row with its grade; what a grading added earlier is replaced, what the row itself calls its answer is not."""
-    was_graded = row.get("grade") in list(Grade) or "answer" not in row
-    added: Row = {"grade": result.grade, "answer" if was_graded else "extracted": result.answer}
+    """The row with its grade; what a grading added earlier is replaced, an answer that may be the row's own is not."""
+    was_graded = row.get("grade") in list(Grade)
+    kept = {name: value for name, value in row.items() if not (was_graded and name in ("reward", "reason"))}
+    field = "answer" if _has_no_own_answer(row, result, was_graded=was_graded) else "extracted"
+    added: Row = {"grade": result.grade, field: result.answer}
     if result.reward is not None:
         added["reward"] = result.reward
     if result.reason:
         added["reason"] = result.reason
-    return {**row, **added}
+    return {**kept, **added}
+
+
+def _has_no_own_answer(row: Row, result: Graded, *, was_graded: bool) -> bool:
+    """Whether writing ``answer`` loses nothing: there is none, or an earlier grading left the same one, or null.
+
+    A grade alone tells nothing, people write it too; ``extracted`` tells that the answer beside it is the row's own.
+    """
+    if "answer" not in row:
+        return True
+    return was_graded and "extracted" not in row and row["answer"] in (None, result.answer)
 
 
 def _grade_rows(rows: Iterator[Row], pool: GradingPool) -> Iterator[Row]:

@@ -165,7 +165,9 @@ class PipelineConfig(ConfigGroup):
         "wrong",
         description="What an answer counts as that a limit cut off, in search and evaluation alike: wrong; grade, what "
         "its text comes to so far; ignore, left out of all counts, though its simulation is spent. Our choice: wrong, "
-        "since whoever asks gets no answer. It punishes steps that lead past a limit; the other two do not.",
+        "since whoever asks gets no answer. It punishes steps that lead past a limit; the other two do not. Gate and "
+        "promotion compare right answers among all problems, so there an ignored answer is wrong: no policy is "
+        "preferred for being cut off where it would fail.",
     )
     problems: ProblemsConfig = Field(default_factory=ProblemsConfig)
     policy: PolicyConfig = Field(default_factory=PolicyConfig)

@@ -43,7 +43,8 @@ def version_tags(
             tags[f"digest/{measured.split}/{measured.dataset}"] = measured.problems.sha256
     report = validation_report(record)
     if report is not None:
-        tags |= {f"coppice.validation.{name}": str(getattr(report, name)) for name in VALIDATION_FIELDS}
+        score = ValidationScore.of("", report)
+        tags |= {f"coppice.validation.{name}": str(getattr(score, name)) for name in VALIDATION_FIELDS}
     return tags | {name: f"{value:.6g}" for name, value in scores.items()}
 
 

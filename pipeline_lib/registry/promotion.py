@@ -27,7 +27,7 @@ class ValidationScore:
     Args:
         version: the version's number in the registry.
         dataset: the dataset whose validation split was asked.
-        accuracy: greedy, in [0, 1].
+        accuracy: greedy, in [0, 1]; of all problems, so ignored answers are wrong here.
         num_problems: how many problems the split holds.
         yardstick: equal for two versions that can be compared, see `EvalReport`; "" is equal to nothing.
     """
@@ -41,7 +41,7 @@ class ValidationScore:
     @classmethod
     def of(cls, version: str, report: EvalReport) -> ValidationScore:
         """The score that `report`, of a validation split, gives to `version`."""
-        return cls(version, report.dataset, report.accuracy, report.num_problems, report.yardstick)
+        return cls(version, report.dataset, report.solved_share, report.num_problems, report.yardstick)
 
     def __str__(self) -> str:
         return f"{self.accuracy:.1%} of {self.num_problems} validation problems of {self.dataset}"

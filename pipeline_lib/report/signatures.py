@@ -29,6 +29,14 @@ KL_FLOOR = 0.1  # nats per scored token below which growth is no matter; healthy
 FEW_UPDATES = 10  # fewer are a matter of too little data; more that change nothing, of too small a rate
 HIGH_UNUSABLE = 0.2  # of the rollouts or answers: a fifth of the work gives no reward that can be trusted
 
+MEANING_OF_UNUSABLE: dict[Truncated, str] = {
+    "wrong": "They count as wrong, so steps are punished for the answer's form or length, not for what they say.",
+    "grade": "Those without an answer count as wrong, so steps are punished for the answer's form; those that were cut "
+    "off count as what they come to so far, so steps are scored on answers that nobody finished.",
+    "ignore": "Those that were cut off are ignored, so figures speak of short answers alone; the others count as "
+    "wrong, so steps are punished for the answer's form.",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Signature:
@@ -99,9 +107,7 @@ def unusable_answers(records: Sequence[IterationRecord], *, truncated: Truncated
         "unusable-answers",
         "Many answers cannot be graded",
         f"{100 * share:.0f} % of {where} {kind}",
-        "They count as wrong, so steps are punished for the answer's form or length, not for what they say."
-        if truncated != "ignore"
-        else "Those that were cut off are ignored, so figures speak of short answers alone.",
+        MEANING_OF_UNUSABLE[truncated],
         f"Raise {_dials(records)} where answers are cut off; make "
         "policy.instruction ask for the dataset's answer format where they are not found.",
     )
@@ -266,7 +272,9 @@ def _dials(records: Sequence[IterationRecord]) -> str:
 
 
 def _unparsed_share(report: EvalReport) -> float:
-    return max(0, report.num_unparsed - report.num_truncated) / report.num_problems
+    """Of the answers that are not ignored, those that hold no answer though no limit cut them off."""
+    counted_and_cut = report.num_truncated - report.num_ignored
+    return max(0, report.num_unparsed - counted_and_cut) / max(1, report.num_problems - report.num_ignored)
 
 
 def _against_base(record: IterationRecord, dataset: str, split: str) -> PairedTest | None:

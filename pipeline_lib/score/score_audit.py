@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline_lib.config import AuditConfig, Cutoff
 from pipeline_lib.config.truncation import count_cutoffs, dial_to_raise
-from pipeline_lib.types import AuditReport, Float64Array, Histogram, Outcome, Remedy, SearchTree
+from pipeline_lib.types import ROOT, AuditReport, Float64Array, Histogram, Outcome, Remedy, SearchTree
 
 VISIT_BUCKETS = {"1": (1, 1), "2-3": (2, 3), "4-7": (4, 7), "8+": (8, np.iinfo(np.int32).max)}
 MOSTLY = 0.5  # of the rollouts; where more than these cannot be graded, that is why problems are uninformative
@@ -123,13 +123,19 @@ class _Steps:
 
 def _count_problems(trees: Sequence[SearchTree]) -> dict[str, int]:
     informative = sum(tree.is_informative for tree in trees)
-    wrong = sum(float(tree.value_sums[0]) == 0 for tree in trees)
+    uncounted = _num_uncounted(trees)
+    wrong = sum(float(tree.value_sums[ROOT]) == 0 for tree in trees) - uncounted
     return {
         "num_problems": len(trees),
         "num_informative": informative,
-        "num_all_correct": len(trees) - informative - wrong,
+        "num_all_correct": len(trees) - informative - wrong - uncounted,
         "num_all_wrong": wrong,
     }
+
+
+def _num_uncounted(trees: Sequence[SearchTree]) -> int:
+    """Problems whose rollouts were all ignored: they are neither right nor wrong."""
+    return sum(not tree.visits[ROOT] for tree in trees)
 
 
 def _count_rollouts(trees: Sequence[SearchTree]) -> dict[str, int]:
@@ -190,6 +196,8 @@ def _verdict(
             f"{config.min_informative_share:.1%}) have right and wrong rollouts; {wrong} are all wrong, "
             f"{right} all right"
         )
+        if uncounted := n - informative - wrong - right:
+            reason += f", {uncounted} without a rollout that counts"
         return reason, _advice_uninformative(counts, shares, cutoffs)
     if variance < config.min_variance or variance == 0:
         reason = f"the scores' variance is {variance:.2g} (at least {config.min_variance:.2g}){again}"

@@ -12,6 +12,7 @@ from pipeline_lib.policy.model_folders import model_folder
 from pipeline_lib.problems.draw import draw_test, hold_out
 from pipeline_lib.problems.pools import ProblemPool
 from pipeline_lib.problems.run_sets import tested_pool, training_pool
+from pipeline_lib.problems.tiny import is_tiny
 from pipeline_lib.types import Problem
 from tasks.runtime.engines import instruction_for
 
@@ -67,13 +68,28 @@ def measure_prompts(config: PipelineConfig, asked: Iterable[Asked]) -> PromptLen
         longest = max(own)
         answer_tokens = config.search.max_new_tokens if group == "search" else config.evaluation.max_new_tokens
         if longest + answer_tokens > config.policy.max_context_tokens:
+            culprit = tried[own.index(longest)]
             raise ConfigError(
-                f"{tried[own.index(longest)].problem_id}: a prompt of {longest} tokens and {group}.max_new_tokens="
+                f"{culprit.problem_id}: a prompt of {longest} tokens and {group}.max_new_tokens="
                 f"{answer_tokens} do not fit into policy.max_context_tokens={config.policy.max_context_tokens}; raise "
-                f"it to {longest + answer_tokens}, or drop the row"
+                f"it to {longest + answer_tokens}{', or drop the row' if _is_in_file(config, culprit) else ''}"
             )
         lengths += own
     return PromptLengths(len(lengths), sum(lengths) / len(lengths), max(lengths))
+
+
+def _is_in_file(config: PipelineConfig, problem: Problem) -> bool:
+    """Whether the problem was read from the user's own files, where it can be dropped; not from the hub, nor made."""
+    if is_tiny(problem.dataset):
+        return False
+    match problem.problem_id.split("/")[1]:
+        case "test":
+            path = {named.name: named.path for named in config.evaluation.test_sets}.get(problem.set_name)
+        case "validation":
+            path = config.problems.validation_path or config.problems.path
+        case _:
+            path = config.problems.path
+    return path is not None and not path.startswith("hub:")
 
 
 def prompt_codec(config: PipelineConfig, dataset: str) -> TokenizerCodec:
