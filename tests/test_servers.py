@@ -79,8 +79,8 @@ def test_what_wrote_over_its_environment_belongs_to_its_server_all_the_same(
 
 def test_a_server_that_ends_at_once_is_reported_with_its_last_words(tmp_path: Path) -> None:
     server = make_server(tmp_path, "raise SystemExit('no such database')", healthy=False)
+    server.start()
     with pytest.raises(ConfigError, match=r"program has ended: no such database \(.*program\.log\)"):
-        server.start()
         server.wait()
 
 
