@@ -32,7 +32,7 @@ class _Point:
     @property
     def accuracy(self) -> float:
         """Of all problems of the split: ignored answers are wrong here, else a policy gains by being cut off."""
-        return self.report.solved_share
+        return self.report.num_correct / self.report.num_problems
 
     @property
     def upper_limit(self) -> float:

@@ -255,14 +255,6 @@ class EvalReport(Record):
     def num_wrong(self) -> int:
         return self.num_problems - self.num_ignored - self.num_correct - self.num_unparsed - self.num_timeouts
 
-    @property
-    def solved_share(self) -> float:
-        """Right answers among all problems, ignored ones too: what may be compared between policies.
-
-        Accuracies of what each one finished may not be: who is cut off on hard problems would be better for it.
-        """
-        return self.num_correct / self.num_problems if self.num_ignored else self.accuracy
-
 
 class PairedTest(Record):
     """Two policies on the same problems: exact McNemar test and the paired difference."""

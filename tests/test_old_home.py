@@ -186,13 +186,14 @@ def test_its_versions_are_promoted_rolled_back_and_measured(
 
 
 def test_a_new_version_is_compared_with_its_champion(old_home: Path) -> None:
-    """By the yardstick that the old version's tags hold: the same problems, grader and length of an answer."""
+    """By the yardstick that the old version's tags hold: problems, grader, length, and what was cut off graded."""
     from tasks.evaluate import _yardstick
     from tasks.problems import draw_problems
 
     validation = draw_problems.entry(config=config(), iteration=0).ref()
+    settings = config("truncated=grade")
     champion = client(old_home).get_model_version("coppice-tiny", "1")
-    assert champion.tags["coppice.validation.yardstick"] == _yardstick(config(), validation, "tiny-word")
+    assert champion.tags["coppice.validation.yardstick"] == _yardstick(settings, validation, "tiny-word")
 
 
 def test_records_of_an_earlier_version_and_of_a_later_one_are_read(old_home: Path) -> None:

@@ -41,7 +41,8 @@ class ValidationScore:
     @classmethod
     def of(cls, version: str, report: EvalReport) -> ValidationScore:
         """The score that `report`, of a validation split, gives to `version`."""
-        return cls(version, report.dataset, report.solved_share, report.num_problems, report.yardstick)
+        accuracy = report.num_correct / report.num_problems
+        return cls(version, report.dataset, accuracy, report.num_problems, report.yardstick)
 
     def __str__(self) -> str:
         return f"{self.accuracy:.1%} of {self.num_problems} validation problems of {self.dataset}"
