@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.timeout(900)]  
 
 SEED = 7  # nobody else's, since it is in the names by which a person finds the run
 FLOW_RUN, TRACKED_RUN = f"tiny-seed-{SEED}", f"tiny seed {SEED}"
-FIRST_STAGES = {"problems 0", "evaluate 0 tiny-word validation", "record 0", "search 1 shard 0", "audit 1"}
+FIRST_STAGES = {"problems 0", "evaluate 0 tiny-word validation", "record 0", "gather 1", "audit 1"}
 LAST_STAGES = {"train 1", "evaluate 1 tiny-word validation", "record 1", "search 2 shard 0", "finish"}
 ITERATIONS = ("base", "iteration 1", "iteration 2")
 

@@ -25,9 +25,10 @@ from benchmarks.measuring import Cost, Figure, in_turns, measure, speedup
 
 from pipeline_lib.config import SearchConfig
 from pipeline_lib.grading import Grade, GradingPool, grade
+from pipeline_lib.grading.grader import Grader
 from pipeline_lib.policy.protocol import Policy
 from pipeline_lib.search import search_trees
-from pipeline_lib.types import Grader, Problem
+from pipeline_lib.types import Problem
 
 TESTS = Path(__file__).resolve().parents[1]
 CORPUS = TESTS / "golden" / "grading_corpus.jsonl"
