@@ -11,7 +11,7 @@ from typing import NamedTuple
 _BOX_TOKENS = re.compile(
     r"""
       \\{1,4}f?box(?:ed)?\s{0,9}\{   # a box opens
-    | \\boxed(?![A-Za-z])   # a box without braces, \boxed 2
+    | \\boxed(?:\\boxed(?!\s{0,9}\{))*(?![A-Za-z])   # a box without braces, \boxed 2; of several in a row the last
     | \\.   # an escaped brace, or the start of another command
     | [{}]
     """,
@@ -61,7 +61,7 @@ def boxes(text: str) -> list[Mark]:
                 marks.append(Mark((start, token.start()), "box"))
         elif token[0].endswith("{") and len(token[0]) > 2:
             stack.append(token.end())
-        elif token[0] == r"\boxed":
+        elif token[0].startswith(r"\boxed"):
             bare = _BRACELESS.match(text, token.end())
             if bare:
                 end = bare.start(1) + len(bare[1].rstrip(".,;:!?"))
