@@ -197,7 +197,7 @@ def test_an_unexpected_error_is_one_line_and_exit_code_1(
 def test_bench_outside_a_checkout_says_what_to_do(
     command: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("deployments.command.bench.ROOT", command)
+    monkeypatch.setattr("deployments.command.tools.bench.ROOT", command)
     assert call(monkeypatch, "bench") == 2
     assert "from a checkout" in capsys.readouterr().err
 
@@ -206,7 +206,7 @@ def test_bench_runs_the_folder_and_hands_its_exit_code_on(command: Path, monkeyp
     folder = command / "tests" / "benchmarks"
     folder.mkdir(parents=True)
     (folder / "__main__.py").write_text("import sys\nopen(sys.argv[2], 'w').write('{}')\nsys.exit(7)\n")
-    monkeypatch.setattr("deployments.command.bench.ROOT", command)
+    monkeypatch.setattr("deployments.command.tools.bench.ROOT", command)
     assert call(monkeypatch, "bench", "--json", str(command / "ratios.json")) == 7
     assert (command / "ratios.json").read_text() == "{}"
 

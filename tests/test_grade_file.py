@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from deployments.command.grade_file import _text_of, grade_file
-from deployments.command.grade_file import read_rows as rows_of_input
+from deployments.command.tools.grade_file import _text_of, grade_file
+from deployments.command.tools.grade_file import read_rows as rows_of_input
 from pipeline_lib.config import ConfigError
 
 ROWS = [

@@ -48,7 +48,7 @@ def grade(
     conventions = conventions_of(apply_overrides(PipelineConfig(), overrides), dataset)
     require_writable(output)
     load_settings()
-    from deployments.command.grade_file import grade_file, print_counts
+    from deployments.command.tools.grade_file import grade_file, print_counts
     from deployments.command.output.progress_bar import show_progress
 
     with show_progress():

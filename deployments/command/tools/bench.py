@@ -11,7 +11,7 @@ import typer
 
 from deployments.command.options import load_settings, require_writable
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def bench(

@@ -1,0 +1,1 @@
+"""Subcommands about what runs left behind: reports, models and champions."""
