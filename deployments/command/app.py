@@ -11,15 +11,15 @@ from typing import Annotated
 
 import typer
 
-from deployments.command.tools.bench import bench
-from deployments.command.tools.build_base import build_base
-from deployments.command.results.champion import promote, rollback
 from deployments.command.check import check
-from deployments.command.tools.grade import grade
 from deployments.command.options import is_debugging
+from deployments.command.results.champion import promote, rollback
 from deployments.command.results.report import report
 from deployments.command.run import evaluate, run
 from deployments.command.service import alerts, down, serve, up
+from deployments.command.tools.bench import bench
+from deployments.command.tools.build_base import build_base
+from deployments.command.tools.grade import grade
 from deployments.errors import describe_error
 
 SUBCOMMANDS = {

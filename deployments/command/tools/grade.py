@@ -48,8 +48,8 @@ def grade(
     conventions = conventions_of(apply_overrides(PipelineConfig(), overrides), dataset)
     require_writable(output)
     load_settings()
-    from deployments.command.tools.grade_file import grade_file, print_counts
     from deployments.command.output.progress_bar import show_progress
+    from deployments.command.tools.grade_file import grade_file, print_counts
 
     with show_progress():
         counts = grade_file(input_file, output, conventions=conventions, grader=grader, num_workers=workers)
