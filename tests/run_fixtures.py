@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from safetensors import safe_open
 
 from deployments.presets import preset
-from pipeline_lib.config import PipelineConfig, apply_overrides
+from pipeline_lib.config import PipelineConfig, apply_overrides, sqlite_uri
 
 SMALL = (
     "search.num_shards=2",
@@ -71,7 +71,7 @@ def client(home: Path) -> Any:
     """An MLflow client for the home's database."""
     from mlflow import MlflowClient
 
-    return MlflowClient(tracking_uri=f"sqlite:///{home / 'mlflow.db'}")
+    return MlflowClient(tracking_uri=sqlite_uri(home / "mlflow.db"))
 
 
 def children(home: Path, run_id: str) -> list[Any]:

@@ -163,6 +163,8 @@ def test_run_prints_the_table_and_writes_the_summary(
         (["--set", "seed"], "expected NAME=VALUE"),
         (["--preset", "tyni"], "the nearest is 'tiny'"),
         (["--summary", "no/such/folder/out.json"], "cannot be written"),
+        (["--summary", "/dev/full/out.json"], "cannot be written"),
+        (["--summary", "/proc/out.json"], "cannot be written"),
     ],
 )
 def test_a_bad_setting_is_one_line_and_exit_code_2(
@@ -173,6 +175,40 @@ def test_a_bad_setting_is_one_line_and_exit_code_2(
     message: str,
 ) -> None:
     assert call(monkeypatch, "run", *arguments) == 2
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert shown.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("COPPICE_LOCK_WAIT_S", "x", "COPPICE_LOCK_WAIT_S=x: input should be a valid number"),
+        ("COPPICE_TRACKING_PATIENCE_S", "-1", "COPPICE_TRACKING_PATIENCE_S=-1: input should be greater"),
+        ("COPPICE_HOME", "/dev/null/home", "COPPICE_HOME=/dev/null/home: /dev/null is no folder"),
+        ("COPPICE_HOME", "/proc/home", "COPPICE_HOME=/proc/home: /proc cannot be written"),
+        ("COPPICE_STORE", "/dev/null", "COPPICE_STORE=/dev/null: /dev/null is no folder"),
+        ("COPPICE_STORE", "s4://bucket/folder", "COPPICE_STORE=s4://bucket/folder: fsspec knows no such protocol"),
+        ("COPPICE_TRACKING_URI", "nonsense", "COPPICE_TRACKING_URI=nonsense: no address of an MLflow server"),
+        ("COPPICE_TRACKING_URI", "htp://me:secret@host", "COPPICE_TRACKING_URI=htp://host: no address"),
+        ("COPPICE_TRACKING_URI", "http://host:x", "COPPICE_TRACKING_URI=http://host:x: names no host"),
+        ("COPPICE_TRACKING_URI", "sqlite:////dev/null/mlflow.db", "/dev/null is no folder"),
+    ],
+)
+def test_a_bad_surrounding_is_one_line_and_exit_code_2_before_any_work(
+    command: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    variable: str,
+    value: str,
+    message: str,
+) -> None:
+    def work(config: PipelineConfig) -> RunResult:
+        raise AssertionError("it has begun")
+
+    monkeypatch.setattr(sys.modules["flows.self_training"], "self_training", work)
+    monkeypatch.setenv(variable, value)
+    assert call(monkeypatch, "run") == 2
     shown = capsys.readouterr().err
     assert message in shown
     assert shown.count("\n") == 1

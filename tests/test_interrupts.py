@@ -103,7 +103,7 @@ class Terminal:
 
     def running(self) -> list[str]:
         """What Prefect or MLflow still calls running."""
-        with sqlite3.connect(f"file:{self.home / 'prefect.db'}?mode=ro", uri=True) as prefect:
+        with sqlite3.connect(f"{(self.home / 'prefect.db').as_uri()}?mode=ro", uri=True) as prefect:
             names = [
                 f"{name} in Prefect"
                 for (name,) in prefect.execute("select name from flow_run where state_type in ('RUNNING', 'PENDING')")
@@ -114,9 +114,10 @@ class Terminal:
 
 @pytest.mark.timeout(900)
 def test_an_interrupted_run_ends_at_once_leaves_nothing_running_and_goes_on(
-    new_server_home: Callable[[], Path],
+    new_server_home: Callable[[], Path], tmp_path: Path
 ) -> None:
-    terminal = Terminal(new_server_home(), **PROXY)
+    """In a home whose path means something in every address that it is part of."""
+    terminal = Terminal(new_server_home().rename(tmp_path / "50% of #1? a b"), **PROXY)
     by_stage = {"search-shard": (signal.SIGINT, 130), "train-policy": (signal.SIGTERM, 143)}
     for stage, (number, code) in by_stage.items():
         assert terminal.interrupt_in(stage, number) == code, terminal.printed()

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 from prefect import flow, task
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 from run_fixtures import manifests, small_config
 
 from pipeline_lib.config import ConfigError, PipelineConfig, RayConfig
@@ -183,6 +183,36 @@ def test_each_shard_gets_its_share(home: Path, monkeypatch: pytest.MonkeyPatch) 
             return [future.result() for future in [runner.submit(surroundings, {}) for _ in range(2)]]
 
     assert two() == [[str(home), str(home / "store"), "0"]] * 2
+
+
+@on_a_cluster
+def test_a_worker_gets_the_keys_and_no_log_of_ray_does(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COPPICE_HOME", str(home))
+    monkeypatch.setenv("COPPICE_STORE", str(home / "store"))
+    model_key, server_key = f"model-{secrets.token_hex(8)}", f"prefect:{secrets.token_hex(8)}"
+    monkeypatch.setenv("COPPICE_SERVER_API_KEY", model_key)  # the cluster's own processes were started without it
+
+    @task
+    def keys() -> tuple[str, str]:
+        from pipeline_lib.config import Settings
+
+        own, prefect = Settings().server_api_key, PREFECT_API_AUTH_STRING.value()
+        assert own is not None, "the worker has no key of the model servers"
+        return own.get_secret_value(), str(prefect)  # Prefect sends its secrets as plain texts
+
+    @flow
+    def ask() -> list[tuple[str, str]]:
+        with ray_tasks(RayConfig(gpus_per_shard=0.5)) as runner:
+            return [runner.submit(keys, {}).result() for _ in range(2)]
+
+    with temporary_settings({PREFECT_API_AUTH_STRING: server_key}):
+        assert ask() == [(model_key, server_key)] * 2
+    files = [file for file in Path(os.environ["RAY_TMPDIR"]).rglob("*") if file.is_file()]
+    assert [file for file in files if file.suffix in (".log", ".out", ".err")]
+    for file in files:
+        content = file.read_bytes()
+        assert model_key.encode() not in content, file
+        assert server_key.encode() not in content, file
 
 
 @on_a_cluster

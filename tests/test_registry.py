@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from record_fixtures import make_record
 
 from deployments.command import app as cli
-from pipeline_lib.config import ConfigError, PipelineConfig, Settings, apply_overrides
-from pipeline_lib.policy.model_folders import model_path
+from pipeline_lib.config import PipelineConfig, Settings
 from pipeline_lib.registry import LoggedAdapter, Registry, RegistryError
 from pipeline_lib.registry.lineage import version_tags
-from pipeline_lib.registry.model_note import load_lines
+from pipeline_lib.registry.promotion import ChampionMove
 from pipeline_lib.report.notes import promotion_line
-from pipeline_lib.tracking import IterationContents, Tracker, open_registry, registered_champion, tracking_uri
-from pipeline_lib.tracking.outage import TrackingError
+from pipeline_lib.tracking import IterationContents, Tracker, open_registry
 from pipeline_lib.types import GateDecision, IterationRecord, PolicyRef, Promotion
-from tasks.champion import champion_policy
 
 pytestmark = [
     pytest.mark.slow,
@@ -270,6 +269,52 @@ def test_a_promotion_that_was_killed_is_finished_by_the_next_run(
     assert registry.roll_back("back").version == "1"
 
 
+@pytest.mark.parametrize(("first", "second"), [(0.6, 0.79), (0.79, 0.6)])
+def test_of_two_runs_that_end_together_the_better_one_is_champion(
+    pipeline: Pipeline,
+    logged: tuple[object, LoggedAdapter],
+    monkeypatch: pytest.MonkeyPatch,
+    first: float,
+    second: float,
+) -> None:
+    """Behind a server nothing keeps them apart: the first one's champion is replaced between its look and its move."""
+    registry = pipeline.registry
+    monkeypatch.setattr(registry, "_guard", nullcontext)
+    pipeline.run(0.3, 0.5)
+    slow, quick = Pipeline(registry, logged[1]), Pipeline(registry, logged[1])
+    slow.register(0.3, first)  # version 2
+    quick.register(0.3, second)
+    move, waiting = registry._move_champion, [True]
+
+    def overtaken(step: ChampionMove) -> None:
+        if waiting:
+            waiting.clear()
+            assert quick.apply_gate_decision().promoted
+        move(step)
+
+    monkeypatch.setattr(registry, "_move_champion", overtaken)
+    verdict = slow.apply_gate_decision()
+    assert registry.champion() == ("2" if first > second else "3")
+    assert verdict.promoted is (first > second)
+    if not verdict.promoted:
+        assert "60.0% of 100 validation problems of tiny-word, against 79.0% for version 3" in verdict.reason
+        assert slow.apply_gate_decision() == verdict
+    quick.apply_gate_decision()
+    assert registry.champion() == ("2" if first > second else "3")
+
+
+def test_one_run_of_a_home_at_a_time_judges_its_version(settings: Settings, pipeline: Pipeline) -> None:
+    pipeline.register(0.5, 0.7)
+    with FileLock(f"{settings.home.resolve() / 'mlflow.db'}.lock"):
+        waiting = threading.Thread(target=pipeline.apply_gate_decision)
+        waiting.start()
+        waiting.join(0.3)
+        assert waiting.is_alive()
+        assert pipeline.registry.champion() is None
+    waiting.join()
+    assert pipeline.registry.champion() == "1"
+
+
 def test_both_commands_say_what_they_did(
     settings: Settings, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -303,105 +348,3 @@ def test_both_commands_say_what_they_did(
         0,
         f"{name}@champion stays at version 2: version 2 is champion already",
     )
-
-
-@pytest.fixture(scope="module")
-def champion(settings: Settings, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """A real adapter of the embedded base, registered as champion of a preset; and its files."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    base, made = model_path("tiny"), tmp_path_factory.mktemp("lora")
-    torch.manual_seed(0)
-    config = LoraConfig(r=16, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(str(made))
-    settings_file = made / "adapter_config.json"
-    written = json.loads(settings_file.read_text()) | {"base_model_name_or_path": "tiny"}  # as training leaves it
-    settings_file.write_text(json.dumps(written))
-    tracker = Tracker.open(settings, run_key="lora", run_name="lora", config=PipelineConfig(preset="lora"))
-    tracker.log_iteration(make_record(1, policy_id="lora"), IterationContents(adapter=made, parent=BASE))
-    tracker.apply_gate_decision(
-        [make_record(0), make_record(1, policy_id="lora")],
-        GateDecision(proceed=False, champion=1, reason="the best"),
-    )
-    return tracker.registry.name, made
-
-
-def test_a_champion_is_measured_on_its_own_base_only(settings: Settings, champion: tuple[str, Path]) -> None:
-    found = registered_champion(settings, "lora")
-    assert found is not None
-    assert (found.policy_id, found.iteration, found.base_model, found.revision) == ("lora", 1, "tiny", None)
-    config = apply_overrides(PipelineConfig(preset="lora"), ["policy.model=other"])
-    with pytest.raises(ConfigError, match=r"policy\.model=other: coppice-lora version 1 was trained on tiny; set that"):
-        champion_policy(config, found)
-
-
-def test_a_champion_that_no_run_registered_is_named(settings: Settings, logged: object, folder: Path) -> None:
-    client: Any = open_registry(settings, "strange")._client
-    client.create_registered_model("coppice-strange")
-    version = client.create_model_version("coppice-strange", folder.as_uri()).version
-    client.set_registered_model_alias("coppice-strange", "champion", version)
-    with pytest.raises(TrackingError, match=r"registry: coppice-strange version 1, .*`coppice promote`"):
-        registered_champion(settings, "strange")
-
-
-def test_both_lines_that_load_the_champion_are_in_the_manual() -> None:
-    manual = (Path(__file__).resolve().parents[1] / "mlflow" / "README.md").read_text(encoding="utf-8")
-    assert all(line in manual for line in load_lines("coppice-tiny"))
-
-
-def test_one_line_loads_the_champion_with_peft(
-    settings: Settings, champion: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import torch
-    from mlflow.artifacts import download_artifacts
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    name, folder = champion
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri(settings))
-    scope: dict[str, Any] = {"BASE": str(model_path("tiny")), "download_artifacts": download_artifacts}
-    scope |= {"PeftModel": PeftModel, "AutoModelForCausalLM": AutoModelForCausalLM}
-    exec(load_lines(name)[0], scope)
-    policy = scope["policy"]
-    base = AutoModelForCausalLM.from_pretrained(model_path("tiny"))
-    tokens = torch.arange(5, 25)[None]
-    with torch.no_grad():
-        alone = base(tokens).logits
-        expected = PeftModel.from_pretrained(base, str(folder))(tokens).logits
-        loaded = policy(tokens).logits
-    assert torch.equal(loaded, expected)
-    assert not torch.allclose(loaded, alone, atol=0.1)
-
-
-@pytest.mark.vllm
-def test_one_line_loads_the_champion_with_vllm(
-    settings: Settings, champion: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    vllm = pytest.importorskip("vllm")
-    import torch
-    from mlflow.artifacts import download_artifacts
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-    from vllm.lora.request import LoRARequest
-
-    name, _ = champion
-    for variable, value in {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}.items():
-        monkeypatch.setenv(variable, value)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri(settings))
-    prompt = list(range(5, 25))
-    llm = vllm.LLM(str(model_path("tiny")), enable_lora=True, dtype="float32", max_model_len=128, enforce_eager=True)
-    greedy = vllm.SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
-    [answer] = llm.generate(
-        [{"prompt_token_ids": prompt}],
-        greedy,
-        lora_request=LoRARequest("champion", 1, download_artifacts(f"models:/{name}@champion")),
-    )
-    base = AutoModelForCausalLM.from_pretrained(model_path("tiny"))
-    policy = PeftModel.from_pretrained(base, download_artifacts(f"models:/{name}@champion"))
-    tokens = torch.tensor([prompt])
-    with torch.no_grad():
-        for _ in range(8):
-            tokens = torch.cat([tokens, policy(tokens).logits[:, -1:].argmax(-1)], dim=1)
-    assert list(answer.outputs[0].token_ids) == tokens[0, len(prompt) :].tolist()

@@ -105,7 +105,7 @@ def test_an_entry_is_not_there_before_its_manifest_and_a_killed_copy_is_finished
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline_lib.store.shared._Bucket.put_manifest", killed)
+        patch.setattr("pipeline_lib.store.bucket.Bucket.put_manifest", killed)
         with pytest.raises(KeyboardInterrupt):
             fill(entry_of(first))
     assert not entry_of(second).is_complete()
@@ -263,10 +263,10 @@ def test_work_under_way_outlives_its_machine(machine: Machine, uri: str) -> None
 def test_a_copy_that_fails_does_not_stop_the_work(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise StoreError("the network is down")
 
-    monkeypatch.setattr("pipeline_lib.store.shared._Bucket.put", fail)
+    monkeypatch.setattr("pipeline_lib.store.bucket.Bucket.put", fail)
     entry = entry_of(machine())
     with caplog.at_level("WARNING", logger="coppice.progress"), entry.lock():
         (entry.path / ".partial").mkdir()
@@ -274,6 +274,48 @@ def test_a_copy_that_fails_does_not_stop_the_work(
         wait_for(lambda: "the network is down" in caplog.text)
         fill(entry)
     assert entry.is_complete()
+
+
+@pytest.mark.parametrize("method", ["cat_file", "find", "put_file", "get_file", "pipe_file", "rm_file"])
+@pytest.mark.slow
+def test_an_object_store_that_does_not_answer_for_a_moment_ends_nothing(
+    s3: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, method: str
+) -> None:
+    """Each call of a kind fails once, after it has done its work: as where the answer is lost."""
+    from botocore.exceptions import EndpointConnectionError
+
+    uri = f"s3://{BUCKET}/{uuid.uuid4().hex}"
+    first, second = (SharedStore(tmp_path / name, uri, sync_s=0.02, patience_s=60) for name in ("first", "second"))
+    done, failed = getattr(first._bucket._fs, method), set()
+
+    def answer_lost(*arguments: Any, **named: Any) -> Any:
+        result = done(*arguments, **named)
+        if arguments not in failed:
+            failed.add(arguments)
+            raise EndpointConnectionError(endpoint_url="http://bucket")
+        return result
+
+    monkeypatch.setattr(first._bucket._fs, method, answer_lost)  # fsspec has one object for all of an address
+    monkeypatch.setattr("pipeline_lib.store.patience.time.sleep", lambda _: None)
+    entry = entry_of(first)
+    with entry.lock():
+        (entry.path / ".partial").mkdir()
+        (entry.path / ".partial" / "trees.jsonl").write_text("one\n")
+        ref = fill(entry)
+    assert (second.open(ref) / "rows.txt").read_text() == "rows"
+    assert second.observations(ref) == {"stage_seconds": 1.5}
+    assert failed
+    assert f"store: {uri} does not answer" in caplog.text
+    assert "asked again for up to 60 s" in caplog.text
+
+
+@pytest.mark.slow
+def test_what_an_object_store_refuses_is_not_asked_twice(s3: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline_lib.store.bucket import Bucket
+
+    monkeypatch.setattr("pipeline_lib.store.patience.time.sleep", None)
+    with pytest.raises(StoreError, match=r"store: s3://none/x: "):
+        Bucket("s3://none/x", patience_s=60).put("a", b"")
 
 
 def test_what_is_wrong_with_the_address_is_said_in_one_line(tmp_path: Path) -> None:

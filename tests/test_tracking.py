@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import logging
 import re
 from collections.abc import Callable
@@ -9,7 +10,7 @@ import pytest
 from record_fixtures import make_record
 from server_fixtures import free_port
 
-from pipeline_lib.config import PipelineConfig, Settings
+from pipeline_lib.config import PipelineConfig, Settings, sqlite_file
 from pipeline_lib.report.metrics import flatten, is_headline, metric_key, record_metrics
 from pipeline_lib.tracking import (
     IterationContents,
@@ -22,6 +23,7 @@ from pipeline_lib.tracking import (
     page_url,
     tracking_uri,
 )
+from pipeline_lib.tracking.links import local_folder
 from pipeline_lib.tracking.provenance import describe_environment
 from pipeline_lib.types import GateDecision, IterationRecord, RunResult
 
@@ -141,11 +143,117 @@ def test_a_failed_run_that_goes_on_forgets_its_error_and_a_finished_one_stays_fi
     run = tracker._client.get_run(open_tracker(settings, "goes on").run_id)
     assert (run.info.status, "coppice.error" in run.data.tags) == ("RUNNING", False)
     tracker.finish(make_result([make_record(0)]))
-    open_tracker(settings, "goes on")
+    again = open_tracker(settings, "goes on")
     assert has_finished(settings, tracker.run_id)
+    again.end_with_error("FAILED", "the page cannot be drawn")
+    run = tracker._client.get_run(tracker.run_id)
+    assert has_finished(settings, tracker.run_id)
+    assert run.info.end_time == tracker._client.get_run(again.run_id).info.end_time
+    assert run.data.tags["coppice.rerun_error"] == "the page cannot be drawn"
+    assert "coppice.error" not in run.data.tags
+    assert load_run(settings, tracker.run_id)[1].records
+    open_tracker(settings, "goes on")
+    assert "coppice.rerun_error" not in tracker._client.get_run(tracker.run_id).data.tags
     tracker._client.delete_run(tracker.run_id)
     assert not has_finished(settings, tracker.run_id)
     assert not has_finished(settings, "0" * 32)
+
+
+@pytest.mark.slow
+def test_a_commit_between_a_kill_and_the_restart_is_noted_on_the_same_run(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks.runtime import flow_tracking
+
+    config = PipelineConfig(seed=11)
+    monkeypatch.setenv("COPPICE_HOME", str(settings.home))
+
+    def started_at(commit: str) -> Tracker:
+        monkeypatch.setattr(flow_tracking, "describe_environment", lambda: {"mlflow.source.git.commit": commit})
+        return flow_tracking.open_tracker(config)
+
+    first = started_at("aaa")
+    second = started_at("bbb")
+    assert second.run_id == first.run_id
+    tags = first._client.get_run(first.run_id).data.tags
+    assert (tags["mlflow.source.git.commit"], tags["coppice.commits"]) == ("bbb", "aaa bbb")
+    second.finish(make_result([make_record(0)]))
+    started_at("ccc")  # finds all it needs, or what was lost is made again
+    tags = first._client.get_run(first.run_id).data.tags
+    assert (tags["mlflow.source.git.commit"], tags["coppice.commits"]) == ("bbb", "aaa bbb ccc")
+
+
+@pytest.mark.slow
+def test_an_iteration_that_other_code_made_is_put_on_record_anew(settings: Settings) -> None:
+    tracker = open_tracker(settings, "other code")
+    before = make_record(1)
+    run_id = tracker.log_iteration(before, IterationContents(curves=[("train/loss", 0, 2.0), ("train/loss", 1, 1.0)]))
+    other = make_record(1, 0.75, policy_id="another")
+    curves = [("train/loss", 0, 3.0), ("train/loss", 1, 2.5)]
+    for _ in range(2):  # the second time nothing is new
+        again = open_tracker(settings, "other code")
+        assert again.log_iteration(other, IterationContents(curves=curves)) == run_id
+    client = tracker._client
+    assert client.get_run(run_id).data.metrics["eval/tiny-word/accuracy"] == 0.75
+    assert client.get_run(tracker.run_id).data.metrics["eval/tiny-word/accuracy"] == 0.75
+    history = [(point.step, point.value) for point in client.get_metric_history(run_id, "train/loss")]
+    assert sorted(history) == [(0, 2.0), (0, 3.0), (1, 1.0), (1, 2.5)]
+
+
+def logged_files(uri: str) -> Path:
+    folder = local_folder(uri)
+    assert folder is not None
+    return folder
+
+
+@pytest.mark.slow
+def test_trees_and_weights_stand_once_and_outlive_the_store(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trees, adapter = settings.home / "store" / "trees.parquet", settings.home / "store" / "policy"
+    adapter.mkdir(parents=True)
+    trees.write_bytes(b"trees")
+    (adapter / "adapter.safetensors").write_bytes(b"weights")
+    tracker = open_tracker(settings, "once")
+    record = make_record(1, policy_id="once")
+    contents = IterationContents({"search": trees}, adapter=adapter, parent=make_record(0).policy)
+    run_id = tracker.log_iteration(record, contents)
+    [model] = tracker._client.search_logged_models(["1"], filter_string="name = 'adapter-1'")
+    files = {
+        trees: logged_files(tracker._client.get_run(run_id).info.artifact_uri) / "search" / "trees.parquet",
+        adapter / "adapter.safetensors": logged_files(model.artifact_location) / "adapter.safetensors",
+    }
+    for stored, logged in files.items():
+        assert logged.samefile(stored)
+        assert logged.stat().st_nlink == 2
+
+    trees.unlink()  # a later version is another file: what a link leads to is never written
+    trees.write_bytes(b"other trees")
+    assert files[trees].read_bytes() == b"trees"
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr("pipeline_lib.tracking.links.os.link", refused)
+    open_tracker(settings, "once").log_iteration(record, IterationContents({"search": trees}))
+    assert files[trees].read_bytes() == b"other trees"
+    assert not files[trees].samefile(trees)
+
+
+@pytest.mark.slow
+def test_a_home_may_have_any_name(new_home: Callable[[], Path], tmp_path: Path) -> None:
+    home = new_home().rename(tmp_path / "50% of #1? a b")
+    settings = Settings(home=home, tracking_uri=None)
+    scores = tmp_path / "scores.json"
+    scores.write_text("[1]")
+    tracker = open_tracker(settings, "odd")
+    run_id = tracker.log_iteration(make_record(1), IterationContents({"scores": scores}))
+    tracker.finish(make_result([make_record(0), make_record(1)]), texts={"note.txt": "here"})
+    assert load_run(settings)[1].records
+    assert load_text(settings, tracker.run_id, "note.txt") == "here"
+    assert load_text(settings, run_id, "scores/scores.json") == "[1]"
+    assert sqlite_file(tracking_uri(settings)) == home / "mlflow.db"
+    assert {path.name for path in tmp_path.iterdir()} == {home.name, "scores.json"}
 
 
 def test_a_server_given_by_uri_wins_over_the_database(tmp_path: Path) -> None:

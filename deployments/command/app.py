@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from deployments.command.check import check
+from deployments.command.housekeeping import prune, store_app
 from deployments.command.options import is_debugging
 from deployments.command.results.champion import promote, rollback
 from deployments.command.results.report import report
@@ -26,6 +27,7 @@ SUBCOMMANDS = {
     "Train and measure": (check, run, evaluate, report, grade),
     "The champion": (promote, rollback),
     "Servers and schedules": (up, down, serve, alerts),
+    "Housekeeping": (prune,),
     "Development": (bench, build_base),
 }
 
@@ -38,6 +40,7 @@ app = typer.Typer(
 for panel, subcommands in SUBCOMMANDS.items():
     for subcommand in subcommands:
         app.command(rich_help_panel=panel)(subcommand)
+app.add_typer(store_app, name="store", rich_help_panel="Housekeeping")
 
 
 def main() -> None:

@@ -84,7 +84,8 @@ def the_only_one(settings: Settings, key: str) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / f"{key}.lock")
     try:
-        lock.acquire(timeout=0)
+        with FileLock(folder / "prune.lock"):  # a prune that goes on ends first, see `tasks.housekeeping.prune`
+            lock.acquire(timeout=0)
     except Timeout:
         raise ConfigError("this very run is going on in another process; wait for it, or end that one first") from None
     try:
@@ -97,16 +98,33 @@ def require_writable(file: Path | None) -> None:
     """Raises ConfigError unless a file can be written there; a run of hours shall not end with that."""
     from pipeline_lib.config import ConfigError
 
-    if file is not None and (file.is_dir() or not file.resolve().parent.is_dir()):
-        raise ConfigError(f"{file}: cannot be written; name a file in an existing folder")
+    if file is None:
+        return
+    is_new = not file.exists()
+    try:
+        file.open("a").close()
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be written ({error.strerror}); name a file in an existing folder") from None
+    if is_new:
+        file.unlink()
 
 
-def load_settings() -> Settings:
-    """Where things live; sets the environment up for Prefect, MLflow and the flows, which are imported after this."""
+def load_settings(*, keeps_results: bool = True) -> Settings:
+    """Where things live; sets the environment up for Prefect, MLflow and the flows, which are imported after this.
+
+    Args:
+        keeps_results: False for a command that leaves nothing in the home.
+
+    Raises:
+        ConfigError: nothing can be kept there.
+    """
     from deployments.environment import prepare_environment
+    from deployments.places import check_places
     from pipeline_lib.config import Settings
 
     settings = Settings()
+    if keeps_results:
+        check_places(settings)
     prepare_environment(settings, debug=is_debugging())
     return settings
 

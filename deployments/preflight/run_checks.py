@@ -14,7 +14,6 @@ from pipeline_lib.tracking.outage import without_password
 from pipeline_lib.types import Problem
 
 GIB = 2**30
-COPIES = 2  # of what a run keeps: in the store, and as MLflow's artifacts
 
 
 def check_tracking(config: PipelineConfig, settings: Settings, findings: Findings) -> str:
@@ -45,7 +44,7 @@ def check_cost(config: PipelineConfig, settings: Settings, findings: Findings) -
     sampled += _num_evaluation_answers(config, findings) * rehearsal.tokens_per_answer
     trained = num_problems * rehearsal.trained_tokens * config.train.num_epochs
     hours = (sampled / rehearsal.sampled_per_s + trained / rehearsal.trained_per_s) / 3600
-    disk = COPIES * (num_problems * rehearsal.tree_bytes + rehearsal.policy_bytes) * config.num_iterations
+    disk = num_copies(settings) * (num_problems * rehearsal.tree_bytes + rehearsal.policy_bytes) * config.num_iterations
     free = shutil.disk_usage(_nearest_existing(settings.home)).free
     text = (
         f"{config.num_iterations} iterations of {sampled / 1e6:,.2g} M tokens and {hours:,.2g} hours, on this machine; "
@@ -54,6 +53,11 @@ def check_cost(config: PipelineConfig, settings: Settings, findings: Findings) -
     if disk > free:
         raise ConfigError(f"{text}: make room below {settings.home.resolve()}, or set COPPICE_HOME")
     return text
+
+
+def num_copies(settings: Settings) -> int:
+    """How often the disk holds what a run keeps: MLflow's artifacts are links into the store where both lie at home."""
+    return 1 if settings.tracking_uri is None and settings.store is None else 2
 
 
 def typical_problem(pool: ProblemPool) -> Problem:

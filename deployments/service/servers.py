@@ -21,11 +21,10 @@ from urllib.request import ProxyHandler, Request, build_opener
 
 from filelock import FileLock
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from deployments.service.background import Server, wait_until
 from deployments.service.worker import POOL
-from pipeline_lib.config import ConfigError, Settings
+from pipeline_lib.config import ConfigError, EnvironmentSettings, Settings, sqlite_uri
 from pipeline_lib.distribution import missing_module
 from pipeline_lib.store import read_json
 
@@ -36,10 +35,8 @@ MLFLOW_DATABASE = ("MLFLOW_BACKEND_STORE_URI", "MLFLOW_REGISTRY_STORE_URI")
 LOOPBACK = build_opener(ProxyHandler({}))  # a proxy has no business there
 
 
-class ServerSettings(BaseSettings):
+class ServerSettings(EnvironmentSettings):
     """Ports; read from the environment with the prefix ``COPPICE_``."""
-
-    model_config = SettingsConfigDict(env_prefix="COPPICE_", frozen=True)
 
     prefect_port: int = Field(4200, ge=1, le=65535, description="Port of Prefect's server.")
     mlflow_port: int = Field(5000, ge=1, le=65535, description="Port of MLflow's server.")
@@ -137,7 +134,9 @@ def prefect_environment(home: Path, url: str) -> dict[str, str]:
         home: the resolved ``COPPICE_HOME``.
         url: where the server will answer.
     """
-    database = _set_by_user(PREFECT_DATABASE) or {PREFECT_DATABASE[0]: f"sqlite+aiosqlite:///{home / 'prefect.db'}"}
+    database = _set_by_user(PREFECT_DATABASE) or {
+        PREFECT_DATABASE[0]: sqlite_uri(home / "prefect.db", scheme="sqlite+aiosqlite")
+    }
     return _environment(home, url) | database | {"PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
 
 
@@ -168,7 +167,7 @@ def _mlflow_environment(home: Path, ports: ServerSettings) -> dict[str, str]:
     hosts = (f"{HOST}:{ports.mlflow_port}", f"localhost:{ports.mlflow_port}")
     return {
         # The very files that runs without a server use, so that either sees the other's runs.
-        "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{home / 'mlflow.db'}",
+        "MLFLOW_BACKEND_STORE_URI": sqlite_uri(home / "mlflow.db"),
         "MLFLOW_DEFAULT_ARTIFACT_ROOT": (home / "mlartifacts").as_uri(),
         "MLFLOW_ARTIFACTS_DESTINATION": str(home / "mlartifacts"),
         "MLFLOW_HOST": HOST,

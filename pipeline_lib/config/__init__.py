@@ -1,11 +1,12 @@
 """Every setting of a run, as frozen models; where things live is apart, in `Settings`."""
 
+from pipeline_lib.config.addresses import sqlite_file, sqlite_uri
 from pipeline_lib.config.engine_config import ServerConfig, VllmConfig
 from pipeline_lib.config.group import ConfigError, ConfigGroup, known_fields
 from pipeline_lib.config.named_set import NamedSet
 from pipeline_lib.config.overrides import apply_overrides, setting_names
 from pipeline_lib.config.pipeline import TEMPLATE_DATE, GradingConfig, PipelineConfig, PolicyConfig, RayConfig
-from pipeline_lib.config.settings import Settings
+from pipeline_lib.config.settings import EnvironmentSettings, Settings
 from pipeline_lib.config.stages import (
     AuditConfig,
     ColumnsConfig,
@@ -25,6 +26,7 @@ __all__ = [
     "ConfigError",
     "ConfigGroup",
     "Cutoff",
+    "EnvironmentSettings",
     "EvaluationConfig",
     "GateConfig",
     "GradingConfig",
@@ -43,4 +45,6 @@ __all__ = [
     "apply_overrides",
     "known_fields",
     "setting_names",
+    "sqlite_file",
+    "sqlite_uri",
 ]

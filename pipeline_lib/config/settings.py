@@ -3,15 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
 
-from pydantic import AliasChoices, Field, SecretStr
+from pydantic import AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from pipeline_lib.config.group import ConfigError
 
-class Settings(BaseSettings):
-    """Where things live; read from the environment with the prefix ``COPPICE_``."""
 
-    model_config = SettingsConfigDict(env_prefix="COPPICE_", frozen=True)
+class EnvironmentSettings(BaseSettings):
+    """Settings from variables with the prefix ``COPPICE_``; an empty one counts as not set.
+
+    Raises:
+        ConfigError: a variable has a value that cannot be read; the message names it.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="COPPICE_", env_ignore_empty=True, frozen=True)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = str(first["loc"][0])
+            variable = name if name.startswith("COPPICE_") else f"COPPICE_{name.upper()}"
+            raise ConfigError(f"{variable}={first['input']}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+
+
+class Settings(EnvironmentSettings):
+    """Where things live."""
 
     home: Path = Field(Path(".coppice"), description="Store, tracking database, artifacts, orchestrator results.")
     store: str | None = Field(
@@ -33,12 +54,17 @@ class Settings(BaseSettings):
         1800, ge=0, le=10800, description="Seconds that a task waits for an MLflow server that does not answer."
     )
 
+    store_patience_s: float = Field(
+        1800, ge=0, le=10800, description="Seconds that a read or write waits for an object store that does not answer."
+    )
+
     @property
     def store_root(self) -> Path:
         """The folder that holds the entries, or this machine's copies of those in the object store."""
         if self.store is None or self.object_store is not None:
             return self.home.resolve() / "store"
-        return Path(self.store.removeprefix("file://")).expanduser().resolve()
+        folder = unquote(self.store.removeprefix("file://")) if self.store.startswith("file://") else self.store
+        return Path(folder).expanduser().resolve()
 
     @property
     def object_store(self) -> str | None:

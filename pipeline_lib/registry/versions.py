@@ -4,12 +4,15 @@ One idea: the registry is enough by itself. A version says where it came from an
 every move of `champion`, so a rollback needs nothing but the registry. Every step may be done twice: a version is
 found by its policy, and what was decided about it is read, not decided again. The MLflow client is handed in.
 
-Two processes that move `champion` at the same moment could lose one line of the history; the alias is MLflow's.
+Runs may end at the same moment. Where the database is this machine's, one after another moves `champion` (`guard`);
+behind a server nothing keeps them apart, so whoever has moved it looks once more at what others promoted meanwhile,
+and the best of them has it in the end. One line of the history can then be lost; the alias is MLflow's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -63,10 +66,11 @@ class Registry:
     Args:
         client: an MLflow client with its own tracking and registry URI.
         name: the registered model's, ``coppice-tiny``.
+        guard: makes a context in which no other process of this machine moves an alias; by default none is kept out.
     """
 
-    def __init__(self, client: Any, name: str) -> None:
-        self._client = client
+    def __init__(self, client: Any, name: str, guard: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
+        self._client, self._guard = client, guard
         self.name = name
 
     def version_of(self, policy_id: str) -> str | None:
@@ -76,10 +80,13 @@ class Registry:
 
     def register(self, policy_id: str, adapter: LoggedAdapter) -> str:
         """The adapter's version, made with its metrics and origin unless it is there; it becomes `candidate`."""
+        with self._guard():
+            return self._register(policy_id, adapter)
+
+    def _register(self, policy_id: str, adapter: LoggedAdapter) -> str:
         version = self.version_of(policy_id)
         if version is None:
-            if self._model() is None:
-                self._client.create_registered_model(self.name, description=model_note(self.name, []))
+            self._ensure_model()
             made = self._client.create_model_version(
                 self.name,
                 adapter.source,
@@ -101,6 +108,10 @@ class Registry:
             records: the run's iterations, the base first.
             decision: the gate's last; its champion is the chosen iteration.
         """
+        with self._guard():
+            return self._apply_gate_decision(records, decision)
+
+    def _apply_gate_decision(self, records: Sequence[IterationRecord], decision: GateDecision) -> Promotion:
         versions = {tags.get(POLICY_ID): version for version, tags in self._versions().items()}
         for record in records:
             version = versions.get(record.policy.policy_id) if record.train else None
@@ -121,6 +132,12 @@ class Registry:
         """The version that the alias `champion` points at."""
         return self._alias(CHAMPION)
 
+    def needed(self) -> set[str]:
+        """Versions that an alias names, and those that a rollback can go back to: their files have to stay."""
+        model, current = self._model(), self.champion()
+        aliased = {str(version) for version in model.aliases.values()} if model is not None else set()
+        return aliased | set(champions_before(self._moves(), current))
+
     def promote(self, version: str | None = None, *, reason: str = "", force: bool = False) -> Promotion:
         """Moves `champion` by hand, to `version` or else to the candidate.
 
@@ -132,6 +149,10 @@ class Registry:
         Raises:
             RegistryError: there is no such version, or the gate did not choose it and nobody forced it.
         """
+        with self._guard():
+            return self._promote(version, reason, force)
+
+    def _promote(self, version: str | None, reason: str, force: bool) -> Promotion:
         version, tags = self._find(version)
         objection, previous = _objection(version, tags), self.champion()
         if previous == version:
@@ -155,6 +176,10 @@ class Registry:
         Raises:
             RegistryError: there is no champion, or none before it.
         """
+        with self._guard():
+            return self._roll_back(reason)
+
+    def _roll_back(self, reason: str) -> Promotion:
         current = self.champion()
         if current is None:
             raise RegistryError(f"registry: {self.name} has no champion; `coppice promote` names one")
@@ -172,6 +197,7 @@ class Registry:
 
     def _promote_if_better(self, version: str, record: IterationRecord) -> Promotion:
         """Whether the gate's choice becomes champion: decided once, then read from the version's tag."""
+        known = self._promoted()  # before the alias is read: what is promoted from here on is judged in the end
         verdict, _, reason = self._find(version)[1].get(PROMOTION, "").partition(": ")
         current, moves = self.champion(), self._moves()
         if verdict == PROMOTED:
@@ -183,13 +209,43 @@ class Registry:
             return Promotion(promoted=True, version=version, previous=moves[-1].previous, reason=moves[-1].reason)
         report = validation_report(record)
         assert report is not None  # the gate chose it
-        promotion = decide_promotion(ValidationScore.of(version, report), self._validation_score(current))
-        if promotion.promoted:
+        score = ValidationScore.of(version, report)
+        promotion = decide_promotion(score, None if current is None else self._score(current))
+        if not promotion.promoted:
+            return self._keep_back(promotion)
+        self._move_champion(
+            ChampionMove(at=_now(), action=PROMOTED, version=version, previous=current, reason=promotion.reason)
+        )
+        return self._judge_again(score, promotion, known)
+
+    def _judge_again(self, score: ValidationScore, promotion: Promotion, known: Collection[str]) -> Promotion:
+        """Gives `champion` to the best of this version and those that others promoted since it was judged.
+
+        Each process tags its version before it looks here, so of two that move the alias at once the one that looks
+        last sees the other's version, and both come to the same.
+
+        Args:
+            score: of the version that has just become champion.
+            promotion: how it was judged.
+            known: versions that were promoted before that.
+        """
+        contenders = [score, *(self._score(version) for version in self._promoted() - {*known, score.version})]
+        current = self.champion()
+        best = next((contender for contender in contenders if contender.version == current), None)
+        if best is None:  # somebody moved it by hand meanwhile
+            return promotion
+        for contender in contenders:
+            if (verdict := decide_promotion(contender, best)).promoted:
+                best, reason = contender, verdict.reason
+        if best.version != current:
             self._move_champion(
-                ChampionMove(at=_now(), action=PROMOTED, version=version, previous=current, reason=promotion.reason)
+                ChampionMove(at=_now(), action=PROMOTED, version=best.version, previous=current, reason=reason)
             )
-        else:
-            self._set_tags(version, {PROMOTION: f"{KEPT_BACK}: {promotion.reason}"})
+        return promotion if best == score else self._keep_back(decide_promotion(score, best))
+
+    def _keep_back(self, promotion: Promotion) -> Promotion:
+        assert promotion.version is not None  # of a version that was judged
+        self._set_tags(promotion.version, {PROMOTION: f"{KEPT_BACK}: {promotion.reason}"})
         return promotion
 
     def _move_champion(self, move: ChampionMove) -> None:
@@ -206,8 +262,12 @@ class Registry:
             self._set_tags(move.version, {PROMOTION: f"{PROMOTED}: {move.reason}"})
         self._client.update_registered_model(self.name, description=model_note(self.name, moves))
 
-    def _validation_score(self, version: str | None) -> ValidationScore | None:
-        return score_from_tags(version, self._find(version)[1]) if version is not None else None
+    def _score(self, version: str) -> ValidationScore:
+        return score_from_tags(version, self._find(version)[1])
+
+    def _promoted(self) -> set[str]:
+        """Versions that became champion and were not rolled back."""
+        return {version for version, tags in self._versions().items() if tags.get(PROMOTION, "").startswith(PROMOTED)}
 
     def _versions(self) -> dict[str, dict[str, str]]:
         found = self._client.search_model_versions(f"name = '{self.name}'")
@@ -234,6 +294,15 @@ class Registry:
         model = self._model()
         version = model.aliases.get(name) if model is not None else None
         return str(version) if version is not None else None
+
+    def _ensure_model(self) -> None:
+        if self._model() is not None:
+            return
+        try:
+            self._client.create_registered_model(self.name, description=model_note(self.name, []))
+        except Exception:  # MLflow's own, where another run has made it in this moment
+            if self._model() is None:
+                raise
 
     def _model(self) -> Any:
         found = self._client.search_registered_models(f"name = '{self.name}'")

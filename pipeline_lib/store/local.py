@@ -75,6 +75,10 @@ class Store:
         entry = self._at(_uri(stage, spec, inputs, version))
         return entry if entry.is_whole() else None
 
+    def uri(self, stage: str, spec: Mapping[str, Any], inputs: Sequence[Ref] = (), *, version: int) -> str:
+        """Stage and key of an entry, there or not; see `entry`."""
+        return _uri(stage, spec, inputs, version)
+
     def ref(self, uri: str) -> Ref:
         """The reference of the complete entry of that URI.
 

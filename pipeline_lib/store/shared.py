@@ -16,22 +16,16 @@ Layout: ``<uri>/<stage>/<key>/manifest.json``; below ``<key>/<sha256 of the mani
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
 import threading
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
-from pipeline_lib.distribution import missing_module
 from pipeline_lib.store import MANIFEST, OBSERVATIONS, PARTIAL, Entry, Store, StoreError
-from pipeline_lib.store.integrity import UNREADABLE, Damage, listed_files
-from pipeline_lib.store.local import DAMAGED
+from pipeline_lib.store.bucket import Bucket, listed_sizes, replace, version_folder
+from pipeline_lib.store.integrity import Damage
 from pipeline_lib.types import Ref
 
 LOGGER = logging.getLogger("coppice.progress")
@@ -45,14 +39,15 @@ class SharedStore(Store):
         root: folder of the local store.
         uri: a folder of the object store, as fsspec names it; credentials come from the environment.
         sync_s: seconds between two copies of work under way.
+        patience_s: seconds that a read or write waits for an object store that does not answer.
 
     Raises:
         StoreError: fsspec lacks what the protocol needs.
     """
 
-    def __init__(self, root: Path, uri: str, *, sync_s: float = SYNC_S) -> None:
+    def __init__(self, root: Path, uri: str, *, sync_s: float = SYNC_S, patience_s: float = 0.0) -> None:
         super().__init__(root)
-        self._bucket, self._sync_s = _Bucket(uri), sync_s
+        self._bucket, self._sync_s = Bucket(uri, patience_s=patience_s), sync_s
 
     def open(self, ref: Ref) -> Path:
         self._at(ref.uri).damage()  # fetches it, and once more where the copy here is at fault
@@ -70,7 +65,7 @@ class SharedStore(Store):
 class SharedEntry(Entry):
     """One stage's result, here and in the object store, where it counts."""
 
-    def __init__(self, path: Path, uri: str, bucket: _Bucket, sync_s: float) -> None:
+    def __init__(self, path: Path, uri: str, bucket: Bucket, sync_s: float) -> None:
         super().__init__(path, uri)
         self._bucket, self._sync_s = bucket, sync_s
 
@@ -100,10 +95,10 @@ class SharedEntry(Entry):
         if manifest is None or (super().is_complete() and local.read_bytes() == manifest):
             return
         local.unlink(missing_ok=True)
-        there = self._bucket.sizes(_version(self.uri, manifest))
-        for name in (*_files(manifest), *({OBSERVATIONS} & there.keys())):
-            self._bucket.download(f"{_version(self.uri, manifest)}/{name}", self.path / name)
-        _replace(local, manifest)
+        there = self._bucket.sizes(version_folder(self.uri, manifest))
+        for name in (*listed_sizes(manifest), *({OBSERVATIONS} & there.keys())):
+            self._bucket.download(f"{version_folder(self.uri, manifest)}/{name}", self.path / name)
+        replace(local, manifest)
 
     def ref(self) -> Ref:
         self.fetch()
@@ -146,8 +141,8 @@ class SharedEntry(Entry):
         """Copies the entry; the manifest that is there then, which may be another machine's."""
         manifest = (self.path / MANIFEST).read_bytes()
         measured = [OBSERVATIONS] if (self.path / OBSERVATIONS).is_file() else []
-        for name in (*_files(manifest), *measured):
-            self._bucket.upload(self.path / name, f"{_version(self.uri, manifest)}/{name}")
+        for name in (*listed_sizes(manifest), *measured):
+            self._bucket.upload(self.path / name, f"{version_folder(self.uri, manifest)}/{name}")
         return self._bucket.put_manifest(self.uri, manifest)
 
     def _copy_until(self, stop: threading.Event) -> None:
@@ -165,7 +160,7 @@ class SharedEntry(Entry):
             if not file.is_file() or file.stat().st_size == copied.get(file.name):
                 continue
             content = file.read_bytes()  # of a file that grows: its end may be torn, as after a kill
-            self._bucket.put(f"{self.uri}/{PARTIAL}/{file.name}", content)
+            self._bucket.put(f"{self.uri}/{PARTIAL}/{file.name}", content, patient=False)
             copied[file.name] = len(content)
 
     def _fetch_partial(self) -> None:
@@ -173,132 +168,3 @@ class SharedEntry(Entry):
             local = self.path / PARTIAL / name
             if not local.is_file() or local.stat().st_size < size:
                 self._bucket.download(f"{self.uri}/{PARTIAL}/{name}", local)
-
-
-class _Bucket:
-    """The object store's side, in names relative to its folder; every failure is a `StoreError`."""
-
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
-        with self._named():
-            self._fs, self._base = fsspec.core.url_to_fs(uri, use_listings_cache=False)
-
-    def manifest(self, uri: str) -> bytes | None:
-        """The manifest of an entry that is there with all its files."""
-        manifest = self._written_manifest(uri)
-        return manifest if manifest is not None and self._fault(uri, manifest) is None else None
-
-    def damage(self, uri: str) -> Damage | None:
-        """What an entry whose manifest is there lacks, as names and sizes tell."""
-        manifest = self._written_manifest(uri)
-        fault = None if manifest is None else self._fault(uri, manifest)
-        return None if fault is None else Damage(fault)
-
-    def move_aside(self, uri: str, only: str | None = None) -> str:
-        """Moves an entry's objects, or those called `only`, into a folder of their own; its address, "" if empty."""
-        names = [
-            name for name in self.sizes(uri) if not name.startswith(PARTIAL) and only in (None, name.split("/")[-1])
-        ]
-        if not names:
-            return ""
-        place = f"{DAMAGED}/{uri}.{uuid.uuid4().hex[:8]}"
-        for name in sorted(names, key=lambda name: name != MANIFEST):  # first of all, it is there no longer
-            with self._named():
-                self._fs.cp_file(self._path(uri, name), self._path(place, name))
-                self._fs.rm_file(self._path(uri, name))
-        return f"{self._uri}/{place}"
-
-    def _written_manifest(self, uri: str) -> bytes | None:
-        try:
-            with self._named(FileNotFoundError):
-                manifest: bytes = self._fs.cat_file(self._path(uri, MANIFEST))
-        except FileNotFoundError:
-            return None
-        return manifest
-
-    def _fault(self, uri: str, manifest: bytes) -> str | None:
-        """What is wrong with an entry, as names and sizes tell."""
-        try:
-            files = _files(manifest)
-        except UNREADABLE:
-            return f"{MANIFEST} cannot be read"
-        sizes = self.sizes(_version(uri, manifest))
-        if files and not sizes:  # the folder is called by the manifest's digest
-            return f"{MANIFEST} was changed"
-        wrong = (name for name, size in files.items() if sizes.get(name) != size)
-        return next((f"{name} has another size, or is missing" for name in wrong), None)
-
-    def put_manifest(self, uri: str, manifest: bytes) -> bytes:
-        """Makes the entry be there, unless another machine's is; the manifest that is there."""
-        try:
-            with self._named(FileExistsError):
-                self._fs.pipe_file(self._path(uri, MANIFEST), manifest, mode="create")
-        except FileExistsError:
-            other = self.manifest(uri)
-            if other is not None:
-                return other
-            self.put(f"{uri}/{MANIFEST}", manifest)  # in place of one that names files that are gone
-        return manifest
-
-    def put(self, name: str, content: bytes) -> None:
-        with self._named():
-            self._fs.pipe_file(self._path(name), content)
-
-    def upload(self, source: Path, name: str) -> None:
-        with self._named():
-            self._fs.put_file(str(source), self._path(name))
-
-    def download(self, name: str, target: Path) -> None:
-        """Puts the object's content at `target` in one move."""
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft = _draft(target)
-        with self._named():
-            self._fs.get_file(self._path(name), str(draft))
-        os.replace(draft, target)
-
-    def sizes(self, folder: str) -> dict[str, int]:
-        """Bytes by name, of all objects below a folder."""
-        with self._named():
-            found = self._fs.find(self._path(folder), detail=True)
-        start = len(self._path(folder)) + 1
-        return {path[start:]: int(info["size"]) for path, info in found.items()}
-
-    def remove(self, folder: str) -> None:
-        for name in self.sizes(folder):
-            with self._named():
-                self._fs.rm_file(self._path(folder, name))
-
-    def _path(self, *names: str) -> str:
-        return "/".join((self._base, *names))
-
-    @contextmanager
-    def _named(self, *expected: type[Exception]) -> Iterator[None]:
-        try:
-            yield
-        except expected:
-            raise
-        except ImportError as error:
-            missing = missing_module("s3fs") if self._uri.startswith("s3:") else None
-            raise StoreError(f"store: {self._uri}: {missing or ' '.join(str(error).split())}") from error
-        except Exception as error:  # every protocol has its own
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise StoreError(f"store: {self._uri}: {reason}; see COPPICE_STORE and its credentials") from error
-
-
-def _version(uri: str, manifest: bytes) -> str:
-    return f"{uri}/{hashlib.sha256(manifest).hexdigest()}"
-
-
-def _files(manifest: bytes) -> dict[str, int]:
-    """Sizes by name."""
-    return {name: info["size"] for name, info in listed_files(manifest).items()}
-
-
-def _draft(target: Path) -> Path:
-    return target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
-
-
-def _replace(target: Path, content: bytes) -> None:
-    draft = _draft(target)
-    draft.write_bytes(content)
-    os.replace(draft, target)

@@ -2,12 +2,14 @@
 
 client.py            the way to MLflow, and the only import of it: address, clients, experiment
 outage.py            a server that does not answer, told from one that refuses; errors in one line
+links.py             files of the store as artifacts without a second copy
 tracked_run.py       one MLflow run, written so that writing twice equals writing once
 run_tracker.py       a pipeline run: its parent run, a child run per iteration, its registered adapters
 reading.py           finished runs read back
 registered_model.py  a preset's registered model and its champion
 tree_traces.py       search trees as traces: which nodes
 traces.py            those traces on the server
+history/             all runs with what they put on record, and how they leave for good
 provenance.py        commit, versions and hardware as tags
 """
 

@@ -11,7 +11,7 @@ import os
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from pipeline_lib.config import Settings
+from pipeline_lib.config import Settings, sqlite_uri
 from pipeline_lib.tracking.outage import ErrorTranslatingClient
 
 EXPERIMENT = "coppice"
@@ -27,7 +27,7 @@ MLFLOW_ENVIRONMENT = {
 
 def tracking_uri(settings: Settings) -> str:
     """The MLflow server of `settings`, or the database below its home."""
-    return settings.tracking_uri or f"sqlite:///{settings.home.resolve() / 'mlflow.db'}"
+    return settings.tracking_uri or sqlite_uri(settings.home.resolve() / "mlflow.db")
 
 
 def page_url(settings: Settings, link: str) -> str | None:
@@ -81,6 +81,13 @@ def open_tracing_client(settings: Settings) -> Any:
     return ErrorTranslatingClient(TracingClient(uri), uri)
 
 
+def open_database(settings: Settings) -> Any:
+    """MLflow's own access to a local database, which alone removes rows for good, as ``mlflow gc`` does."""
+    from mlflow.tracing.client import TracingClient
+
+    return TracingClient(tracking_uri(settings)).store
+
+
 def find_experiment(client: Any, settings: Settings) -> str:
     """The experiment that all runs lie in, made if it is not there."""
     experiment = client.get_experiment_by_name(EXPERIMENT)
@@ -88,4 +95,10 @@ def find_experiment(client: Any, settings: Settings) -> str:
         return str(experiment.experiment_id)
     location = None if settings.tracking_uri else (settings.home.resolve() / "mlartifacts").as_uri()
     # Without the kind, the UI opens the experiment in its view for traces, which is empty here.
-    return str(client.create_experiment(EXPERIMENT, location, {"mlflow.experimentKind": "custom_model_development"}))
+    kind = {"mlflow.experimentKind": "custom_model_development"}
+    try:
+        return str(client.create_experiment(EXPERIMENT, location, kind))
+    except import_mlflow().exceptions.MlflowException:
+        if (experiment := client.get_experiment_by_name(EXPERIMENT)) is None:
+            raise
+        return str(experiment.experiment_id)  # another run has made it in this moment

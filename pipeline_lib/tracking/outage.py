@@ -11,9 +11,7 @@ from functools import wraps
 from typing import Any
 
 from pipeline_lib.store.disk import DiskFullError, error_chain, is_disk_full
-
-PASSING_STATUS = (408, 425, 429)
-PASSING_TEXTS = ("locked", "onnection", "server closed")  # sqlite's, PostgreSQL's
+from pipeline_lib.store.patience import is_outage
 
 
 class TrackingError(ValueError):
@@ -60,21 +58,6 @@ class ErrorTranslatingClient:
 def without_password(uri: str) -> str:
     """The address as it may be shown: whoever it names before an ``@`` is left out."""
     return re.sub(r"//[^/@]*@", "//", uri)
-
-
-def is_outage(error: BaseException) -> bool:
-    """Whether a server that is away, overloaded or locked is behind the error: what passes without any change here."""
-    for cause in error_chain(error):
-        response = getattr(cause, "response", None)
-        if response is not None:
-            return response.status_code in PASSING_STATUS or response.status_code >= 500
-        if isinstance(cause, (ConnectionError, TimeoutError)):
-            return True
-        if type(cause).__module__.partition(".")[0] in ("requests", "urllib3"):
-            return True
-        if type(cause).__name__ == "OperationalError" and any(text in str(cause) for text in PASSING_TEXTS):
-            return True
-    return False
 
 
 def _reason(error: BaseException) -> str:

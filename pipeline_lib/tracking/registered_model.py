@@ -5,16 +5,21 @@ What a version's tags mean, and which version becomes champion, is decided in `p
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
+from filelock import FileLock
 from pydantic import Field
 
-from pipeline_lib.config import Settings
+from pipeline_lib.config import Settings, sqlite_file
 from pipeline_lib.registry import Registry
 from pipeline_lib.registry.lineage import BASE_MODEL, BASE_REVISION, POLICY_ID
 from pipeline_lib.tracking.client import import_mlflow, open_client, tracking_uri
 from pipeline_lib.tracking.outage import ErrorTranslatingClient, TrackingError
 from pipeline_lib.types import Record
+
+MODEL_PREFIX = "coppice-"
 
 
 class Champion(Record):
@@ -31,12 +36,23 @@ class Champion(Record):
 
 def model_name(preset: str) -> str:
     """The registered model of a preset."""
-    return f"coppice-{preset}"
+    return f"{MODEL_PREFIX}{preset}"
 
 
 def open_registry(settings: Settings, preset: str) -> Registry:
     """The registered versions of a preset's adapters."""
-    return Registry(open_client(settings), model_name(preset))
+    return guarded_registry(settings, open_client(settings), model_name(preset))
+
+
+def guarded_registry(settings: Settings, client: Any, name: str) -> Registry:
+    """The versions of a registered model, its aliases moved by one process of this machine at a time."""
+    return Registry(client, name, guard=lambda: _one_at_a_time(settings))
+
+
+def _one_at_a_time(settings: Settings) -> AbstractContextManager[Any]:
+    """A lock beside the database where that is a file; a server keeps nobody out."""
+    database = sqlite_file(tracking_uri(settings))
+    return nullcontext() if database is None else FileLock(f"{database}.lock")
 
 
 def registered_champion(settings: Settings, preset: str) -> Champion | None:

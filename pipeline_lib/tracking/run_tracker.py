@@ -10,6 +10,7 @@ from one place at a time.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,13 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from pipeline_lib.config import PipelineConfig, Settings
-from pipeline_lib.registry import LoggedAdapter, Registry
+from pipeline_lib.registry import LoggedAdapter
 from pipeline_lib.registry.lineage import PARENT_ITERATION, POLICY_ID, version_tags
 from pipeline_lib.report.metrics import flatten, is_headline, record_metrics, version_scores
 from pipeline_lib.report.notes import iteration_note, run_link, run_note, version_note
+from pipeline_lib.store import canonical_json
 from pipeline_lib.tracking.client import find_experiment, import_mlflow, open_client, open_tracing_client, page_url
+from pipeline_lib.tracking.links import link_into
 from pipeline_lib.tracking.reading import RUN_FILE, STOPPED
-from pipeline_lib.tracking.registered_model import model_name
+from pipeline_lib.tracking.registered_model import open_registry
 from pipeline_lib.tracking.traces import log_traces
 from pipeline_lib.tracking.tracked_run import Point, TrackedRun
 from pipeline_lib.tracking.tree_traces import TreeTrace
@@ -32,7 +35,9 @@ from pipeline_lib.types import GateDecision, IterationRecord, PolicyRef, Promoti
 RUN_KEY = "coppice.run_key"
 NOTE = "mlflow.note.content"
 FLOW_RUN, FLOW_RUN_URL = "prefect.flow_run_id", "prefect.flow_run_url"
-ORIGIN_TAGS = (FLOW_RUN, FLOW_RUN_URL, "mlflow.source.git.commit", "git/dirty")
+COMMIT, COMMITS = "mlflow.source.git.commit", "coppice.commits"
+ORIGIN_TAGS = (FLOW_RUN, FLOW_RUN_URL, COMMIT, "git/dirty")
+RESULTS = "coppice.results"
 CHAMPION = "coppice.champion"
 
 
@@ -66,7 +71,7 @@ class Tracker(TrackedRun):
         self._run_key = run_key
         self._config = config
         self._settings = settings
-        self.registry = Registry(client, model_name(config.preset))
+        self.registry = open_registry(settings, config.preset)
 
     @classmethod
     def open(
@@ -94,8 +99,15 @@ class Tracker(TrackedRun):
         tracker = cls(client, run, run_key=run_key, config=config, settings=settings)
         tracker.reopen()
         own = {"coppice.seed": str(config.seed), "coppice.preset": config.preset}
-        tracker.log(params=flatten(config), tags={**own, **(tags or {})})
+        tracker.log(params=flatten(config), tags={**own, **(tags or {}), **tracker.commits(tags or {})})
         return tracker
+
+    def commits(self, tags: Mapping[str, str]) -> dict[str, str]:
+        """Tags with all commits that worked on the run, the first one first; a finished run's own stays its last."""
+        known = self._tags.get(COMMITS, self._tags.get(COMMIT, "")).split()
+        own = {COMMIT: self._tags[COMMIT]} if self.is_finished and COMMIT in self._tags else {}
+        commits = dict.fromkeys([*known, *([tags[COMMIT]] if COMMIT in tags else [])])
+        return {**own, **({COMMITS: " ".join(commits)} if commits else {})}
 
     @property
     def url(self) -> str | None:
@@ -124,22 +136,24 @@ class Tracker(TrackedRun):
         contents = contents or IterationContents()
         run = self.iteration_run(record.index)
         run.reopen()
+        results = _results_digest(record)
+        is_another = run.tag(RESULTS) not in (None, results)  # other code made it, or a stage's new version
         model = self._logged_model(run, record) if contents.adapter else None
         metrics = record_metrics(record)
         points = [(name, record.index, value) for name, value in metrics.items()]
         origin = {} if record.parent is None else {PARENT_ITERATION: str(record.parent)}
         tags = {POLICY_ID: record.policy.policy_id, **origin}
-        run.log(points=points, tags=tags, model_id=model.model_id if model else None)
-        run.log_points(contents.curves)
+        run.log(points=points, tags=tags, model_id=model.model_id if model else None, again=is_another)
+        run.log(points=contents.curves, again=is_another)
         run.log_datasets(_datasets(record), root=self._settings.store_uri)
         run.log_files(contents.artifacts, {"record.json": record.model_dump_json(indent=2), **contents.texts})
         self._log_traces(run, contents.traces)
         version = self._register(run, record, model, contents, version_scores(metrics)) if model else None
         parent = f"[Pipeline run]({run_link(self._experiment_id, self.run_id)})"
         note = iteration_note(record, parent=parent, version=version, model=self.registry.name)
-        run.set_tags({NOTE: note} | ({"coppice.version": version} if version else {}))
+        run.set_tags({NOTE: note, RESULTS: results} | ({"coppice.version": version} if version else {}))
         run.end("FINISHED")
-        self.log_points((name, step, value) for name, step, value in points if is_headline(name))
+        self.log(points=[(name, step, value) for name, step, value in points if is_headline(name)], again=is_another)
         return run.run_id
 
     def write_description(
@@ -189,8 +203,10 @@ class Tracker(TrackedRun):
         scores: Mapping[str, float],
     ) -> str:
         assert contents.parent is not None
+        assert contents.adapter is not None
         if str(model.status) != "READY":
-            self._client.log_model_artifacts(model.model_id, str(contents.adapter))
+            if not link_into(model.artifact_location, contents.adapter, ""):
+                self._client.log_model_artifacts(model.model_id, str(contents.adapter))
             self._client.finalize_logged_model(model.model_id, "READY")
             output = self._entities.LoggedModelOutput(model.model_id, step=record.index)
             self._client.log_outputs(run.run_id, [output])
@@ -225,6 +241,13 @@ def _datasets(record: IterationRecord) -> dict[str, Ref]:
     """What the iteration read and made, by reference: problems, trees, scores, and the sets it was measured on."""
     measured = {f"{e.split}/{e.dataset}": e.problems for e in record.evaluations if e.problems is not None}
     return {**record.refs, **measured}
+
+
+def _results_digest(record: IterationRecord) -> str:
+    """Tells apart what two iterations came to, not how long they took."""
+    refs = {name: ref.sha256 for name, ref in record.refs.items()}
+    answers = [report.predictions.sha256 for report in record.evaluations if report.predictions is not None]
+    return hashlib.sha256(canonical_json([record.policy.policy_id, refs, answers]).encode()).hexdigest()[:16]
 
 
 def _origin(tags: Mapping[str, str]) -> str:

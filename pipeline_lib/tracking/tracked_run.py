@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline_lib.report.metrics import metric_key
+from pipeline_lib.tracking.links import link_into
 from pipeline_lib.tracking.outage import TrackingError
 from pipeline_lib.types import Ref
 
 MAX_BATCH_METRICS = 800  # of the 1,000 entries that MLflow takes in one request
 MAX_BATCH_PARAMS = MAX_BATCH_TAGS = 100  # its own limits
 MAX_DIGEST_CHARS = 36
-ERROR_TAG = "coppice.error"
+ERROR_TAG, RERUN_ERROR_TAG = "coppice.error", "coppice.rerun_error"
 
 Point = tuple[str, int, float]  # metric, step, value
 
@@ -39,10 +40,20 @@ class TrackedRun:
         self._entities = entities
         self.run_id = str(run.info.run_id)
         self.begin_ms = int(run.info.start_time)
+        self._artifact_uri = str(run.info.artifact_uri)
         self._status = str(run.info.status)
         self._params: dict[str, str] = dict(run.data.params)
         self._tags: dict[str, str] = dict(run.data.tags)
         self._latest: dict[str, int] = {metric.key: metric.step for metric in run.data.to_proto().metrics}
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has ended well."""
+        return self._status == "FINISHED"
+
+    def tag(self, name: str) -> str | None:
+        """The value of a tag; None without it."""
+        return self._tags.get(name)
 
     def log(
         self,
@@ -51,6 +62,7 @@ class TrackedRun:
         points: Iterable[Point] = (),
         tags: Mapping[str, str] | None = None,
         model_id: str | None = None,
+        again: bool = False,
     ) -> None:
         """Logs parameters and points that are not there yet, and tags that have another value.
 
@@ -59,13 +71,14 @@ class TrackedRun:
             points: (metric, step, value), in any order.
             tags: name to value.
             model_id: a logged model that the points belong to as well.
+            again: logs points also where there are some; of two at one step MLflow shows the later one.
 
         Raises:
             TrackingError: a parameter is there with another value: the run's key was used for something else.
         """
         fresh_params = self._fresh_params(params or {})
         fresh_tags = {name: value for name, value in (tags or {}).items() if self._tags.get(name) != value}
-        metrics = self._fresh_points(points, model_id)
+        metrics = self._fresh_points(points, model_id, again)
         param_items = [self._entities.Param(name, value) for name, value in fresh_params.items()]
         tag_items = [self._entities.RunTag(name, value) for name, value in fresh_tags.items()]
         while metrics or param_items or tag_items:
@@ -97,12 +110,12 @@ class TrackedRun:
                 )
         return {name: value for name, value in params.items() if name not in self._params}
 
-    def _fresh_points(self, points: Iterable[Point], model_id: str | None) -> list[Any]:
+    def _fresh_points(self, points: Iterable[Point], model_id: str | None, again: bool) -> list[Any]:
         fresh, now = [], int(time.time() * 1000)
         for name, step, value in sorted(points, key=lambda point: point[1]):
             name = metric_key(name)
-            if step > self._latest.get(name, -1):
-                self._latest[name] = step
+            if again or step > self._latest.get(name, -1):
+                self._latest[name] = max(step, self._latest.get(name, -1))
                 fresh.append(self._entities.Metric(name, float(value), now, step, model_id=model_id))
         return fresh
 
@@ -127,8 +140,10 @@ class TrackedRun:
         )
 
     def log_files(self, artifacts: Mapping[str, Path], texts: Mapping[str, str]) -> None:
-        """Copies files and folders under their names, and writes texts to theirs (``figures/audit.html``)."""
+        """Links or copies files and folders under their names, and writes texts to theirs (``figures/audit.html``)."""
         for name, path in artifacts.items():
+            if link_into(self._artifact_uri, path, name):
+                continue
             if path.is_dir():
                 self._client.log_artifacts(self.run_id, str(path), artifact_path=name)
             else:
@@ -141,11 +156,19 @@ class TrackedRun:
         if self._status not in ("RUNNING", "FINISHED"):
             self._client.update_run(self.run_id, status="RUNNING")
             self._status = "RUNNING"
-        if self._tags.pop(ERROR_TAG, None) is not None:
-            self._client.delete_tag(self.run_id, ERROR_TAG)
+        for name in (ERROR_TAG, RERUN_ERROR_TAG):
+            if self._tags.pop(name, None) is not None:
+                self._client.delete_tag(self.run_id, name)
 
     def end_with_error(self, status: str, error: str) -> None:
-        """Ends the run as FAILED or KILLED and says why in the tag ``coppice.error``."""
+        """Ends the run as FAILED or KILLED and says why in the tag ``coppice.error``.
+
+        A run that is FINISHED has its results: it stays so when it is run again in vain, and the tag
+        ``coppice.rerun_error`` says why.
+        """
+        if self.is_finished:
+            self.set_tags({RERUN_ERROR_TAG: error})
+            return
         self.set_tags({ERROR_TAG: error})
         self.end(status)
 

@@ -20,6 +20,7 @@ from pipeline_lib.tracking.provenance import describe_environment
 from tasks.runtime.keys import key_text
 from tasks.runtime.policies import base_policy
 
+NO_COMMIT = ""  # where version 0.1.0 had the commit of a checkout; an installed copy has none
 LOGGER = logging.getLogger("coppice.tracking")
 
 
@@ -27,14 +28,15 @@ def run_key(config: PipelineConfig, flow_run: FlowRun | None = None) -> str:
     """What names the MLflow run of a flow run.
 
     A flow run of a deployment is named by its id, so that Retry attaches to the same MLflow run; one
-    from the terminal by its configuration, base and commit, so that the same command goes on where it was killed.
+    from the terminal by its configuration and base, so that the same command goes on where it was killed, also when
+    something was committed meanwhile: the run keeps all commits. Code that makes another result of them shows in the
+    store's keys, and `Tracker.log_iteration` puts the new one on record.
     """
     flow_run = flow_run or _flow_run()
     if flow_run is not None and flow_run.deployment_id is not None:
         return str(flow_run.id)
-    commit = describe_environment().get("mlflow.source.git.commit", "")
     unnamed = config.model_copy(update={"name": None})
-    identity = (key_text(unnamed), base_policy(config).policy_id, commit)
+    identity = (key_text(unnamed), base_policy(config).policy_id, NO_COMMIT)
     return hashlib.sha256("\n".join(identity).encode()).hexdigest()[:16]
 
 

@@ -32,6 +32,7 @@ Call = Mapping[str, Any]
 LOGGER = logging.getLogger("coppice.progress")
 LOCK_WAIT_S = 120  # the locks of a machine that is gone live on a file server for its lease, 90 s as a rule
 OBJECT_STORE_BYTES = 128 << 20  # only arguments and references pass through it
+KEYS = ("COPPICE_SERVER_API_KEY", "HF_TOKEN")  # of model servers, and of gated models on the hub
 START_ATTEMPTS = 3  # Ray gives its helper processes 15 s to start, too little on a busy machine
 
 
@@ -117,8 +118,41 @@ def ray_tasks(config: RayConfig) -> Iterator[TaskRunner[Any]]:
             environment["COPPICE_STORE"] = settings.store_uri
         share = {"num_cpus": config.cpus_per_shard, "num_gpus": config.gpus_per_shard}
         retries = {"max_retries": config.max_retries}
-        with RayTaskRunner() as runner, remote_options(**share, **retries, runtime_env={"env_vars": environment}):
+        options = remote_options(**share, **retries, runtime_env={"env_vars": environment})
+        with RayTaskRunner() as runner, options:
+            hand_keys_to(runner)
             yield runner
+
+
+def hand_keys_to(runner: TaskRunner[Any]) -> None:
+    """Lets tasks find this process's keys in the environment of their worker, where that has none of its own.
+
+    They travel inside of the function that Ray calls: a runtime environment stands in Ray's logs and on its pages, and
+    a task's arguments may be shown. The key of Prefect's server is in the settings that Prefect sends along.
+
+    Args:
+        runner: a `RayTaskRunner`, changed in place.
+    """
+    keys = {name: os.environ[name] for name in KEYS if os.environ.get(name)}
+    run_task = getattr(runner, "_run_prefect_task")  # noqa: B009 - TaskRunner has none
+
+    def run_with_keys(*references: Any, **call: Any) -> Any:
+        with missing_set(keys):
+            return run_task(*references, **call)
+
+    runner._run_prefect_task = run_with_keys  # type: ignore[attr-defined]  # of RayTaskRunner
+
+
+@contextmanager
+def missing_set(variables: Mapping[str, str]) -> Iterator[None]:
+    """Sets environment variables that are not set, while the block runs."""
+    missing = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(missing)
+    try:
+        yield
+    finally:
+        for name in missing:
+            os.environ.pop(name, None)
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from prefect.task_runners import TaskRunner
 from pipeline_lib.config import Settings
 from pipeline_lib.store import Entry, Store, read_json, write_json
 from pipeline_lib.store.disk import explain_disk_full
+from pipeline_lib.store.patience import doubling_delays
 from pipeline_lib.types import Ref
 
 P = ParamSpec("P")
@@ -37,7 +38,6 @@ R = TypeVar("R")
 StageTask = Task[..., dict[str, Any] | State[Any]]
 
 LOGGER = logging.getLogger("coppice.progress")
-LONGEST_DELAY_S = 300.0
 STAGE_SECONDS = "stage_seconds"
 FIGURES = "figures.json"
 
@@ -49,7 +49,7 @@ def open_store() -> Store:
         return Store(settings.store_root)
     from pipeline_lib.store.shared import SharedStore
 
-    return SharedStore(settings.store_root, settings.object_store)
+    return SharedStore(settings.store_root, settings.object_store, patience_s=settings.store_patience_s)
 
 
 def seconds_of(ref: Ref) -> float:
@@ -113,6 +113,10 @@ class Stage(Generic[P, R]):
         """Where the stage's result lies, or will lie, for these arguments."""
         with self._naming_full_disk():
             return open_store().entry(self.name, *self._material(arguments), version=self._version)
+
+    def uri(self, **arguments: Any) -> str:
+        """Where the result lies, or would lie, below the store, for these arguments; looks for nothing there."""
+        return open_store().uri(self.name, *self._material(arguments), version=self._version)
 
     def find(self, *, version: int | None = None, **arguments: Any) -> Ref | None:
         """What the store has for these arguments, or had from an earlier version of the stage; None where nothing."""
@@ -251,17 +255,6 @@ def _this_run() -> str:
     context = FlowRunContext.get()
     run = context.flow_run.name if context is not None and context.flow_run is not None else "another run"
     return f"{run} (process {os.getpid()} on {socket.gethostname()})"
-
-
-def doubling_delays(total_s: float) -> list[float]:
-    """Seconds between attempts: 1, 2, 4, ..., at most 300 each and `total_s` together.
-
-    Example: ``doubling_delays(10) == [1, 2, 4, 3]``
-    """
-    delays: list[float] = []
-    while (left := total_s - sum(delays)) > 0:
-        delays.append(min(2.0 ** len(delays), LONGEST_DELAY_S, left))
-    return delays
 
 
 def _refs(value: Any) -> list[Ref]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -115,7 +116,7 @@ def ui_lines(tracking_uri: str, prefect_page: str | None) -> list[str]:
     prefect = prefect_page or f"{_command('coppice')} up   then http://127.0.0.1:4200"
     mlflow = without_password(tracking_uri)
     if not mlflow.startswith("http"):
-        mlflow = f"{_command('mlflow')} ui --backend-store-uri {mlflow}   then http://127.0.0.1:5000"
+        mlflow = f"{_command('mlflow')} ui --backend-store-uri {shlex.quote(mlflow)}   then http://127.0.0.1:5000"
     return [f"stages and artifacts:  {prefect}", f"metrics and models:    {mlflow}"]
 
 

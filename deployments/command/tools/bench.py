@@ -27,7 +27,7 @@ def bench(
     if not (folder / "__main__.py").is_file():
         raise ConfigError(f"bench: {folder} has no benchmarks; run it from a checkout installed with pip install -e .")
     require_writable(json_file)
-    load_settings()
+    load_settings(keeps_results=False)
     arguments = [] if json_file is None else ["--json", str(json_file.resolve())]
     arguments += [] if only is None else ["--only", only]
     raise typer.Exit(subprocess.run([sys.executable, str(folder), *arguments], cwd=ROOT, check=False).returncode)

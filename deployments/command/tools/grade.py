@@ -47,7 +47,7 @@ def grade(
             raise ConfigError(f"--set {override}: only grading.* changes anything here, as grading.percent=unit")
     conventions = conventions_of(apply_overrides(PipelineConfig(), overrides), dataset)
     require_writable(output)
-    load_settings()
+    load_settings(keeps_results=False)
     from deployments.command.output.progress_bar import show_progress
     from deployments.command.tools.grade_file import grade_file, print_counts
 
