@@ -14,13 +14,22 @@ from pipeline_lib.config import ConfigError, PipelineConfig, Settings
 from pipeline_lib.policy.model_folders import fingerprint, model_commit
 from pipeline_lib.report.metrics import record_metrics
 from pipeline_lib.store import PARTIAL, Entry, StoreError
-from pipeline_lib.tracking import Champion, Tracker, download_champion, model_name, registered_champion
+from pipeline_lib.tracking import (
+    Champion,
+    Tracker,
+    download_champion,
+    model_name,
+    registered_champion,
+    registered_version,
+)
 from pipeline_lib.tracking.outage import TrackingOutage
 from pipeline_lib.tracking.provenance import describe_environment
+from pipeline_lib.tracking.registered_model import MODELS
 from pipeline_lib.types import EvalReport, IterationRecord, PolicyRef, Ref
 from tasks.evaluate import load_report
 from tasks.runtime.artifacts import show_markdown
 from tasks.runtime.keys import key_text
+from tasks.runtime.policies import folder_policy
 from tasks.runtime.stage import Done, stage
 
 
@@ -52,6 +61,18 @@ def champion_policy(config: PipelineConfig, champion: Champion) -> PolicyRef:
         adapter_uri=fetched.uri,
         iteration=champion.iteration,
     )
+
+
+def named_policy(config: PipelineConfig, adapter: str) -> PolicyRef:
+    """The policy in a folder, or the registered version that ``models:/coppice-tiny@champion`` or ``…/3`` names.
+
+    Raises:
+        ConfigError: the version was trained on another base than the configuration's.
+        TrackingError: there is no such version.
+    """
+    if not adapter.startswith(MODELS):
+        return folder_policy(config, adapter)
+    return champion_policy(config, registered_version(Settings(), adapter))
 
 
 def _revision(config: PipelineConfig, champion: Champion) -> str | None:

@@ -71,25 +71,27 @@ def test_a_champion_that_no_run_registered_is_named(settings: Settings, tmp_path
         registered_champion(settings, "strange")
 
 
-def test_both_lines_that_load_the_champion_are_in_the_manual() -> None:
+def test_the_lines_that_load_the_champion_are_in_the_manual() -> None:
     manual = (Path(__file__).resolve().parents[1] / "mlflow" / "README.md").read_text(encoding="utf-8")
     assert all(line in manual for line in load_lines("coppice-tiny"))
 
 
 def test_one_line_loads_the_champion_with_peft(
-    settings: Settings, champion: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+    settings: Settings, champion: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
     from mlflow.artifacts import download_artifacts
-    from peft import PeftModel
+    from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
     from transformers import AutoModelForCausalLM
 
     name, folder = champion
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri(settings))
-    scope: dict[str, Any] = {"BASE": str(model_path("tiny")), "download_artifacts": download_artifacts}
-    scope |= {"PeftModel": PeftModel, "AutoModelForCausalLM": AutoModelForCausalLM}
-    exec(load_lines(name)[0], scope)
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, Any] = {"download_artifacts": download_artifacts, "PeftConfig": PeftConfig}
+    scope |= {"AutoPeftModelForCausalLM": AutoPeftModelForCausalLM}
+    exec("\n".join(load_lines(name)[:3]), scope)
     policy = scope["policy"]
+    assert scope["base"] == str(model_path("tiny"))
     base = AutoModelForCausalLM.from_pretrained(model_path("tiny"))
     tokens = torch.arange(5, 25)[None]
     with torch.no_grad():

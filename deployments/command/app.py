@@ -15,9 +15,10 @@ from deployments.command.check import check
 from deployments.command.housekeeping import prune, store_app
 from deployments.command.options import is_debugging
 from deployments.command.results.champion import promote, rollback
+from deployments.command.results.model import export, serve_model
 from deployments.command.results.report import report
 from deployments.command.run import evaluate, run
-from deployments.command.service import alerts, down, serve, up
+from deployments.command.service import alerts, down, serve, up, worker
 from deployments.command.tools.bench import bench
 from deployments.command.tools.build_base import build_base
 from deployments.command.tools.grade import grade
@@ -25,8 +26,8 @@ from deployments.errors import describe_error
 
 SUBCOMMANDS = {
     "Train and measure": (check, run, evaluate, report, grade),
-    "The champion": (promote, rollback),
-    "Servers and schedules": (up, down, serve, alerts),
+    "The champion": (promote, rollback, export, serve_model),
+    "Servers and schedules": (up, down, worker, alerts),
     "Housekeeping": (prune,),
     "Development": (bench, build_base),
 }
@@ -37,10 +38,13 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+OLD_NAMES = (serve,)
 for panel, subcommands in SUBCOMMANDS.items():
     for subcommand in subcommands:
         app.command(rich_help_panel=panel)(subcommand)
 app.add_typer(store_app, name="store", rich_help_panel="Housekeeping")
+for old_name in OLD_NAMES:
+    app.command(hidden=True)(old_name)
 
 
 def main() -> None:

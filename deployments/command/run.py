@@ -64,7 +64,10 @@ def evaluate(
     overrides: SetOption = [],  # noqa: B006  typer copies it
     model: ModelOption = None,
     adapter: Annotated[
-        Path | None, typer.Option(help="Adapter folder; the model without an adapter if left out.")
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Adapter folder, or models:/coppice-PRESET@champion; the model alone if left out."
+        ),
     ] = None,
     split: Annotated[Literal["validation", "test"], typer.Option(help="Split of each dataset to measure on.")] = "test",
     summary: Annotated[Path | None, typer.Option(help="Write the reports to this file as JSON.")] = None,
@@ -73,10 +76,12 @@ def evaluate(
     from pipeline_lib.config import ConfigError
 
     config = build_config(preset, overrides, model)
-    if adapter is not None and not adapter.is_dir():
-        raise ConfigError(f"--adapter {adapter}: no such folder")
+    if adapter is not None and not adapter.startswith("models:/"):
+        if not Path(adapter).is_dir():
+            raise ConfigError(f"--adapter {adapter}: no such folder")
+        adapter = str(Path(adapter).resolve())
     require_writable(summary)
-    settings, adapter_dir = load_settings(), None if adapter is None else str(adapter.resolve())
+    settings = load_settings()
     from deployments.service.terminal_server import prefect_of_run
 
     with says_how_to_go_on(), prefect_of_run(settings) as prefect:
@@ -86,7 +91,7 @@ def evaluate(
 
         prefect.wait()
         with show_progress():
-            reports = evaluate_policy(config, adapter_dir=adapter_dir, split=split)
+            reports = evaluate_policy(config, adapter=adapter, split=split)
     if summary is not None:
         write_json(summary, [report.model_dump(mode="json") for report in reports])
     print_reports(reports)

@@ -1,4 +1,4 @@
-"""`coppice up`, `down`, `serve` and `alerts`: the subcommands; deployments/service does the work."""
+"""`coppice up`, `down`, `worker` and `alerts`: the subcommands; deployments/service does the work."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from deployments.command.options import PRESET_NAMES, SetOption, build_config, l
 
 ServedPresetOption = Annotated[
     str, typer.Option("--preset", help=f"Configuration that the deployments start from: {PRESET_NAMES}.")
+]
+
+WorkerNameOption = Annotated[
+    str | None, typer.Option(help="Name of the worker in Prefect's UI; the host's name if left out.")
 ]
 
 
@@ -36,12 +40,10 @@ def down() -> None:
     typer.echo(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")
 
 
-def serve(
+def worker(
     preset: ServedPresetOption = "tiny",
     overrides: SetOption = [],  # noqa: B006  typer copies it
-    name: Annotated[
-        str | None, typer.Option(help="Name of the worker in Prefect's UI; the host's name if left out.")
-    ] = None,
+    name: WorkerNameOption = None,
 ) -> None:
     """Register the deployments and work on their runs, one at a time, until stopped."""
     from pipeline_lib.config import Settings
@@ -54,6 +56,16 @@ def serve(
 
     register_deployments(config)
     become_worker(name)
+
+
+def serve(
+    preset: ServedPresetOption = "tiny",
+    overrides: SetOption = [],  # noqa: B006  typer copies it
+    name: WorkerNameOption = None,
+) -> None:
+    """Do what `coppice worker` does; the name until 0.1.0, gone with the next version."""
+    typer.echo("coppice: `serve` is called `worker` now; the old name goes with the next version", err=True)
+    worker(preset, overrides, name)
 
 
 def alerts(

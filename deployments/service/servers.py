@@ -50,18 +50,18 @@ class ServerSettings(EnvironmentSettings):
         return f"http://{HOST}:{self.mlflow_port}"
 
 
-def up(serve_arguments: tuple[str, ...] = ()) -> ServerSettings:
+def up(worker_arguments: tuple[str, ...] = ()) -> ServerSettings:
     """Starts what does not run yet, and returns when everything answers.
 
     Args:
-        serve_arguments: what the worker's `coppice serve` gets, as ``("--preset", "tiny")``.
+        worker_arguments: what the worker's `coppice worker` gets, as ``("--preset", "tiny")``.
 
     Raises:
         ConfigError: a port is taken, or a server ended or did not answer; nothing started here is left running.
     """
     settings, ports = Settings(), ServerSettings()
     _require_driver()
-    prefect, mlflow, worker = servers(settings, ports, serve_arguments)
+    prefect, mlflow, worker = servers(settings, ports, worker_arguments)
     prefect.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(prefect.folder / "up.lock"):
         missing = [server for server in (prefect, mlflow, worker) if not server.is_running()]
@@ -94,7 +94,7 @@ def down() -> list[str]:
     return [server.name for server in (worker, mlflow, prefect) if server.stop()]
 
 
-def servers(settings: Settings, ports: ServerSettings, serve_arguments: tuple[str, ...] = ()) -> tuple[Server, ...]:
+def servers(settings: Settings, ports: ServerSettings, worker_arguments: tuple[str, ...] = ()) -> tuple[Server, ...]:
     """Prefect, MLflow and the worker, in the order of their start."""
     home = settings.home.resolve()
     common = _environment(home, ports.prefect_url)
@@ -119,7 +119,7 @@ def servers(settings: Settings, ports: ServerSettings, serve_arguments: tuple[st
         Server(
             name="worker",
             folder=folder,
-            command=(python, "-m", "deployments.command.app", "serve", *serve_arguments),
+            command=(python, "-m", "deployments.command.app", "worker", *worker_arguments),
             environment=common | {"COPPICE_TRACKING_URI": ports.mlflow_url},
             address=ports.prefect_url,
             is_healthy=lambda started: _has_worker(ports.prefect_url, started),

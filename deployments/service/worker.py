@@ -1,4 +1,4 @@
-"""What `coppice serve` does: registers the deployments of prefect.yaml and becomes the worker that runs them.
+"""What `coppice worker` does: registers the deployments of prefect.yaml and becomes the worker that runs them.
 
 prefect.yaml says what there is and Prefect's own commands do the work, so that whatever its documentation says of a
 deployment is true of these. A process worker, not `flow.serve`: the work pool stands between
@@ -69,7 +69,7 @@ def register_deployments(config: PipelineConfig) -> None:
     Raises:
         ConfigError: no server is named, or it refused.
     """
-    require_server("serve")
+    require_server("worker")
     _create_pool()
     deployed = subprocess.run(
         [*PREFECT, "--no-prompt", "deploy", "--all", "--prefect-file", str(PREFECT_FILE)],
@@ -80,7 +80,7 @@ def register_deployments(config: PipelineConfig) -> None:
         check=False,
     )
     if deployed.returncode != 0:
-        raise ConfigError(f"serve: {PREFECT_FILE.name} was not accepted: {' '.join(deployed.stdout.split())[-600:]}")
+        raise ConfigError(f"worker: {PREFECT_FILE.name} was not accepted: {' '.join(deployed.stdout.split())[-600:]}")
 
 
 def become_worker(name: str | None = None) -> NoReturn:

@@ -28,13 +28,14 @@ def model_note(name: str, moves: Sequence[ChampionMove]) -> str:
 
 
 def load_lines(name: str) -> list[str]:
-    """The two lines that load a model's champion, with PEFT and with vLLM.
+    """The lines that load a model's champion, with PEFT and with vLLM, on the machine of the run that made it.
 
-    Both are told where the base is: an adapter's own files know a folder by its last name only, so that they are the
-    same on every machine.
+    A registered adapter names its base as that machine finds it: a folder by its absolute path, a hub model by name
+    and commit. Elsewhere, `coppice export` takes the base along.
     """
-    folder = f'download_artifacts("models:/{name}@champion")'
     return [
-        f"policy = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE), {folder})",
-        f'answers = LLM(BASE, enable_lora=True).generate(prompts, lora_request=LoRARequest("champion", 1, {folder}))',
+        f'champion = download_artifacts("models:/{name}@champion")',
+        "policy = AutoPeftModelForCausalLM.from_pretrained(champion)",
+        "base = PeftConfig.from_pretrained(champion).base_model_name_or_path",
+        'answers = LLM(base, enable_lora=True).generate(prompts, lora_request=LoRARequest("champion", 1, champion))',
     ]

@@ -22,6 +22,7 @@ from pipeline_lib.tracking.registered_model import (
     model_name,
     open_registry,
     registered_champion,
+    registered_version,
 )
 from pipeline_lib.tracking.run_tracker import IterationContents, Tracker
 
@@ -40,5 +41,6 @@ __all__ = [
     "open_registry",
     "page_url",
     "registered_champion",
+    "registered_version",
     "tracking_uri",
 ]

@@ -9,11 +9,14 @@ their copy: other machines read them there.
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
+
+SMALL_BYTES = 65536
 
 
 def link_into(artifact_uri: str, source: Path, name: str) -> bool:
@@ -57,10 +60,13 @@ def _files(source: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def _link(file: Path, target: Path) -> None:
-    """In one move, so that a reader of an older file of that name is not disturbed."""
+    """In one move, so that a reader of an older file of that name is not disturbed; small ones are copied."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists() and target.samefile(file):
         return
     draft = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
-    os.link(file, draft)
+    if file.stat().st_size <= SMALL_BYTES:
+        shutil.copyfile(file, draft)  # it may lie on another file system
+    else:
+        os.link(file.resolve(), draft)
     os.replace(draft, target)

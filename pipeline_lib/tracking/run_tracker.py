@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline_lib.config import PipelineConfig, Settings
+from pipeline_lib.policy.export.adapter_files import base_location, with_base_named
 from pipeline_lib.registry import LoggedAdapter
 from pipeline_lib.registry.lineage import PARENT_ITERATION, POLICY_ID, version_tags
 from pipeline_lib.report.metrics import flatten, is_headline, record_metrics, version_scores
@@ -205,8 +206,10 @@ class Tracker(TrackedRun):
         assert contents.parent is not None
         assert contents.adapter is not None
         if str(model.status) != "READY":
-            if not link_into(model.artifact_location, contents.adapter, ""):
-                self._client.log_model_artifacts(model.model_id, str(contents.adapter))
+            policy = record.policy
+            with with_base_named(contents.adapter, base_location(policy.base_model), policy.revision) as folder:
+                if not link_into(model.artifact_location, folder, ""):
+                    self._client.log_model_artifacts(model.model_id, str(folder))
             self._client.finalize_logged_model(model.model_id, "READY")
             output = self._entities.LoggedModelOutput(model.model_id, step=record.index)
             self._client.log_outputs(run.run_id, [output])

@@ -7,7 +7,11 @@ from pathlib import Path
 
 from pipeline_lib.training.tiny_base.pretraining import PretrainingPlan
 
-CARD = """# Tiny base, scale {scale}
+CARD = """---
+license: apache-2.0
+---
+
+# Tiny base, scale {scale}
 
 A transformer in Qwen2's layout ({layers} layers of width {width}, {vocab} tokens), pretrained by Coppice for its
 tiny world. It exists to be improved by the self-training loop and knows nothing else.

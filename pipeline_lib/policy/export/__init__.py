@@ -1,0 +1,1 @@
+"""A policy as files that other programs load."""
