@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+TRACKING_VARIABLES = ("COPPICE_TRACKING_URI", "MLFLOW_TRACKING_URI")
+"""The first one that is set counts; the second is MLflow's own."""
+
 
 class Settings(BaseSettings):
     """Where things live; read from the environment with the prefix ``COPPICE_``."""
 
-    model_config = SettingsConfigDict(env_prefix="COPPICE_", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="COPPICE_", frozen=True, populate_by_name=True)
 
     home: Path = Field(Path(".coppice"), description="Store, tracking database, artifacts, orchestrator results.")
     store: str | None = Field(
         None, description="Results of the stages: a shared folder, or s3://… or gs://…; None is a folder below home."
     )
-    tracking_uri: str | None = Field(None, description="MLflow server; None uses a database below home.")
+    tracking_uri: str | None = Field(
+        None,
+        validation_alias=AliasChoices(*TRACKING_VARIABLES),
+        description="MLflow server, or another place that MLflow knows; None uses a database below home.",
+    )
     ray_address: str | None = Field(
         None,
         validation_alias=AliasChoices("COPPICE_RAY_ADDRESS", "RAY_ADDRESS"),
@@ -32,6 +40,12 @@ class Settings(BaseSettings):
     tracking_patience_s: float = Field(
         1800, ge=0, le=10800, description="Seconds that a task waits for an MLflow server that does not answer."
     )
+
+    @property
+    def tracking_variable(self) -> str | None:
+        """The environment variable that names the tracking server; None where none does."""
+        named = (name for name in TRACKING_VARIABLES if os.environ.get(name) == self.tracking_uri)
+        return next(named, None) if self.tracking_uri else None
 
     @property
     def store_root(self) -> Path:
