@@ -10,8 +10,8 @@ from pipeline_lib.config import PipelineConfig
 from pipeline_lib.types import EvalReport
 from tasks.champion import named_policy
 from tasks.evaluate import evaluate_policy as evaluate_on
-from tasks.evaluate import load_report
 from tasks.problems import evaluation_sets
+from tasks.reporting.evaluation_run import record_evaluation
 from tasks.runtime.policies import base_policy
 from tasks.runtime.prompts import check_prompts
 
@@ -24,11 +24,12 @@ def evaluate_policy(
 
     1. Take the base, with the adapter or the full weights if a folder or a registered version of them is named.
     2. Answer every problem of the split greedily; sample where ``evaluation.num_samples`` asks for it.
-    3. Report accuracy with its interval, one report per dataset.
+    3. Put accuracy with its interval on record in MLflow, one report per dataset.
     """
     check_prompts(config, [split])
     policy = base_policy(config) if adapter is None else named_policy(config, adapter)
-    return [
-        load_report(evaluate_on(config=config, problems=problems, policy=policy, split=split, name=name))
+    evaluations = [
+        evaluate_on(config=config, problems=problems, policy=policy, split=split, name=name)
         for name, split, problems in evaluation_sets(config, [split])
     ]
+    return record_evaluation(config=config, policy=policy, split=split, evaluations=evaluations)

@@ -15,7 +15,7 @@ from tasks.gate import decide_gate
 from tasks.problems import draw_problems, evaluation_sets
 from tasks.record import record_iteration
 from tasks.runtime.artifacts import drop_doubles
-from tasks.runtime.flow_tracking import begin_tracking, end_unfinished
+from tasks.runtime.flow_tracking import begin_tracking, end_log, end_unfinished
 from tasks.runtime.policies import base_policy, trained_policy
 from tasks.runtime.prompts import check_prompts
 from tasks.score import score_steps
@@ -28,6 +28,7 @@ from tasks.train import check_training, train_policy
     flow_run_name="{config.flow_run_name}",
     validate_parameters=True,
     on_running=[begin_tracking],
+    on_completion=[end_log],
     on_failure=[end_unfinished],
     on_crashed=[end_unfinished],
     on_cancellation=[end_unfinished],

@@ -12,21 +12,18 @@ from prefect.states import Completed
 
 from pipeline_lib.config import ConfigError, PipelineConfig, Settings
 from pipeline_lib.policy.model_folders import fingerprint, model_commit
-from pipeline_lib.report.metrics import record_metrics
 from pipeline_lib.store import PARTIAL, Entry, StoreError
 from pipeline_lib.tracking import (
     Champion,
-    Tracker,
     download_champion,
     model_name,
     registered_champion,
     registered_version,
 )
 from pipeline_lib.tracking.outage import TrackingOutage
-from pipeline_lib.tracking.provenance import describe_environment
 from pipeline_lib.tracking.registered_model import MODELS
-from pipeline_lib.types import EvalReport, IterationRecord, PolicyRef, Ref
-from tasks.evaluate import load_report
+from pipeline_lib.types import EvalReport, PolicyRef, Ref
+from tasks.reporting.evaluation_run import track_evaluation
 from tasks.runtime.artifacts import show_markdown
 from tasks.runtime.keys import key_text
 from tasks.runtime.policies import folder_policy
@@ -107,25 +104,16 @@ def record_champion(*, config: PipelineConfig, champion: Champion, evaluations: 
 
     The run is named by what was measured on what: a night on which nothing changed adds nothing.
     """
-    reports = [load_report(ref) for ref in evaluations]
     policy = PolicyRef(policy_id=champion.policy_id, base_model=config.policy.model, iteration=champion.iteration)
-    record = IterationRecord(
-        index=champion.iteration,
-        policy=policy,
-        evaluations=tuple(reports),
-        refs={f"evaluate/{report.dataset}": ref for report, ref in zip(reports, evaluations, strict=True)},
-    )
     material = "\n".join([champion.model, champion.version, key_text(config), *(r.sha256 for r in evaluations)])
-    tracker = Tracker.open(
-        Settings(),
+    _, reports = track_evaluation(
+        config,
+        policy,
+        evaluations,
         run_key=f"champion-{hashlib.sha256(material.encode()).hexdigest()[:16]}",
         run_name=f"champion v{champion.version}",
-        config=config,
-        tags=describe_environment() | {"coppice.evaluated_version": f"{champion.model}/{champion.version}"},
+        tags={"coppice.evaluated_version": f"{champion.model}/{champion.version}"},
     )
-    tracker.log_points([(name, record.index, value) for name, value in record_metrics(record).items()])
-    tracker.log_datasets(record.refs, root=Settings().store_uri)
-    tracker.end("FINISHED")
     rows = [f"| {r.dataset} | {r.accuracy:.1%} | {r.interval[0]:.1%} – {r.interval[1]:.1%} |" for r in reports]
     title = f"{champion.model} version {champion.version}, the champion"
     table = "\n".join([f"**{title}**", "", "| test set | accuracy | 95 % interval |", "|---|---|---|", *rows])

@@ -16,6 +16,7 @@ from tasks.problems import PROBLEMS
 from tasks.runtime.engines import engine_spec, open_policy
 from tasks.runtime.graders import extractor, grading_spec, open_grader, yardstick_spec
 from tasks.runtime.keys import key_of
+from tasks.runtime.progress import Progress
 from tasks.runtime.stage import Done, open_store, stage
 
 REPORT, PREDICTIONS = "report.json", "predictions.parquet"
@@ -54,7 +55,11 @@ def evaluate_policy(
 ) -> Done:
     """Greedy pass@1 with its interval, and avg@n, maj@n and pass@k where samples are asked for."""
     asked = read_problems(open_store().open(problems) / PROBLEMS)
-    dataset, engine = asked[0].dataset, open_policy(config, policy, asked)
+    dataset, num_samples = asked[0].dataset, config.evaluation.num_samples
+    num_sampled = num_samples * min(config.evaluation.sampled_problems, len(asked))
+    progress = Progress(f"evaluate {policy.iteration} {name}", len(asked) + num_sampled)
+    engine = open_policy(config, policy, asked)
+    progress.count_tokens(lambda: engine.stats.tokens_generated)
     failed = Counter({name: -getattr(engine.stats, name) for name in FAILURES})
     with open_grader(config, dataset) as grader:
         report, predictions = evaluate(
@@ -67,6 +72,7 @@ def evaluate_policy(
             extract=extractor(config, dataset),
             truncated=config.truncated,
             max_failed_share=config.policy.max_failed_share,
+            on_answers=progress.advance,
         )
     failed.update({name: getattr(engine.stats, name) for name in FAILURES})
     report = report.model_copy(update={"problems": problems, "yardstick": _yardstick(config, problems, dataset)})

@@ -97,8 +97,33 @@ def record_iteration(
         evaluations: what `evaluate_policy` returned, set by set.
         earlier: records of the iterations before, base first.
     """
+    record = make_record(
+        config=config,
+        index=index,
+        parent=parent,
+        policy=policy,
+        stages=stages,
+        evaluations=evaluations,
+        earlier=earlier,
+    )
+    tracked = record.model_copy(update={"tracking_run": _track(config, record, earlier)})
+    write_json(entry.path / RECORD_FILE, tracked.model_dump(mode="json", exclude=MEASURED))
+    return Done(len(evaluations), {RECORD: tracked.model_dump(mode="json", include=MEASURED)})
+
+
+def make_record(
+    *,
+    config: PipelineConfig,
+    index: int,
+    parent: PolicyRef | None,
+    policy: PolicyRef,
+    stages: Stages,
+    evaluations: Sequence[Ref],
+    earlier: Sequence[IterationRecord],
+) -> IterationRecord:
+    """What `record_iteration` puts on record, without an MLflow run; it takes the same arguments."""
     reports = tuple(load_report(ref) for ref in evaluations)
-    record = IterationRecord(
+    return IterationRecord(
         index=index,
         policy=policy,
         parent=None if parent is None else parent.iteration,
@@ -113,9 +138,6 @@ def record_iteration(
             f"{name}/{i}" if len(refs) > 1 else name: ref for name, refs in stages.items() for i, ref in enumerate(refs)
         },
     )
-    tracked = record.model_copy(update={"tracking_run": _track(config, record, earlier)})
-    write_json(entry.path / RECORD_FILE, tracked.model_dump(mode="json", exclude=MEASURED))
-    return Done(len(reports), {RECORD: tracked.model_dump(mode="json", include=MEASURED)})
 
 
 def _paired_tests(

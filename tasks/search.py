@@ -124,6 +124,7 @@ def search_shard(
 
         if to_do:
             engine = open_policy(config, policy, to_do)
+            progress.count_tokens(lambda: engine.stats.tokens_generated)
             stats = search_trees(
                 to_do,
                 engine,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline_lib.config import PipelineConfig
@@ -9,7 +10,7 @@ from pipeline_lib.policy.model_folders import model_folder
 from pipeline_lib.seeding import derive_seed
 from pipeline_lib.store import PARTIAL, Entry, read_json, write_json
 from pipeline_lib.training.batches.examples import build_examples, count_examples
-from pipeline_lib.types import PolicyRef, Ref
+from pipeline_lib.types import PolicyRef, Ref, TrainingExample
 from tasks.runtime.engines import engines
 from tasks.runtime.keys import key_of
 from tasks.runtime.policies import policy_folder
@@ -49,7 +50,7 @@ def train_policy(
     searched = load_trees(trees)
     examples = build_examples(searched, load_scores(scores), config.train)
     model_dir = model_folder(policy.base_model, policy.revision)
-    progress = Progress(f"train {iteration}", config.train.num_epochs)
+    progress = _TokenProgress(iteration, examples, config.train.num_epochs)
     result = train(
         examples,
         model_dir=model_dir,
@@ -59,14 +60,43 @@ def train_policy(
         config=config.train,
         policy=config.policy,
         seed=derive_seed(config.seed, "train", iteration),
-        on_update=lambda update: progress.reach(int(update["epoch"])),
+        on_update=progress.on_update,
     )
-    progress.reach(config.train.num_epochs)
+    progress.end()
     if config.train.full_finetuning:
         load_tokenizer(model_dir, config.policy).save_pretrained(entry.path / "policy")
     write_json(entry.path / HISTORY, list(result.history))
     metrics = {**result.metrics(), **count_examples(searched, examples), "train/kl_beta": config.train.kl_weight}
     return Done(result.num_updates, figures={name.removeprefix("train/"): value for name, value in metrics.items()})
+
+
+class _TokenProgress:
+    """A training's progress in tokens; how many an epoch takes is counted before they are packed, so nearly right.
+
+    Args:
+        iteration: which one is trained.
+        examples: what is trained on.
+        num_epochs: how often.
+    """
+
+    def __init__(self, iteration: int, examples: Sequence[TrainingExample], num_epochs: int) -> None:
+        trees = [example.tree for example in examples if example.weights.any() or len(example.pairs)]
+        tokens = sum(len(tree.prompt_token_ids) + sum(map(len, tree.token_ids)) for tree in trees)
+        self._progress = Progress(f"train {iteration}", max(1, num_epochs * tokens))
+        self._trained, self._unique, self._num_updates = 0.0, 0.0, 0
+        self._progress.count_tokens(lambda: self._trained)
+
+    def on_update(self, update: Mapping[str, float]) -> None:
+        """Counts an update; those before a kill are not told, and taken for as large as the others."""
+        self._trained += update["num_tokens"]
+        self._unique += update["num_unique_tokens"]
+        self._num_updates += 1
+        done = self._unique / self._num_updates * (update["update"] + 1)
+        self._progress.reach(min(round(done), self._progress.total - 1))
+
+    def end(self) -> None:
+        """Says that all is done, also where an alarm ended it early."""
+        self._progress.reach(self._progress.total)
 
 
 def check_training(config: PipelineConfig) -> None:

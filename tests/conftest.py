@@ -55,7 +55,7 @@ def outside_the_checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
         patch.setenv("TOKENIZERS_PARALLELISM", "false")
         patch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
         patch.setenv("DO_NOT_TRACK", "true")
-        for name in ("COPPICE_TRACKING_URI", "COPPICE_DEBUG", "PREFECT_API_URL"):
+        for name in ("COPPICE_TRACKING_URI", "MLFLOW_TRACKING_URI", "COPPICE_DEBUG", "PREFECT_API_URL"):
             patch.delenv(name, raising=False)
         yield
 

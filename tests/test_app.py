@@ -72,6 +72,7 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     monkeypatch.delenv("COPPICE_DEBUG", raising=False)
     monkeypatch.setattr("deployments.environment.prepare_environment", lambda *_, **__: None)  # it outlives a test
     monkeypatch.setattr("tasks.runtime.flow_tracking.run_key", lambda config: config.preset)  # it asks the hub
+    monkeypatch.setattr("tasks.runtime.prompts.check_prompts", lambda *_: None)  # it loads the model's tokenizer
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:4711/api"}):
         yield tmp_path
 
@@ -102,10 +103,16 @@ print([name for name in {HEAVY} if name in sys.modules])
 def test_every_subcommand_and_each_of_its_options_has_a_help_text() -> None:
     group = typer.main.get_group(app.app)
     names = {name.replace("_", "-") for family in app.SUBCOMMANDS.values() for name in (f.__name__ for f in family)}
-    old = {function.__name__ for function in app.OLD_NAMES}
+    old, groups = {function.__name__ for function in app.OLD_NAMES}, {"runs", "store"}
     assert {name for name, command in group.commands.items() if command.hidden} == old
-    assert set(group.commands) == names | old
-    for name, subcommand in group.commands.items():
+    assert set(group.commands) == names | old | groups
+    below = {
+        f"{family} {name}": each
+        for family in groups
+        for name, each in group.commands[family].commands.items()  # type: ignore[attr-defined]
+    }
+    assert set(below) == {"runs ls", "runs show", "runs diff", "store verify"}
+    for name, subcommand in (group.commands | below).items():
         assert (subcommand.help or "").rstrip().endswith("."), name
         assert [option.name for option in subcommand.params if not getattr(option, "help", None)] == [], name
 
@@ -122,7 +129,11 @@ def test_run_prints_the_table_and_writes_the_summary(
     shown = capsys.readouterr().out
     for text in ("75.0 ±25.0", "champion: iteration 1", "1 of 1 iterations done", "http://127.0.0.1:4711", "mlflow.db"):
         assert text in shown
-    assert json.loads(summary.read_text()) == {
+    written = json.loads(summary.read_text())
+    places = written.pop("run")
+    assert (places["home"], places["id"], places["adapter"]) == (str(command / "home"), None, None)
+    assert [entry["policy_id"] for entry in places["iterations"]] == ["p", "p"]
+    assert written == {
         "preset": "tiny",
         "seed": 4,
         "wall_s": 4.0,

@@ -8,17 +8,19 @@ from rich.console import Console
 
 from deployments.command.output.closing import print_reports, print_result, ui_lines
 from deployments.command.output.summary import summary_json
-from pipeline_lib.config import EvaluationConfig, PipelineConfig
+from pipeline_lib.config import EvaluationConfig, PipelineConfig, Settings
 from pipeline_lib.types import IterationRecord
 
 
 def test_the_last_lines_name_the_servers_in_use_and_no_password() -> None:
     prefect, mlflow = ui_lines("postgresql://me:secret@host/db", None)
-    assert prefect.endswith("coppice up   then http://127.0.0.1:4200")
+    assert prefect.endswith("coppice up   # then http://127.0.0.1:4200")
     assert "--backend-store-uri postgresql://host/db " in mlflow
+    assert "--backend-store-uri 'sqlite:////my home/mlflow.db' " in ui_lines("sqlite:////my home/mlflow.db", None)[1]
     prefect, mlflow = ui_lines("http://me:secret@host:5000", "http://127.0.0.1:4711")
     assert prefect.split() == ["stages", "and", "artifacts:", "http://127.0.0.1:4711"]
     assert mlflow.split() == ["metrics", "and", "models:", "http://host:5000"]
+    assert ui_lines("http://host:5000", None, named_by="MLFLOW_TRACKING_URI")[1].endswith("   # MLFLOW_TRACKING_URI")
 
 
 SAMPLING = PipelineConfig(evaluation=EvaluationConfig(num_samples=4, sampled_problems=50))
@@ -27,7 +29,8 @@ SAMPLING = PipelineConfig(evaluation=EvaluationConfig(num_samples=4, sampled_pro
 def test_the_closing_tables_show_samples_beside_greedy_where_there_are_any() -> None:
     def shown(*records: IterationRecord) -> str:
         console = Console(file=io.StringIO(), width=160)
-        print_result(make_result(records), SAMPLING, tracking_uri="http://host", prefect_page=None, console=console)
+        settings = Settings(tracking_uri="http://host")
+        print_result(make_result(records), SAMPLING, settings=settings, prefect_page=None, console=console)
         print_reports(records[1].evaluations, console=console)
         assert isinstance(console.file, io.StringIO)
         return console.file.getvalue()

@@ -12,33 +12,37 @@ from typing import Annotated
 import typer
 
 from deployments.command.check import check
+from deployments.command.config import config
 from deployments.command.housekeeping import prune, store_app
 from deployments.command.options import is_debugging
 from deployments.command.results.champion import promote, rollback
 from deployments.command.results.model import export, serve_model
 from deployments.command.results.report import report
-from deployments.command.run import evaluate, run
+from deployments.command.results.runs import runs
+from deployments.command.run import evaluate, resume, run
 from deployments.command.service import alerts, down, serve, up, worker
+from deployments.command.status import logs, status
 from deployments.command.tools.bench import bench
 from deployments.command.tools.build_base import build_base
 from deployments.command.tools.grade import grade
 from deployments.errors import describe_error
 
 SUBCOMMANDS = {
-    "Train and measure": (check, run, evaluate, report, grade),
+    "Train and measure": (check, config, run, resume, evaluate, report, grade),
     "The champion": (promote, rollback, export, serve_model),
-    "Servers and schedules": (up, down, worker, alerts),
+    "Servers and schedules": (up, down, status, logs, worker, alerts),
     "Housekeeping": (prune,),
     "Development": (bench, build_base),
 }
 
 app = typer.Typer(
     help="A language model improves its own step-by-step reasoning: search, score, audit, train, evaluate, repeat.",
-    add_completion=False,
+    add_completion=True,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 OLD_NAMES = (serve,)
+app.add_typer(runs, name="runs", rich_help_panel="Train and measure")
 for panel, subcommands in SUBCOMMANDS.items():
     for subcommand in subcommands:
         app.command(rich_help_panel=panel)(subcommand)

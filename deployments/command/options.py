@@ -15,11 +15,20 @@ import typer
 if TYPE_CHECKING:
     from pipeline_lib.config import PipelineConfig, Settings
 
+OWN_NAMES = ("preset", "seed", "name")  # a run is called by them anyway
 PRESET_NAMES = (
     "tiny, tiny-literal, gsm8k, math, gsm8k-24gb or math-24gb"  # of deployments/presets.py, which is slow to import
 )
 
-PresetOption = Annotated[str, typer.Option(help=f"Configuration to start from: {PRESET_NAMES}.")]
+PresetOption = Annotated[
+    str | None, typer.Option(help=f"Configuration to start from: {PRESET_NAMES}; tiny, or --config's, if left out.")
+]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", metavar="FILE", help="YAML file of settings, as coppice config prints them; --set goes on top."
+    ),
+]
 SetOption = Annotated[
     list[str],
     typer.Option("--set", metavar="NAME=VALUE", help="Change one setting, for example search.c_uct=0.5; repeatable."),
@@ -27,42 +36,96 @@ SetOption = Annotated[
 ModelOption = Annotated[str | None, typer.Option(help="Model folder or hub name; short for --set policy.model=….")]
 
 
-def build_config(preset: str, overrides: list[str], model: str | None = None) -> PipelineConfig:
-    """The preset with every ``--set`` applied, the model last.
+def build_config(
+    preset: str | None, overrides: list[str], model: str | None = None, file: Path | None = None
+) -> PipelineConfig:
+    """The preset with the settings of a file, then every ``--set`` applied, the model last.
 
     Args:
-        preset: name of a preset.
+        preset: name of a preset; None takes the file's, or tiny.
         overrides: ``NAME=VALUE`` each, as ``search.c_uct=0.5``.
         model: model folder or hub name; None keeps the configuration's.
+        file: a YAML file of settings; None for none.
 
     Raises:
-        ConfigError: an unknown preset or setting (the nearest one is named), or a value out of bounds.
+        ConfigError: an unknown preset or setting (the nearest one is named), a value out of bounds, or a dataset or
+            model that is not there.
     """
-    from deployments import presets
-    from pipeline_lib.config import ConfigError, apply_overrides
+    from pipeline_lib.config import apply_overrides
     from pipeline_lib.policy.model_folders import model_path
     from pipeline_lib.problems.run_sets import check_datasets
 
-    names = list(presets.preset_names())
-    if preset not in names:
-        nearest = difflib.get_close_matches(preset, names, n=1, cutoff=0.0)[0]
-        raise ConfigError(f"--preset {preset}: there is none of that name; the nearest is {nearest!r}")
+    config = preset_config(preset or "tiny") if file is None else _config_of_file(file, preset)
     model_override = [] if model is None else [f"policy.model={json.dumps(model)}"]
-    config = apply_overrides(presets.preset(preset), [*overrides, *model_override])
+    config = apply_overrides(config, [*overrides, *model_override])
     check_datasets(config)  # an unknown one is refused
     model_path(config.policy.model)  # a missing folder is refused
     return config
 
 
-def what_differs(label: str, overrides: list[str], model: str | None = None) -> str | None:
+def preset_config(name: str, *, place: str = "--preset") -> PipelineConfig:
+    """The configuration of a preset.
+
+    Args:
+        name: the preset's.
+        place: what named it, for an error.
+
+    Raises:
+        ConfigError: there is none of that name; the nearest one is named.
+    """
+    from deployments import presets
+    from pipeline_lib.config import ConfigError
+
+    names = list(presets.preset_names())
+    if name not in names:
+        nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
+        raise ConfigError(f"{place} {name}: there is none of that name; the nearest is {nearest!r}")
+    return presets.preset(name)
+
+
+def _config_of_file(path: Path, preset: str | None) -> PipelineConfig:
+    """A file's settings over those of a preset: the one that is named, the file's own, or tiny."""
+    from pipeline_lib.config import PipelineConfig
+    from pipeline_lib.config.yaml_file import read_config_file
+
+    file = read_config_file(path)
+    start = preset or str(file.values.get("preset", "tiny"))
+    if preset is None and file.is_whole:  # whatever its preset is called, nothing is taken from it
+        config = file.apply(PipelineConfig())
+    else:
+        config = file.apply(preset_config(start, place="--preset" if preset else f"{file.place('preset')}: preset"))
+        config = config.model_copy(update={"preset": start})
+    is_made_up = config.name == what_differs(config)  # it says what differed then
+    return config.model_copy(update={"name": None}) if is_made_up else config
+
+
+def what_differs(config: PipelineConfig) -> str | None:
     """A run's name that tells it from others of its preset and seed: settings by their last name, 200 characters.
 
-    Example: ``what_differs("tiny seed 1", ["seed=1", "train.learning_rate=2e-4"]) == "tiny seed 1 learning_rate=2e-4"``
+    Example: of the preset tiny with ``seed=1`` and ``train.learning_rate=2e-4`` it is
+    ``tiny seed 1 learning_rate=0.0002``; where nothing but the seed differs, None.
     """
-    changed = [override.partition("=") for override in overrides if override.partition("=")[0] not in ("seed", "name")]
-    models = [] if model is None else [Path(model).name]
-    words = models + [f"{name.rpartition('.')[2]}={value}" for name, _, value in changed]
-    return " ".join([label, *words])[:200] if words else None
+    from deployments import presets
+    from pipeline_lib.config import PipelineConfig, differing_settings
+
+    known = config.preset in presets.preset_names()
+    start = presets.preset(config.preset) if known else PipelineConfig(preset=config.preset)
+    changed = {name: value for name, (value, _) in differing_settings(config, start).items()}
+    model = changed.pop("policy.model", None)
+    words = [] if model is None else [Path(model).name]
+    shown = {name: name.rpartition(".")[2] for name in changed if name not in OWN_NAMES}
+    last_names = list(shown.values())
+    words += [
+        f"{last if last_names.count(last) == 1 else name}={as_text(changed[name])}" for name, last in shown.items()
+    ]
+    return " ".join([config.model_copy(update={"name": None}).label, *words])[:200] if words else None
+
+
+def as_text(value: object) -> str:
+    """A setting's value as a person would type it after ``--set``: texts bare, lists of texts by commas."""
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return ",".join(value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 @contextmanager
@@ -88,10 +151,20 @@ def the_only_one(settings: Settings, key: str) -> Iterator[None]:
             lock.acquire(timeout=0)
     except Timeout:
         raise ConfigError("this very run is going on in another process; wait for it, or end that one first") from None
+    note = folder / f"{key}.json"
+    write_json(note, {"pid": os.getpid(), "born": _born(os.getpid())})  # for `coppice status`
     try:
         yield
     finally:
+        note.unlink(missing_ok=True)
         lock.release()
+
+
+def _born(pid: int) -> float:
+    """When a process began; it tells it from a later one of the same number."""
+    import psutil
+
+    return float(psutil.Process(pid).create_time())
 
 
 def require_writable(file: Path | None) -> None:

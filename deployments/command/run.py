@@ -1,13 +1,14 @@
-"""`coppice run` and `coppice evaluate`: the whole loop, and the measurement of one policy."""
+"""`coppice run`, `resume` and `evaluate`: the whole loop, and the measurement of one policy."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from deployments.command.options import (
+    ConfigOption,
     ModelOption,
     PresetOption,
     SetOption,
@@ -20,21 +21,61 @@ from deployments.command.options import (
 )
 from deployments.interrupts import says_how_to_go_on
 
+if TYPE_CHECKING:
+    from pipeline_lib.config import PipelineConfig, Settings
+
+SummaryOption = Annotated[Path | None, typer.Option(help="Write the results to this file as JSON.")]
+
 
 def run(
-    preset: PresetOption = "tiny",
+    preset: PresetOption = None,
+    file: ConfigOption = None,
     overrides: SetOption = [],  # noqa: B006  typer copies it
     model: ModelOption = None,
     name: Annotated[
         str | None, typer.Option(help="What both UIs call the run; preset, seed and changed settings if left out.")
     ] = None,
-    summary: Annotated[Path | None, typer.Option(help="Write the results to this file as JSON.")] = None,
+    summary: SummaryOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say of each stage whether the store has it; make and start nothing.")
+    ] = False,
+    refresh: Annotated[
+        list[str],
+        typer.Option(
+            metavar="STAGE",
+            help="Make again, though the store has it: problems, search, score, audit, train or evaluate; repeatable.",
+        ),
+    ] = [],  # noqa: B006  typer copies it
 ) -> None:
     """Run the whole loop and print what every iteration changed."""
-    config = build_config(preset, overrides, model)
-    config = config.model_copy(update={"name": name or config.name or what_differs(config.label, overrides, model)})
+    config = build_config(preset, overrides, model, file)
+    config = config.model_copy(update={"name": name or config.name or what_differs(config)})
     require_writable(summary)
     settings = load_settings()
+    if dry_run:
+        from deployments.command.output.plan_lines import print_plan
+
+        print_plan(config, settings)
+    else:
+        _run(config, settings, summary, refresh)
+
+
+def resume(
+    run_id: Annotated[
+        str, typer.Argument(metavar="ID", help="MLflow run id, or as much of its beginning as tells it from others.")
+    ],
+    summary: SummaryOption = None,
+) -> None:
+    """Go on with a run that was interrupted or failed, by the settings that it began with."""
+    require_writable(summary)
+    settings = load_settings()
+    from deployments.command.resumed import config_to_resume
+
+    _run(config_to_resume(settings, run_id), settings, summary)
+
+
+def _run(config: PipelineConfig, settings: Settings, summary: Path | None, refresh: list[str] | None = None) -> None:
+    """Runs the flow with a server of its own where none is named, and prints what came of it."""
     if config.runner == "ray":  # a server of ours is not one that its workers reach
         from tasks.runtime.runner import check_runner
 
@@ -45,22 +86,27 @@ def run(
         from deployments.command.output.closing import print_result
         from deployments.command.output.progress_bar import show_progress
         from deployments.command.output.summary import summary_json
+        from deployments.command.refresh import refresh_of
         from flows.self_training import self_training
-        from pipeline_lib.tracking import tracking_uri
         from tasks.runtime.flow_tracking import run_key
+        from tasks.runtime.prompts import check_prompts
+        from tasks.runtime.stage import refreshing
         from tasks.train import check_training
 
         check_training(config)
+        check_prompts(config)  # a dataset that is not there leaves no failed run behind
+        again = refresh_of(config, settings, refresh or [])
         prefect.wait()
-        with the_only_one(settings, run_key(config)), show_progress():
+        with refreshing(again), the_only_one(settings, run_key(config)), show_progress():
             result = self_training(config)
     if summary is not None:
-        write_json(summary, summary_json(result, config))
-    print_result(result, config, tracking_uri=tracking_uri(settings), prefect_page=prefect.page())
+        write_json(summary, summary_json(result, config, settings))
+    print_result(result, config, settings=settings, prefect_page=prefect.page())
 
 
 def evaluate(
-    preset: PresetOption = "tiny",
+    preset: PresetOption = None,
+    file: ConfigOption = None,
     overrides: SetOption = [],  # noqa: B006  typer copies it
     model: ModelOption = None,
     adapter: Annotated[
@@ -75,7 +121,7 @@ def evaluate(
     """Measure one policy on every dataset of the configuration."""
     from pipeline_lib.config import ConfigError
 
-    config = build_config(preset, overrides, model)
+    config = build_config(preset, overrides, model, file)
     if adapter is not None and not adapter.startswith("models:/"):
         if not Path(adapter).is_dir():
             raise ConfigError(f"--adapter {adapter}: no such folder")
@@ -88,7 +134,9 @@ def evaluate(
         from deployments.command.output.closing import print_reports
         from deployments.command.output.progress_bar import show_progress
         from flows.evaluate_policy import evaluate_policy
+        from tasks.runtime.prompts import check_prompts
 
+        check_prompts(config, [split])  # a dataset that is not there leaves no failed run behind
         prefect.wait()
         with show_progress():
             reports = evaluate_policy(config, adapter=adapter, split=split)

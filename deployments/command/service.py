@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from deployments.command.options import PRESET_NAMES, SetOption, build_config, load_settings
+from deployments.command.options import PRESET_NAMES, ConfigOption, ModelOption, SetOption, build_config, load_settings
 
 ServedPresetOption = Annotated[
     str, typer.Option("--preset", help=f"Configuration that the deployments start from: {PRESET_NAMES}.")
@@ -18,13 +18,29 @@ WorkerNameOption = Annotated[
 ]
 
 
-def up(preset: ServedPresetOption = "tiny", overrides: SetOption = []) -> None:  # noqa: B006  typer copies it
-    """Start Prefect's server, MLflow's server and a worker on loopback."""
+def up(
+    presets: Annotated[
+        list[str],
+        typer.Option("--preset", help=f"Configuration of a pair of deployments: {PRESET_NAMES}; repeatable."),
+    ] = [],  # noqa: B006  typer copies it
+    file: ConfigOption = None,
+    overrides: SetOption = [],  # noqa: B006  typer copies it
+    model: ModelOption = None,
+) -> None:
+    """Start Prefect's server, MLflow's server and a worker on loopback; settings that changed are registered anew."""
     from deployments.service import servers
 
-    build_config(preset, overrides)  # a bad setting is refused here, where somebody reads it
-    arguments = [argument for override in overrides for argument in ("--set", override)]
-    ports = servers.up(("--preset", preset, *arguments))
+    # A bad setting is refused here, where somebody reads it.
+    names: list[str | None] = [*presets] or [None]
+    configs = [build_config(preset, overrides, model, file) for preset in names]
+    ports = servers.up(configs)
+    if presets or file or overrides or model:
+        from deployments.service.worker import register_changes
+        from pipeline_lib.config import Settings
+
+        *_, worker = servers.servers(Settings(), ports)
+        for line in register_changes(configs, worker.environment):
+            typer.echo(line, err=True)
     typer.echo(f"stages, runs, schedules:  {ports.prefect_url}")
     typer.echo(f"metrics and models:       {ports.mlflow_url}")
     typer.echo(
@@ -52,9 +68,9 @@ def worker(
     os.environ["COPPICE_HOME"] = str(Settings().home.resolve())  # runs start in another folder
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "NOTSET")  # there is no progress bar to disturb
     load_settings()
-    from deployments.service.worker import become_worker, register_deployments
+    from deployments.service.worker import become_worker, configs_of_variable, register_deployments
 
-    register_deployments(config)
+    register_deployments(*(configs_of_variable() or [config]))
     become_worker(name)
 
 

@@ -21,7 +21,8 @@ def check_tracking(config: PipelineConfig, settings: Settings, findings: Finding
     from pipeline_lib.tracking import check_tracking_server, tracking_uri
 
     check_tracking_server(settings)
-    return without_password(tracking_uri(settings))
+    named_by = f" ({settings.tracking_variable})" if settings.tracking_variable else ""
+    return without_password(tracking_uri(settings)) + named_by
 
 
 def check_stages(config: PipelineConfig, settings: Settings, findings: Findings) -> str:

@@ -12,7 +12,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ from filelock import FileLock
 from pydantic import Field
 
 from deployments.service.background import Server, wait_until
-from deployments.service.worker import POOL
-from pipeline_lib.config import ConfigError, EnvironmentSettings, Settings, sqlite_uri
+from deployments.service.worker import POOL, as_variable
+from pipeline_lib.config import ConfigError, EnvironmentSettings, PipelineConfig, Settings, sqlite_uri
 from pipeline_lib.distribution import missing_module
 from pipeline_lib.store import read_json
 
@@ -50,18 +50,19 @@ class ServerSettings(EnvironmentSettings):
         return f"http://{HOST}:{self.mlflow_port}"
 
 
-def up(worker_arguments: tuple[str, ...] = ()) -> ServerSettings:
+def up(configs: Sequence[PipelineConfig] = ()) -> ServerSettings:
     """Starts what does not run yet, and returns when everything answers.
 
     Args:
-        worker_arguments: what the worker's `coppice worker` gets, as ``("--preset", "tiny")``.
+        configs: what the deployments of a worker that is started here have, see `worker.register_deployments`; none
+            takes the preset tiny.
 
     Raises:
         ConfigError: a port is taken, or a server ended or did not answer; nothing started here is left running.
     """
     settings, ports = Settings(), ServerSettings()
     _require_driver()
-    prefect, mlflow, worker = servers(settings, ports, worker_arguments)
+    prefect, mlflow, worker = servers(settings, ports, configs)
     prefect.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(prefect.folder / "up.lock"):
         missing = [server for server in (prefect, mlflow, worker) if not server.is_running()]
@@ -94,7 +95,9 @@ def down() -> list[str]:
     return [server.name for server in (worker, mlflow, prefect) if server.stop()]
 
 
-def servers(settings: Settings, ports: ServerSettings, worker_arguments: tuple[str, ...] = ()) -> tuple[Server, ...]:
+def servers(
+    settings: Settings, ports: ServerSettings, configs: Sequence[PipelineConfig] = ()
+) -> tuple[Server, Server, Server]:
     """Prefect, MLflow and the worker, in the order of their start."""
     home = settings.home.resolve()
     common = _environment(home, ports.prefect_url)
@@ -114,13 +117,13 @@ def servers(settings: Settings, ports: ServerSettings, worker_arguments: tuple[s
             command=(python, "-m", "mlflow", "server"),
             environment=common | _mlflow_environment(home, ports) | _set_by_user(MLFLOW_DATABASE),
             address=ports.mlflow_url,
-            is_healthy=lambda _: _request(f"{ports.mlflow_url}/health") is not None,
+            is_healthy=lambda _: ask_loopback(f"{ports.mlflow_url}/health") is not None,
         ),
         Server(
             name="worker",
             folder=folder,
-            command=(python, "-m", "deployments.command.app", "worker", *worker_arguments),
-            environment=common | {"COPPICE_TRACKING_URI": ports.mlflow_url},
+            command=(python, "-m", "deployments.command.app", "worker"),
+            environment=common | {"COPPICE_TRACKING_URI": ports.mlflow_url, **as_variable(configs)},
             address=ports.prefect_url,
             is_healthy=lambda started: _has_worker(ports.prefect_url, started),
         ),
@@ -142,7 +145,7 @@ def prefect_environment(home: Path, url: str) -> dict[str, str]:
 
 def is_healthy_prefect(url: str) -> bool:
     """Whether a Prefect server answers there."""
-    return _request(f"{url}/api/health") is True
+    return ask_loopback(f"{url}/api/health") is True
 
 
 def _environment(home: Path, prefect_url: str) -> dict[str, str]:
@@ -214,7 +217,7 @@ def _require_free(port: int, variable: str) -> None:
 
 def _has_worker(prefect_url: str, started: float) -> bool:
     """Whether a worker has reported since it was started."""
-    workers = _request(f"{prefect_url}/api/work_pools/{POOL}/workers/filter", {}) or []
+    workers = ask_loopback(f"{prefect_url}/api/work_pools/{POOL}/workers/filter", {}) or []
     return any(datetime.fromisoformat(worker["last_heartbeat_time"]).timestamp() > started for worker in workers)
 
 
@@ -224,16 +227,21 @@ def _cancel_runs(prefect_url: str) -> bool:
         "flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}},
         "work_pools": {"name": {"any_": [POOL]}},
     }
-    runs = _request(f"{prefect_url}/api/flow_runs/filter", query) or []
+    runs = ask_loopback(f"{prefect_url}/api/flow_runs/filter", query) or []
     for run in runs:
         if run["state_type"] != "CANCELLING":
             state = {"type": "CANCELLING", "message": "`coppice down`"}
-            _request(f"{prefect_url}/api/flow_runs/{run['id']}/set_state", {"state": state})
+            ask_loopback(f"{prefect_url}/api/flow_runs/{run['id']}/set_state", {"state": state})
     return bool(runs)
 
 
-def _request(url: str, body: Mapping[str, Any] | None = None) -> Any:
-    """The answer, parsed where it is JSON; None without one."""
+def ask_loopback(url: str, body: Mapping[str, Any] | None = None) -> Any:
+    """What a server on this machine answers, parsed where it is JSON; None without an answer.
+
+    Args:
+        url: of the page.
+        body: posted as JSON; None only asks.
+    """
     data = None if body is None else json.dumps(body).encode()
     try:
         with LOOPBACK.open(Request(url, data, {"Content-Type": "application/json"}), timeout=5) as answer:

@@ -151,14 +151,20 @@ def _leave(server: Server) -> None:
 def _holders(folder: Path) -> dict[str, float]:
     """Process ids with their time of birth, of living processes only: whoever was killed holds nothing any more."""
     file = folder / f"{NAME}.holders.json"
-    return {pid: born for pid, born in read_json(file).items() if _lives(int(pid), born)} if file.is_file() else {}
+    return {pid: born for pid, born in read_json(file).items() if lives(int(pid), born)} if file.is_file() else {}
 
 
 def _hold(folder: Path, holders: dict[str, float]) -> None:
     write_json(folder / f"{NAME}.holders.json", holders)
 
 
-def _lives(pid: int, born: float) -> bool:
+def lives(pid: int, born: float) -> bool:
+    """Whether the process of that number is still the one that began then.
+
+    Args:
+        pid: its number.
+        born: seconds since the epoch, as psutil tells them.
+    """
     try:
         return bool(psutil.Process(pid).create_time() == born)
     except psutil.Error:

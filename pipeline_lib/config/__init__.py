@@ -4,7 +4,7 @@ from pipeline_lib.config.addresses import sqlite_file, sqlite_uri
 from pipeline_lib.config.engine_config import ServerConfig, VllmConfig
 from pipeline_lib.config.group import ConfigError, ConfigGroup, known_fields
 from pipeline_lib.config.named_set import NamedSet
-from pipeline_lib.config.overrides import apply_overrides, setting_names
+from pipeline_lib.config.overrides import apply_overrides, differing_settings, setting_names
 from pipeline_lib.config.pipeline import TEMPLATE_DATE, GradingConfig, PipelineConfig, PolicyConfig, RayConfig
 from pipeline_lib.config.settings import EnvironmentSettings, Settings
 from pipeline_lib.config.stages import (
@@ -43,6 +43,7 @@ __all__ = [
     "Truncated",
     "VllmConfig",
     "apply_overrides",
+    "differing_settings",
     "known_fields",
     "setting_names",
     "sqlite_file",

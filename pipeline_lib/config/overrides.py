@@ -59,6 +59,22 @@ def apply_overrides(config: PipelineConfig, overrides: list[str]) -> PipelineCon
         raise ConfigError(f"--set {name}={given}: {first['msg']}") from None
 
 
+def differing_settings(config: PipelineConfig, other: PipelineConfig) -> dict[str, tuple[Any, Any]]:
+    """Both values, as JSON, of every setting in which two configurations differ, by its dotted name.
+
+    Example: a configuration with ``seed=2`` differs from one with ``seed=0`` in ``{"seed": (2, 0)}``.
+    """
+    both = config.model_dump(mode="json"), other.model_dump(mode="json")
+    values = {name: tuple(_value_of(dumped, name) for dumped in both) for name in setting_names()}
+    return {name: (mine, its) for name, (mine, its) in values.items() if mine != its}
+
+
+def _value_of(dumped: Any, name: str) -> Any:
+    for part in name.split("."):
+        dumped = dumped[part]
+    return dumped
+
+
 def _parse_value(text: str) -> Any:
     try:
         return json.loads(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -11,6 +12,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pipeline_lib.config.group import ConfigError
 
+TRACKING_VARIABLES = ("COPPICE_TRACKING_URI", "MLFLOW_TRACKING_URI")
+"""The first one that is set counts; the second is MLflow's own."""
+
 
 class EnvironmentSettings(BaseSettings):
     """Settings from variables with the prefix ``COPPICE_``; an empty one counts as not set.
@@ -19,7 +23,7 @@ class EnvironmentSettings(BaseSettings):
         ConfigError: a variable has a value that cannot be read; the message names it.
     """
 
-    model_config = SettingsConfigDict(env_prefix="COPPICE_", env_ignore_empty=True, frozen=True)
+    model_config = SettingsConfigDict(env_prefix="COPPICE_", env_ignore_empty=True, frozen=True, populate_by_name=True)
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -38,7 +42,11 @@ class Settings(EnvironmentSettings):
     store: str | None = Field(
         None, description="Results of the stages: a shared folder, or s3://… or gs://…; None is a folder below home."
     )
-    tracking_uri: str | None = Field(None, description="MLflow server; None uses a database below home.")
+    tracking_uri: str | None = Field(
+        None,
+        validation_alias=AliasChoices(*TRACKING_VARIABLES),
+        description="MLflow server, or another place that MLflow knows; None uses a database below home.",
+    )
     ray_address: str | None = Field(
         None,
         validation_alias=AliasChoices("COPPICE_RAY_ADDRESS", "RAY_ADDRESS"),
@@ -57,6 +65,12 @@ class Settings(EnvironmentSettings):
     store_patience_s: float = Field(
         1800, ge=0, le=10800, description="Seconds that a read or write waits for an object store that does not answer."
     )
+
+    @property
+    def tracking_variable(self) -> str | None:
+        """The environment variable that names the tracking server; None where none does."""
+        named = (name for name in TRACKING_VARIABLES if os.environ.get(name) == self.tracking_uri)
+        return next(named, None) if self.tracking_uri else None
 
     @property
     def store_root(self) -> Path:

@@ -67,6 +67,7 @@ def evaluate(
     extract: Extract,
     truncated: Truncated = "wrong",
     max_failed_share: float = MAX_FAILED_SHARE,
+    on_answers: Callable[[int], None] | None = None,
 ) -> tuple[EvalReport, list[Prediction]]:
     """Greedy pass@1 over all problems; avg@k, maj@k and pass@k over the first ``sampled_problems``.
 
@@ -80,6 +81,7 @@ def evaluate(
         extract: from raw text to the final answer, for majority votes.
         truncated: what an answer that a limit cut off counts as.
         max_failed_share: share of the answers that the engine may fail to give, in [0, 1]; see `policy.redraw`.
+        on_answers: called with the number of answers that have just come, greedy and sampled ones alike.
 
     Returns:
         The report, and one greedy prediction per problem in their order.
@@ -91,7 +93,15 @@ def evaluate(
     """
     if not problems:
         raise ValueError(f"evaluation of {split}: no problem to ask")
-    ask = partial(_answer, policy=policy, grader=grader, extract=extract, truncated=truncated, share=max_failed_share)
+    ask = partial(
+        _answer,
+        policy=policy,
+        grader=grader,
+        extract=extract,
+        truncated=truncated,
+        share=max_failed_share,
+        on_answers=on_answers or (lambda count: None),
+    )
     predictions = ask(problems, SamplingParams(config.max_new_tokens, 0.0), [0])
     counted = [prediction for prediction in predictions if not prediction.is_ignored]
     cutoffs = count_cutoffs([sum(p.cutoff == name for p in predictions) for name in CUTOFF_NAMES])
@@ -171,6 +181,7 @@ def _answer(
     extract: Extract,
     truncated: Truncated,
     share: float,
+    on_answers: Callable[[int], None],
 ) -> list[Prediction]:
     """Every problem once per seed, in the problems' order, then the seeds'."""
     requests, asked = [], {}
@@ -186,7 +197,9 @@ def _answer(
     cutoffs: dict[str, Cutoff] = {}
     grades: dict[str, Grade] = {}
     while draws.num_in_flight or grader.num_in_flight:
-        for result in draws.poll() if draws.num_in_flight else ():
+        answers = draws.poll() if draws.num_in_flight else []
+        on_answers(len(answers))
+        for result in answers:
             cutoffs[result.request_id] = cutoff_of(result, params.max_new_tokens)
             texts[result.request_id] = policy.codec.decode(result.token_ids)
             grader.submit(result.request_id, texts[result.request_id], asked[result.request_id].answer)

@@ -37,7 +37,7 @@ from pipeline_lib.store.integrity import (
 )
 from pipeline_lib.types import Ref
 
-PARTIAL, LOCK, OWNER, DAMAGED = ".partial", ".lock", ".owner", "damaged"
+PARTIAL, LOCK, OWNER, DAMAGED, AGAIN = ".partial", ".lock", ".owner", "damaged", "again"
 POLL_S = 0.5  # between two looks at a lock that another process holds
 SCHEMA_VERSION = 1
 LOGGER = logging.getLogger("coppice.progress")
@@ -169,11 +169,7 @@ class Entry:
         root = self.path.parents[self.uri.count("/")]
         places = (root / DAMAGED / f"{self.uri}.{number}" for number in count(1))
         place = next(folder for folder in places if not folder.exists())
-        wanted = (
-            {file.name for file in self.path.iterdir()} - {LOCK, OWNER, PARTIAL}
-            if damage.is_of_result
-            else {OBSERVATIONS}
-        )
+        wanted = self._names() if damage.is_of_result else {OBSERVATIONS}
         for name in sorted(wanted, key=lambda name: name != MANIFEST):  # first of all, it is complete no longer
             place.mkdir(parents=True, exist_ok=True)
             (self.path / name).rename(place / name)
@@ -238,6 +234,37 @@ class Entry:
         write_json(self.path / MANIFEST, manifest)
         shutil.rmtree(self.path / PARTIAL, ignore_errors=True)
         return self.ref()
+
+    def draft(self) -> Entry:
+        """Where the same result can be made once more while this one stays; `replace_by` puts it in its place."""
+        root = self.path.parents[self.uri.count("/")]
+        draft = Entry(root / AGAIN / self.uri, self.uri)
+        draft.path.mkdir(parents=True, exist_ok=True)
+        return draft
+
+    def replace_by(self, draft: Entry) -> bool:
+        """Puts a complete draft in place of what is here; returns whether its files are others than those that were.
+
+        What was here goes when all of the draft is in its place. The caller holds the lock.
+        """
+        assert draft.is_complete()
+        manifest = (draft.path / MANIFEST).read_bytes()
+        differs = not self.is_complete() or (self.path / MANIFEST).read_bytes() != manifest
+        if differs:
+            old = draft.path.with_name(f"{draft.path.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            old.mkdir()
+            for name in sorted(self._names(), key=lambda name: name != MANIFEST):  # first of all
+                (self.path / name).rename(old / name)
+            for name in sorted(draft._names(), key=lambda name: name == MANIFEST):  # last of all
+                (draft.path / name).rename(self.path / name)
+            shutil.rmtree(old)
+        shutil.rmtree(draft.path)
+        return differs
+
+    def _names(self) -> set[str]:
+        """Files and folders of the result, without those of its making."""
+        return {file.name for file in self.path.iterdir()} - {LOCK, OWNER, PARTIAL}
 
     def ref(self) -> Ref:
         """The reference of a complete entry.

@@ -6,6 +6,8 @@ links.py             files of the store as artifacts without a second copy
 tracked_run.py       one MLflow run, written so that writing twice equals writing once
 run_tracker.py       a pipeline run: its parent run, a child run per iteration, its registered adapters
 reading.py           finished runs read back
+run_list.py          which runs there are, and what is known of one
+run_folder.py        what is kept of a run below the home
 registered_model.py  a preset's registered model and its champion
 tree_traces.py       search trees as traces: which nodes
 traces.py            those traces on the server

@@ -65,7 +65,7 @@ def import_mlflow() -> Any:
 def open_client(settings: Settings) -> Any:
     """A client of the tracking server, or of the database below the home, as `outage.ErrorTranslatingClient`."""
     uri = tracking_uri(settings)
-    if settings.tracking_uri is None:
+    if not settings.tracking_uri:
         settings.home.mkdir(parents=True, exist_ok=True)
     mlflow = import_mlflow()
     for name in ("alembic", "mlflow"):  # a new database logs every one of its migrations; importing sets the level

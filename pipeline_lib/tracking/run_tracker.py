@@ -100,7 +100,7 @@ class Tracker(TrackedRun):
         tracker = cls(client, run, run_key=run_key, config=config, settings=settings)
         tracker.reopen()
         own = {"coppice.seed": str(config.seed), "coppice.preset": config.preset}
-        tracker.log(params=flatten(config), tags={**own, **(tags or {}), **tracker.commits(tags or {})})
+        tracker.log(params=_params(config), tags={**own, **(tags or {}), **tracker.commits(tags or {})})
         return tracker
 
     def commits(self, tags: Mapping[str, str]) -> dict[str, str]:
@@ -121,7 +121,7 @@ class Tracker(TrackedRun):
         parent = {"mlflow.parentRunId": self.run_id}
         run = _attach(self._client, self._experiment_id, f"{self._run_key}/{index}", name, parent)
         child = TrackedRun(self._client, self._entities, run)
-        child.log(params=flatten(self._config) | {"iteration": str(index)}, tags={"coppice.iteration": str(index)})
+        child.log(params=_params(self._config) | {"iteration": str(index)}, tags={"coppice.iteration": str(index)})
         return child
 
     def log_iteration(self, record: IterationRecord, contents: IterationContents | None = None) -> str:
@@ -238,6 +238,11 @@ class Tracker(TrackedRun):
             run_id=run.run_id,
             begin_ms=run.begin_ms,
         )
+
+
+def _params(config: PipelineConfig) -> dict[str, str]:
+    """Every setting but the name, which the run has anyway: given again under another one it is the same run."""
+    return {name: value for name, value in flatten(config).items() if name != "name"}
 
 
 def _datasets(record: IterationRecord) -> dict[str, Ref]:

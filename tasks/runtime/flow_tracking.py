@@ -17,8 +17,11 @@ from pipeline_lib.store import Entry
 from pipeline_lib.store.disk import DiskFullError
 from pipeline_lib.tracking import Tracker, TrackingOutage, has_finished
 from pipeline_lib.tracking.provenance import describe_environment
+from pipeline_lib.tracking.run_folder import CONFIG_FILE, keep_config, log_file
 from tasks.runtime.keys import key_text
 from tasks.runtime.policies import base_policy
+from tasks.runtime.progress_lines import run_log
+from tasks.runtime.stage import refresh_id
 
 NO_COMMIT = ""  # where version 0.1.0 had the commit of a checkout; an installed copy has none
 LOGGER = logging.getLogger("coppice.tracking")
@@ -30,13 +33,15 @@ def run_key(config: PipelineConfig, flow_run: FlowRun | None = None) -> str:
     A flow run of a deployment is named by its id, so that Retry attaches to the same MLflow run; one
     from the terminal by its configuration and base, so that the same command goes on where it was killed, also when
     something was committed meanwhile: the run keeps all commits. Code that makes another result of them shows in the
-    store's keys, and `Tracker.log_iteration` puts the new one on record.
+    store's keys, and `Tracker.log_iteration` puts the new one on record. One that makes
+    results again is a run of its own.
     """
     flow_run = flow_run or _flow_run()
     if flow_run is not None and flow_run.deployment_id is not None:
         return str(flow_run.id)
     unnamed = config.model_copy(update={"name": None})
-    identity = (key_text(unnamed), base_policy(config).policy_id, NO_COMMIT)
+    again = [] if (number := refresh_id()) is None else [number]
+    identity = (key_text(unnamed), base_policy(config).policy_id, NO_COMMIT, *again)
     return hashlib.sha256("\n".join(identity).encode()).hexdigest()[:16]
 
 
@@ -58,15 +63,34 @@ def open_tracker(config: PipelineConfig, flow_run: FlowRun | None = None) -> Tra
 
 
 def begin_tracking(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """A flow's hook: a pipeline is RUNNING in MLflow from its first moment, also when it goes on after a failure."""
-    _in_mlflow(flow_run, lambda tracker: None)
+    """A flow's hook: a pipeline is RUNNING in MLflow from its first moment, also when it goes on after a failure.
+
+    From then on its whole configuration and what it says are kept, too.
+    """
+    config = PipelineConfig.model_validate(flow_run.parameters["config"])
+    _in_mlflow(flow_run, lambda tracker: _keep(tracker, config))
+    run_log.say(f"{config.label} begins")
+
+
+def _keep(tracker: Tracker, config: PipelineConfig) -> None:
+    home = Settings().home
+    run_log.open(log_file(home, tracker.run_id))
+    tracker.log_files({}, {CONFIG_FILE: keep_config(home, tracker.run_id, config)})
+
+
+def end_log(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """A flow's hook: what is said from now on is no part of this run."""
+    run_log.say(f"ends: {state.name}")
+    run_log.close()
 
 
 def end_unfinished(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """A flow's hook: ends the MLflow run of a pipeline that failed or was stopped from outside."""
     error = " ".join((state.message or "").split())
     status = "FAILED" if state.is_failed() else "KILLED"
+    run_log.say(error)
     _in_mlflow(flow_run, lambda tracker: tracker.end_with_error(status, error))
+    end_log(flow, flow_run, state)
 
 
 def _in_mlflow(flow_run: FlowRun, do: Callable[[Tracker], None]) -> None:

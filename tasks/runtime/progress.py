@@ -1,10 +1,11 @@
-"""Progress for both who look: a bar on the terminal, a progress artifact in the Prefect UI."""
+"""Progress for both who look: a bar or lines on the terminal, a progress artifact in the Prefect UI."""
 
 from __future__ import annotations
 
 import logging
 import re
 import time
+from collections.abc import Callable
 from uuid import UUID
 
 from tasks.runtime.artifacts import show_progress
@@ -25,7 +26,18 @@ class Progress:
         self.stage, self.total, self.completed = stage, total, 0
         self._shown = 0.0
         self._artifact: UUID | None = None
+        self._tokens: Callable[[], float] | None = None
         self._show(time.monotonic())
+
+    def count_tokens(self, counter: Callable[[], float]) -> None:
+        """From now on tells tokens per second, too.
+
+        Args:
+            counter: tokens sampled or trained on so far; what it says now counts as none. Called by another thread.
+        """
+        before = counter()
+        self._tokens = lambda: counter() - before
+        self._say()
 
     def advance(self, count: int = 1) -> None:
         """Counts `count` more."""
@@ -40,9 +52,13 @@ class Progress:
         if now - self._shown > INTERVAL_S or self.completed >= self.total:
             self._show(now)
 
+    def _say(self) -> None:
+        told = {"stage": self.stage, "completed": self.completed, "total": self.total, "tokens": self._tokens}
+        LOGGER.info("", extra=told)
+
     def _show(self, now: float) -> None:
         self._shown = now
-        LOGGER.info("", extra={"stage": self.stage, "completed": self.completed, "total": self.total})
+        self._say()
         percent = 100 * self.completed / max(self.total, 1)
         key = re.sub(r"[^a-z0-9]+", "-", self.stage.lower())
         self._artifact = show_progress(percent, key=key, description=self.stage, known=self._artifact)

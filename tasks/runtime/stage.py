@@ -15,7 +15,8 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
@@ -31,6 +32,7 @@ from pipeline_lib.config import Settings
 from pipeline_lib.store import Entry, Store, read_json, write_json
 from pipeline_lib.store.disk import explain_disk_full
 from pipeline_lib.store.patience import doubling_delays
+from pipeline_lib.store.refresh import Refresh
 from pipeline_lib.types import Ref
 
 P = ParamSpec("P")
@@ -81,6 +83,69 @@ class Done:
     figures: Mapping[str, float] = field(default_factory=dict)
 
 
+class NotInStoreError(LookupError):
+    """What a plan ends with: the store lacks what the next stage makes."""
+
+
+Look = Callable[["Stage[..., Any]", Mapping[str, Any]], Any]
+
+
+@dataclass(slots=True)
+class _Mode:
+    """What calls of stages do besides what they always do, in this process.
+
+    Args:
+        look: answers calls of stages in place of any work; None where the work is done.
+        refresh: what is made again though it is there.
+    """
+
+    look: Look | None = None
+    refresh: Refresh | None = None
+
+
+_mode = _Mode()
+
+
+@contextmanager
+def looking_only(look: Look) -> Iterator[None]:
+    """In the block no stage works.
+
+    Args:
+        look: from a stage and its arguments to what the call returns; raises where there is nothing to go on with.
+    """
+    _mode.look = look
+    try:
+        yield
+    finally:
+        _mode.look = None
+
+
+def is_looking_only() -> bool:
+    """Whether `looking_only` is at work."""
+    return _mode.look is not None
+
+
+@contextmanager
+def refreshing(refresh: Refresh | None) -> Iterator[None]:
+    """In the block the results that `refresh` wants are made again; None wants none."""
+    _mode.refresh = refresh
+    try:
+        yield
+    finally:
+        _mode.refresh = None
+    if refresh is not None:
+        refresh.end()
+
+
+def refresh_id() -> str | None:
+    """What tells a run that makes results again from those before it; None for any other run."""
+    return None if _mode.refresh is None else _mode.refresh.id
+
+
+def _is_wanted_anew(entry: Entry) -> bool:
+    return _mode.refresh is not None and _mode.refresh.wants(entry.uri)
+
+
 class Stage(Generic[P, R]):
     """A stage as it is called from a flow: ``ref = stage(config=..., problems=ref)``; keywords only."""
 
@@ -98,7 +163,7 @@ class Stage(Generic[P, R]):
         self.name = getattr(body, "__name__").replace("_", "-")  # noqa: B009 - Callable has no __name__ for mypy
         self.__module__ = body.__module__
         self._body: Callable[..., Done] = body
-        self._spec, self._version = spec, version
+        self._spec, self._version, self._run_name = spec, version, run_name
         self._result, self._still_holds, self._transient = result, still_holds, transient
         make_task = task(
             name=self.name,
@@ -118,11 +183,17 @@ class Stage(Generic[P, R]):
         """Where the result lies, or would lie, below the store, for these arguments; looks for nothing there."""
         return open_store().uri(self.name, *self._material(arguments), version=self._version)
 
+    def label(self, arguments: Mapping[str, Any]) -> str:
+        """What people call the stage with these arguments: the task run's name."""
+        return self._run_name.format(**arguments)
+
     def find(self, *, version: int | None = None, **arguments: Any) -> Ref | None:
         """What the store has for these arguments, or had from an earlier version of the stage; None where nothing."""
         wanted = self._version if version is None else version
         entry = open_store().find(self.name, *self._material(arguments), version=wanted)
-        return entry.ref() if entry is not None and self._still_holds(entry, **arguments) else None
+        if entry is None or _is_wanted_anew(entry) or not self._still_holds(entry, **arguments):
+            return None
+        return entry.ref()
 
     def _material(self, arguments: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[Ref]]:
         """What of the arguments names the entry: the spec, and all references among them."""
@@ -130,7 +201,14 @@ class Stage(Generic[P, R]):
 
     def __call__(self, *args: P.args, **arguments: P.kwargs) -> R:
         """Runs the stage, or finds what it made before; returns its result, a reference for most."""
+        if _mode.look is not None:
+            answer: R = _mode.look(self, arguments)
+            return answer
         self._with_retries()(**arguments)
+        return self.result(**arguments)
+
+    def result(self, **arguments: Any) -> R:
+        """What a call returns of the complete entry of these arguments."""
         entry = self.entry(**arguments)
         entry.fetch()
         return self._result(entry)
@@ -166,12 +244,14 @@ class Stage(Generic[P, R]):
 
         def run(**arguments: Any) -> dict[str, Any] | State[Any]:
             entry = self.entry(**arguments)
-            if self._is_done(entry, arguments):
+            if self._is_done(entry, arguments) and not _is_wanted_anew(entry):
                 return Completed(name="Cached", message=f"{entry.uri} is in the store")
             waiting = entry.lock(Settings().lock_wait_s, owner=_this_run(), on_wait=self._say_for_whom)
             with self._naming_full_disk(), waiting:
                 entry.set_aside_damage()
-                if not self._is_done(entry, arguments):  # another process may have made it meanwhile
+                if _is_wanted_anew(entry):
+                    self._make_again(entry, arguments)
+                elif not self._is_done(entry, arguments):  # another process may have made it meanwhile
                     self._fill(entry, arguments)
             return entry.ref().model_dump()
 
@@ -188,6 +268,16 @@ class Stage(Generic[P, R]):
         if done.figures:
             write_json(entry.path / FIGURES, done.figures)
         entry.commit(done.num_rows, {STAGE_SECONDS: time.perf_counter() - started, **done.observations})
+
+    def _make_again(self, entry: Entry, arguments: Mapping[str, Any]) -> None:
+        """Makes the result beside the one that is there, which goes once the new one is complete and is another."""
+        assert _mode.refresh is not None
+        draft = entry.draft()
+        if not draft.is_complete():
+            self._fill(draft, arguments)
+        differs = entry.replace_by(draft)
+        LOGGER.info(f"{self.label(arguments)}: made again, {'other bytes' if differs else 'the same bytes'}")
+        _mode.refresh.has_made(entry.uri)
 
     def _say_for_whom(self, holder: str) -> None:
         LOGGER.info(f"{self.name}: waits for {holder}, which makes the same")

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from pipeline_lib.config import PipelineConfig
+from pipeline_lib.config import PipelineConfig, Settings
 from pipeline_lib.report.notes import promotion_line
 from pipeline_lib.report.sanity import single_iteration_checks
 from pipeline_lib.report.signatures import failure_signatures
@@ -23,9 +23,13 @@ from pipeline_lib.report.tables import (
     sampled_rows,
     tested_datasets,
 )
+from pipeline_lib.tracking.client import tracking_uri
 from pipeline_lib.tracking.outage import without_password
 from pipeline_lib.tracking.registered_model import model_name
+from pipeline_lib.tracking.run_folder import config_file
 from pipeline_lib.types import EvalReport, RunResult
+
+SHORT_ID = 8  # characters of a run's id that tell it from others
 
 
 def results_table(result: RunResult) -> Table:
@@ -61,11 +65,19 @@ def print_result(
     result: RunResult,
     config: PipelineConfig,
     *,
-    tracking_uri: str,
+    settings: Settings,
     prefect_page: str | None,
     console: Console | None = None,
 ) -> None:
-    """Prints both tables, the champion and its reason, what went wrong if anything did, and how to open both UIs."""
+    """Prints both tables, the champion and its reason, what went wrong if anything did, where all is, what comes next.
+
+    Args:
+        result: what the run came to.
+        config: what it was told.
+        settings: where home and tracking server are.
+        prefect_page: see `ui_lines`.
+        console: where to print; standard output if None.
+    """
     console = console or Console()
     if not console.is_terminal:
         console.width = 160  # nobody's window: a pipe would otherwise cut the table at 80
@@ -78,7 +90,9 @@ def print_result(
         f"stopped because: {result.stopped_because} ({result.wall_s:.0f} s in all)",
         *_registry_lines(result, config),
         *notice_lines(result, config),
-        *ui_lines(tracking_uri, prefect_page),
+        *place_lines(result),
+        *ui_lines(tracking_uri(settings), prefect_page, named_by=settings.tracking_variable),
+        *next_lines(result, settings.home),
     ]
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -106,18 +120,58 @@ def notice_lines(result: RunResult, config: PipelineConfig) -> list[str]:
     return lines
 
 
-def ui_lines(tracking_uri: str, prefect_page: str | None) -> list[str]:
-    """How to open Prefect's UI and MLflow's, with the commands of this environment.
+def ui_lines(uri: str, prefect_page: str | None, *, named_by: str | None = None) -> list[str]:
+    """How to open Prefect's UI and MLflow's, with the commands of this environment, as a shell takes them.
 
     Args:
-        tracking_uri: where MLflow keeps its runs; a server's address is shown, a database gets the command for its UI.
+        uri: where MLflow keeps its runs; a server's address is shown, a database gets the command for its UI.
         prefect_page: address of a Prefect server that goes on; None after a run that had one of its own.
+        named_by: the environment variable that `uri` came from.
     """
-    prefect = prefect_page or f"{_command('coppice')} up   then http://127.0.0.1:4200"
-    mlflow = without_password(tracking_uri)
+    prefect = prefect_page or f"{_command('coppice', 'up')}   # then http://127.0.0.1:4200"
+    mlflow = without_password(uri)
     if not mlflow.startswith("http"):
-        mlflow = f"{_command('mlflow')} ui --backend-store-uri {shlex.quote(mlflow)}   then http://127.0.0.1:5000"
+        mlflow = f"{_command('mlflow', 'ui', '--backend-store-uri', mlflow)}   # then http://127.0.0.1:5000"
+    elif named_by is not None:
+        mlflow = f"{mlflow}   # {named_by}"
     return [f"stages and artifacts:  {prefect}", f"metrics and models:    {mlflow}"]
+
+
+def place_lines(result: RunResult) -> list[str]:
+    """The MLflow run's id, and where the champion's adapter lies; none of a run that was not tracked."""
+    if result.tracking_run is None:
+        return []
+    adapter = champion_folder(result)
+    where = "none, the base stayed best" if adapter is None else shlex.quote(str(adapter))
+    return [f"MLflow run:            {result.tracking_run}", f"champion's adapter:    {where}"]
+
+
+def next_lines(result: RunResult, home: Path) -> list[str]:
+    """Three commands that make sense now, as a shell takes them; none of a run that was not tracked.
+
+    Args:
+        result: of the run that has ended.
+        home: ``COPPICE_HOME``, where the run's configuration is kept.
+    """
+    run = result.tracking_run
+    if run is None:
+        return []
+    config, adapter = config_file(home, run), champion_folder(result)
+    measure = ("evaluate", "--config", str(config), *(("--adapter", str(adapter)) if adapter else ()))
+    commands = (
+        ("runs", "show", run[:SHORT_ID]),
+        ("report", "--run", run, "--output", f"report-{run[:SHORT_ID]}.html"),
+        measure,
+    )
+    return ["next:", *(f"  {_command('coppice', *command)}" for command in commands)]
+
+
+def champion_folder(result: RunResult) -> Path | None:
+    """Where the champion's adapter, or its full weights, lie; None where the base stayed best."""
+    from tasks.runtime.policies import policy_folder
+
+    champion = next((record for record in result.records if record.index == result.decision.champion), None)
+    return None if champion is None else policy_folder(champion.policy)
 
 
 def _registry_lines(result: RunResult, config: PipelineConfig) -> list[str]:
@@ -132,9 +186,10 @@ def _cells(row: IterationRow, datasets: Sequence[str]) -> list[str]:
     return [row.name, *accuracies, row.informative_share, row.variance, row.kl, row.tokens, row.seconds, row.decision]
 
 
-def _command(name: str) -> str:
-    """How to call a program of this environment from the current folder."""
+def _command(name: str, *arguments: str) -> str:
+    """How to call a program of this environment from the current folder, quoted for a shell."""
     path = Path(sys.executable).parent / name
     if not path.exists():
-        return name
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+        return shlex.join([name, *arguments])
+    called = str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+    return shlex.join([called, *arguments])

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
-from pipeline_lib.config import PipelineConfig
+from pipeline_lib.config import PipelineConfig, Settings
+from pipeline_lib.tracking.client import tracking_uri
+from pipeline_lib.tracking.outage import without_password
+from pipeline_lib.tracking.registered_model import model_name
+from pipeline_lib.tracking.run_folder import config_file, log_file
 from pipeline_lib.types import IterationRecord, JsonDict, RunResult
+from tasks.runtime.policies import policy_folder
 
 SEARCH_KEYS = {  # in the summary: in the record
     "tokens_per_s": "tokens_per_s",
@@ -21,10 +27,15 @@ SEARCH_KEYS = {  # in the summary: in the record
 FAILURE_KEYS = {name: SEARCH_KEYS[name] for name in ("engine_errors", "redrawn")}
 
 
-def summary_json(result: RunResult, config: PipelineConfig) -> JsonDict:
+def summary_json(result: RunResult, config: PipelineConfig, settings: Settings | None = None) -> JsonDict:
     """What ``--summary`` writes; accuracies are those of the test splits, in [0, 1].
 
     An iteration that did not train moved nothing: 0 updates, 0 tokens, KL 0. What was not measured is null.
+
+    Args:
+        result: what the run came to.
+        config: what it was told.
+        settings: where home, store and tracking server are; None leaves ids and paths out.
     """
     base, *iterations = result.records
     champion = next((r for r in result.records if r.index == result.decision.champion), base)
@@ -42,7 +53,40 @@ def summary_json(result: RunResult, config: PipelineConfig) -> JsonDict:
             "sampled": _samples(champion),
         },
         "stopped_because": result.stopped_because,
+        **({} if settings is None else {"run": _places(result, config, settings)}),
     }
+
+
+def _places(result: RunResult, config: PipelineConfig, settings: Settings) -> JsonDict:
+    """Ids and paths: of the run, of the champion, and of every iteration that trained."""
+    home, run, promotion = settings.home.resolve(), result.tracking_run, result.promotion
+    folders = {record.index: policy_folder(record.policy) for record in result.records}
+    return {
+        "id": run,
+        "name": config.label,
+        "tracking_uri": without_password(tracking_uri(settings)),
+        "home": str(home),
+        "store": settings.store_uri,
+        "config": None if run is None else str(config_file(home, run)),
+        "log": None if run is None else str(log_file(home, run)),
+        "model": model_name(config.preset),
+        "version": promotion and promotion.version,
+        "adapter": _text(folders.get(result.decision.champion)),
+        "iterations": [
+            {
+                "index": record.index,
+                "id": record.tracking_run,
+                "policy_id": record.policy.policy_id,
+                "adapter": _text(folders[record.index]),
+                "entries": {name: ref.uri for name, ref in record.refs.items()},
+            }
+            for record in result.records
+        ],
+    }
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 def _iteration_json(record: IterationRecord) -> JsonDict:

@@ -1,0 +1,45 @@
+"""What ``--refresh STAGE`` means: which entries of the store are made again, and where that is not possible."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+from pipeline_lib.config import ConfigError, PipelineConfig, Settings
+from pipeline_lib.store.refresh import Refresh
+from tasks.runtime.flow_tracking import run_key
+
+STAGES = {
+    "problems": ("draw-problems", "draw-test-problems"),
+    "search": ("search-shard", "gather-trees"),
+    "score": ("score-steps",),
+    "audit": ("audit-iteration",),
+    "train": ("train-policy",),
+    "evaluate": ("evaluate-policy",),
+}
+
+
+def refresh_of(config: PipelineConfig, settings: Settings, names: Sequence[str]) -> Refresh | None:
+    """What a run makes again; None where nothing is named.
+
+    Args:
+        config: of the run.
+        settings: where home and store are.
+        names: of `STAGES`.
+
+    Raises:
+        ConfigError: no stage is called so, or this run's store or workers cannot do it.
+    """
+    if not names:
+        return None
+    for name in names:
+        if name not in STAGES:
+            nearest = difflib.get_close_matches(name, STAGES, n=1, cutoff=0.0)[0]
+            known = ", ".join(STAGES)
+            raise ConfigError(f"--refresh {name}: no such stage; the nearest of {known} is {nearest!r}")
+    if settings.object_store is not None:
+        raise ConfigError("--refresh: results in an object store stay as they are; use another COPPICE_STORE")
+    if config.runner == "ray" and "search" in names:
+        raise ConfigError("--refresh search: Ray's workers take what the store has; set runner=local")
+    file = settings.home.resolve() / "refresh" / f"{run_key(config)}-{'-'.join(sorted(set(names)))}.json"
+    return Refresh(file, [stage for name in names for stage in STAGES[name]])
