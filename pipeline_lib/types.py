@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 Int32Array = NDArray[np.int32]
+Int64Array = NDArray[np.int64]
 Int8Array = NDArray[np.int8]
 Float64Array = NDArray[np.float64]
 

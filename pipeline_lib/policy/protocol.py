@@ -112,7 +112,11 @@ class EngineStats:
 
 
 class Codec(Protocol):
-    """Text to token ids and back, with the chat template of the policy's own tokenizer."""
+    """Text to token ids and back, with the chat template of the policy's own tokenizer.
+
+    One that knows what bytes its tokens are may have a `spelling`, see `codec.Spelling`, which finds the places of
+    tokens in a text faster than decoding can.
+    """
 
     def encode_prompt(self, question: str) -> Int32Array:
         """`[P]` int32: the question as a user's message, up to where the assistant's answer starts."""

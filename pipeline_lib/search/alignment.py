@@ -9,7 +9,8 @@ token spells depends on the tokenizer:
 4. nothing by itself beside such bytes, though otherwise it does: line ends and others that a tokenizer writes as bytes,
    in a rollout that was cut, or sampled, in the middle of a character.
 
-A codec that none of this fits is asked for the texts of prefixes, some eight of them for every cut.
+A codec that none of this fits is asked for the texts of prefixes, some eight of them for every cut. One that knows the
+bytes of its tokens tells where each of them ends, and nothing has to be found out.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from operator import itemgetter
 
 import numpy as np
 
 from pipeline_lib.policy.protocol import Codec
-from pipeline_lib.types import Int32Array
+from pipeline_lib.types import Int32Array, Int64Array
 
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # how codecs show the first bytes of an unfinished character
 FEW = 16  # tokens, the first ones
@@ -49,6 +51,37 @@ class TokenTexts:
     runs: dict[tuple[int, ...], str] = field(default_factory=dict)
 
 
+def text_and_ends(token_ids: Int32Array, codec: Codec) -> tuple[str, Int64Array | None]:
+    """The text of a rollout, and the character where each token ends; None where only `cuts_at` can tell.
+
+    Shapes: T tokens; the second is `[T]` int64.
+
+    Args:
+        token_ids: `[T]` int32, the sampled tokens.
+        codec: `decode` is used, and `spelling` where it has one.
+    """
+    spelling = getattr(codec, "spelling", None)
+    if spelling is not None:
+        try:
+            text, ends = spelling.text_and_ends(token_ids)
+        except UnicodeDecodeError:
+            return codec.decode(token_ids), None
+        if INCOMPLETE not in text:  # one that was sampled stands for something unfinished below
+            return text, ends
+    return codec.decode(token_ids), None
+
+
+def cuts_at_ends(ends: Int64Array, stops: Sequence[int]) -> list[Cut]:
+    """For each stop the fewest tokens whose text reaches it, and the character where that text ends.
+
+    Args:
+        ends: `[T]` int64, where each token ends, in characters.
+        stops: characters, ascending, from 0 to the last token's end.
+    """
+    tokens = ends.searchsorted(stops)
+    return list(zip((tokens + 1).tolist(), ends[tokens].tolist(), strict=True))
+
+
 def cuts_at(token_ids: Int32Array, text: str, stops: Sequence[int], codec: Codec, texts: TokenTexts) -> list[Cut]:
     """For each stop the fewest tokens whose text reaches it, and the character where that text ends.
 
@@ -64,9 +97,8 @@ def cuts_at(token_ids: Int32Array, text: str, stops: Sequence[int], codec: Codec
     if not pieces:
         return [_cut_by_prefixes(token_ids, text, codec, stop) for stop in stops]
     ends = np.fromiter(map(len, pieces), np.int64, len(pieces)).cumsum()
-    tokens = ends.searchsorted(stops)
-    cuts = list(zip((tokens + 1).tolist(), ends[tokens].tolist(), strict=True))
-    for place, token in enumerate(tokens.tolist() if runs else ()):
+    cuts = cuts_at_ends(ends, stops)
+    for place, token in enumerate([num_tokens - 1 for num_tokens, _ in cuts] if runs else ()):
         if token in runs:
             begin = int(ends[token - 1]) if token else 0
             cuts[place] = _cut_in_run(token_ids, text, codec, stops[place], (token, runs[token]), begin)
@@ -111,13 +143,13 @@ def _with_runs(
     pieces: Sequence[str], ids: list[int], in_runs: set[int], codec: Codec, texts: TokenTexts
 ) -> tuple[Sequence[str], Runs]:
     """The pieces with the texts of all runs of some tokens, and the runs."""
-    if in_runs.isdisjoint(ids):
-        return pieces, {}
     runs: Runs = {}
     first = end = -1
-    for token in [token for token, token_id in enumerate(ids) if token_id in in_runs]:
+    for token in compress(range(len(ids)), map(in_runs.__contains__, ids)):
         first, end = (first if token == end else token), token + 1
         runs[first] = end
+    if not runs:
+        return pieces, runs
     filled = list(pieces)
     for first, end in runs.items():
         filled[first:end] = [_text_of_run(tuple(ids[first:end]), codec, texts), *[""] * (end - first - 1)]

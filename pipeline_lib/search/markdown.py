@@ -16,15 +16,17 @@ The paper (arXiv 2501.01478), as far as it is known to us, does not say how it c
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 
 Span = tuple[int, int]
 
 # The mark, and what follows it on its line. An item of a list may begin with a fence, a quotation may hold one.
-_FENCE = re.compile(r"(?P<mark>[`~]{3,}+)(?P<info>[^\n]*+)")
+_FENCE = re.compile(r"(?P<mark>[`~][`~]{2,}+)(?P<info>[^\n]*+)")  # the first character by itself is found sooner
 _BEFORE_FENCE = re.compile(r"[ \t>]*+(?P<item>(?:[-*+]|\d++[.)])[ \t]++)?")
 # `\\` is a line break, so the bracket behind it opens nothing: it holds a length, as in `\\[4pt]`.
-_FORMULA = re.compile(r"`[^`\n]*+`|\\(?:\\|\$|\[|\]|begin\{|end\{)|\$\$|\n[ \t\r]*+\n")
+_FORMULA = re.compile(r"`[^`\n]*+`|\\(?:\\|\$|\[|\]|begin\{|end\{)|\$\$")
+_BLANK_LINE = re.compile(r"\n[ \t\r]*+\n")
 _TABLE_RULE = re.compile(r"\n[ \t>]*+\|?+[ \t:]*+-[-|: \t]*+\r?+(?=\n|\Z)")
 _LABEL = re.compile(
     r"""(?:>\s*)*(?:
@@ -39,20 +41,13 @@ _LABEL = re.compile(
     )""",
     re.VERBOSE | re.IGNORECASE,
 )
-_ANNOUNCES = re.compile(
-    r"""
-    (?: [:=,+(\[{：，]   # "so we get:", a formula that goes on
-      | \\\\(?:\[[^\]\n]{1,9}\])?   # a row of a table or of aligned formulas
-      | \\(?:times|cdot|div|implies|Rightarrow)
-    )
-    (?:\*\*|__|\$)?$   # behind the mark that closes bold text or a formula
-    """,
-    re.VERBOSE,
-)
-_ANNOUNCEMENT_CHARS = 24  # as many at a line's end hold whatever `_ANNOUNCES` finds
-# What these two can begin or end with: most lines do not, which is much faster to see.
+_ANNOUNCING_MARKS = frozenset(":=,+([{：，")  # "so we get:", a formula that goes on
+_ANNOUNCING_ENDS = ("\\\\", r"\times", r"\cdot", r"\div", r"\implies", r"\Rightarrow")  # the first ends a row
+_ROW_WITH_SPACING = re.compile(r"\\\\\[[^\]\n]{1,9}\]$")
+_SPACING_CHARS = 13  # as many at a line's end hold it
+# What these can begin or end with: most lines do not, which is much faster to see.
 _LABELLING = frozenset("#>*_-+=<0123456789SsPpCc")
-_ANNOUNCING = frozenset(":=,+([{：，\\]*_$stvw")
+_ANNOUNCING = _ANNOUNCING_MARKS.union("\\]*_$stvw")
 
 
 def step_ends(text: str, candidates: Iterable[int]) -> Iterator[int]:
@@ -75,7 +70,8 @@ def step_ends(text: str, candidates: Iterable[int]) -> Iterator[int]:
         else:
             piece = text[last:end].strip()
             if piece:  # a blank line leaves open what was
-                is_open = _is_open(piece)
+                may_be_open = piece[-1] in _ANNOUNCING or piece[0] in _LABELLING or "\n" in piece
+                is_open = may_be_open and _is_open(piece)
             if not is_open:
                 yield end
         last = end
@@ -84,9 +80,28 @@ def step_ends(text: str, candidates: Iterable[int]) -> Iterator[int]:
 def _is_open(piece: str) -> bool:
     """Whether the last line of a text, white space around it left out, names or announces what comes after it."""
     line = piece.rpartition("\n")[2].lstrip() if "\n" in piece else piece
-    if line[-1] in _ANNOUNCING and _ANNOUNCES.search(line, len(line) - _ANNOUNCEMENT_CHARS) is not None:
+    if line[-1] in _ANNOUNCING and _announces(line):
         return True
-    return line[0] in _LABELLING and _LABEL.fullmatch(line) is not None
+    return line[0] in _LABELLING and _may_be_label(line) and _LABEL.fullmatch(line) is not None
+
+
+def _may_be_label(line: str) -> bool:
+    """False for most lines that are no label, such as items of a list, and for no label: much faster than the rules."""
+    if line[0] in "0123456789-+*":
+        return " " not in line or "**" in line or "__" in line
+    return line[0] not in "SsPpCc" or line[:4].casefold() in ("step", "part", "case")
+
+
+def _announces(line: str) -> bool:
+    """Whether a line announces what comes after it, by its end, or by what stands before a mark that closes there."""
+    if line.endswith(("**", "__")):
+        line = line[:-2]
+    elif line[-1] == "$":
+        line = line[:-1]
+    last = line[-1:]
+    if last in _ANNOUNCING_MARKS or line.endswith(_ANNOUNCING_ENDS):
+        return True
+    return last == "]" and _ROW_WITH_SPACING.search(line, len(line) - _SPACING_CHARS) is not None
 
 
 def _spans(text: str) -> list[Span]:
@@ -164,23 +179,37 @@ def _formulas(text: str, fences: list[Span]) -> list[Span]:
     spans: list[Span] = []
     opened: dict[str, int] = {}  # by the mark that closes it
     environments: list[int] = []
+    after = 0  # the mark before
     ahead = iter([*fences, (len(text), len(text))])
     fence = next(ahead)
     for found in _FORMULA.finditer(text):
-        mark, position = found[0], found.start()
+        mark = found[0]
+        if mark[0] == "`" or mark in (r"\\", r"\$"):
+            continue
+        position = found.start()
         while fence[1] <= position:
             fence = next(ahead)
-        if position >= fence[0] or mark[0] == "`" or mark in (r"\\", r"\$"):
+        if position >= fence[0]:
             continue
-        if mark[0] == "\n":
+        if (opened or environments) and _has_blank_line(text, after, position, fences):
             opened.clear()
             environments.clear()
-        elif mark == r"\begin{":
+        after = found.end()
+        if mark == r"\begin{":
             environments.append(position)
         elif mark == r"\end{" and environments:
-            spans.append((environments.pop(), found.end()))
+            spans.append((environments.pop(), after))
         elif mark in opened:
-            spans.append((opened.pop(mark), found.end()))
+            spans.append((opened.pop(mark), after))
         elif mark in (r"\[", "$$"):
             opened[{r"\[": r"\]"}.get(mark, mark)] = position
     return spans
+
+
+def _has_blank_line(text: str, start: int, end: int, fences: list[Span]) -> bool:
+    """Whether a paragraph ends between two places, in a line that is no code."""
+    for found in _BLANK_LINE.finditer(text, start, end):
+        before = bisect_right(fences, (found.start(), len(text))) - 1
+        if before < 0 or fences[before][1] <= found.start():
+            return True
+    return False

@@ -16,7 +16,7 @@ import regex
 
 from pipeline_lib.config import ConfigError, SearchConfig
 from pipeline_lib.policy.protocol import Codec
-from pipeline_lib.search.alignment import Cut, TokenTexts, cuts_at
+from pipeline_lib.search.alignment import Cut, TokenTexts, cuts_at, cuts_at_ends, text_and_ends
 from pipeline_lib.search.markdown import step_ends
 from pipeline_lib.types import Int32Array
 
@@ -78,13 +78,15 @@ def split_steps(
     """
     if len(token_ids) == 0:
         return []
-    text = codec.decode(token_ids)
+    text, ends = text_and_ends(token_ids, codec)
     stops = delimiter_ends(text, delimiter)
     if markdown:
         stops = list(step_ends(text, stops))
-    cuts = cuts_at(token_ids, text, stops, codec, TokenTexts() if texts is None else texts)
-    borders = _without_blank_steps(text, [(0, 0), *cuts, (len(token_ids), len(text))])
-    return [Step(text[c0:c1], token_ids[t0:t1]) for (t0, c0), (t1, c1) in pairwise(borders)]
+    if ends is None:
+        cuts = cuts_at(token_ids, text, stops, codec, TokenTexts() if texts is None else texts)
+    else:
+        cuts = cuts_at_ends(ends, stops)
+    return _steps_between(text, token_ids, [*cuts, (len(token_ids), len(text))])
 
 
 def delimiter_ends(text: str, delimiter: str) -> list[int]:
@@ -126,14 +128,26 @@ def step_rules(config: SearchConfig, *, model: str) -> dict[str, int]:
     return {} if is_as_before else {"step_rules": STEP_RULES}
 
 
-def _without_blank_steps(text: str, borders: Sequence[Cut]) -> list[Cut]:
-    """Borders (token, character) with every blank step joined to its neighbour."""
-    kept = [borders[0]]
-    for before, border in pairwise(borders):
-        if text[before[1] : border[1]].strip():
-            kept.append(border)
-        elif len(kept) > 1:
-            kept[-1] = border
-    if len(kept) == 1:
-        kept.append(borders[-1])
-    return kept
+def _steps_between(text: str, token_ids: Int32Array, cuts: Sequence[Cut]) -> list[Step]:
+    """Steps from cut (token, character) to cut, every blank one joined to its neighbour.
+
+    Args:
+        text: of all tokens.
+        token_ids: `[T]` int32.
+        cuts: ascending; the last one is the end of both.
+    """
+    pieces: list[str] = []
+    ends = [0]
+    begin = 0
+    for token, char in cuts:
+        piece = text[begin:char]
+        if piece and not piece.isspace():
+            pieces.append(piece if pieces else text[:char])
+            ends.append(token)
+        elif pieces:
+            pieces[-1] += piece
+            ends[-1] = token
+        begin = char
+    if not pieces:
+        return [Step(text, token_ids)]
+    return [Step(piece, token_ids[first:end]) for piece, (first, end) in zip(pieces, pairwise(ends), strict=True)]
