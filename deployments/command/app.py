@@ -55,9 +55,9 @@ def main() -> None:
 def print_version(wanted: bool) -> None:
     """Prints the installed version and ends the command."""
     if wanted:
-        from importlib.metadata import version
+        from pipeline_lib.distribution import installed_version
 
-        typer.echo(f"coppice {version('coppice')}")
+        typer.echo(f"coppice {installed_version() or '(not installed)'}")
         raise typer.Exit
 
 

@@ -26,6 +26,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from deployments.service.background import Server, wait_until
 from deployments.service.worker import POOL
 from pipeline_lib.config import ConfigError, Settings
+from pipeline_lib.distribution import missing_module
 from pipeline_lib.store import read_json
 
 HOST = "127.0.0.1"
@@ -62,6 +63,7 @@ def up(serve_arguments: tuple[str, ...] = ()) -> ServerSettings:
         ConfigError: a port is taken, or a server ended or did not answer; nothing started here is left running.
     """
     settings, ports = Settings(), ServerSettings()
+    _require_driver()
     prefect, mlflow, worker = servers(settings, ports, serve_arguments)
     prefect.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(prefect.folder / "up.lock"):
@@ -182,6 +184,13 @@ def _mlflow_environment(home: Path, ports: ServerSettings) -> dict[str, str]:
 def _set_by_user(names: tuple[str, ...]) -> dict[str, str]:
     """Those of the variables that are set, with their values."""
     return {name: os.environ[name] for name in names if name in os.environ}
+
+
+def _require_driver() -> None:
+    """Raises ConfigError where MLflow is sent to a PostgreSQL and lacks its driver; Prefect brings its own."""
+    for variable, uri in _set_by_user(MLFLOW_DATABASE).items():
+        if uri.startswith("postgresql:") and (missing := missing_module("psycopg2")):
+            raise ConfigError(f"up: {variable}: {missing}")
 
 
 def _start(missing: list[Server]) -> None:

@@ -7,7 +7,6 @@ schedule and machine, so the same deployments run on other machines by naming an
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import socket
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pipeline_lib.config import ConfigError, PipelineConfig
+from pipeline_lib.distribution import installed_version
 
 POOL = "coppice"
 PREFECT_FILE = Path(__file__).parents[1] / "prefect.yaml"
@@ -47,7 +47,7 @@ def placeholders(new_schedules: Mapping[str, bool], preset: str = "tiny") -> dic
     return {
         "config": config,
         "directory": str(Path.cwd()),
-        "version": importlib.metadata.version("coppice"),
+        "version": installed_version() or "not installed",
         **{name.rpartition("/")[2]: on for name, on in new.items()},
     }
 

@@ -28,6 +28,7 @@ from typing import Any
 
 import fsspec
 
+from pipeline_lib.distribution import missing_module
 from pipeline_lib.store import MANIFEST, OBSERVATIONS, PARTIAL, Entry, Store, StoreError
 from pipeline_lib.store.integrity import UNREADABLE, Damage, listed_files
 from pipeline_lib.store.local import DAMAGED
@@ -276,6 +277,9 @@ class _Bucket:
             yield
         except expected:
             raise
+        except ImportError as error:
+            missing = missing_module("s3fs") if self._uri.startswith("s3:") else None
+            raise StoreError(f"store: {self._uri}: {missing or ' '.join(str(error).split())}") from error
         except Exception as error:  # every protocol has its own
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise StoreError(f"store: {self._uri}: {reason}; see COPPICE_STORE and its credentials") from error

