@@ -6,13 +6,13 @@ import hashlib
 import logging
 import shutil
 from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 
 from filelock import FileLock
 
 from pipeline_lib.config import ConfigError
 from pipeline_lib.config.one_line import first_line
+from pipeline_lib.distribution import missing_module
 
 LOGGER = logging.getLogger("coppice.progress")
 
@@ -48,8 +48,8 @@ def _digest(file: Path, _size: int, _changed: int) -> str:
 
 def _make(file: Path, folder: Path) -> None:
     """Writes beside the folder and renames, so that a folder that is there is whole."""
-    if find_spec("gguf") is None:
-        raise ConfigError(f"policy.model={file}: reading it needs the package gguf; `pip install gguf` adds it")
+    if missing := missing_module("gguf"):
+        raise ConfigError(f"policy.model={file}: {missing}")
     LOGGER.info(f"{file.name}: dequantised once into {folder}")
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

