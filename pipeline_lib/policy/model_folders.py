@@ -16,8 +16,9 @@ from pathlib import Path
 
 from huggingface_hub import constants, snapshot_download
 
-from pipeline_lib.config import ConfigError
+from pipeline_lib.config import ConfigError, Settings
 from pipeline_lib.config.one_line import first_line
+from pipeline_lib.policy.gguf import folder_of_gguf, packaged_smollm2
 
 TINY_BASE = Path(__file__).parent / "tiny_base"
 WEIGHT_SUFFIXES = (".safetensors", ".json", ".jinja")
@@ -44,12 +45,16 @@ class ChatTemplate:
 def model_path(name: str) -> Path | str:
     """The folder behind a model's name: ``tiny`` is the base that comes with Coppice, a hub name stays one.
 
+    ``smollm2`` is what the package of that model carries. A GGUF file is dequantised, once, into the home's ``models``.
+
     Raises:
-        ConfigError: a path without a model.
+        ConfigError: a path without a model, or a file that cannot be read.
     """
     if name == "tiny":
         return TINY_BASE
-    path = Path(name).expanduser()
+    path = packaged_smollm2() if name == "smollm2" else Path(name).expanduser()
+    if path.suffix == ".gguf":
+        return folder_of_gguf(path, Settings().home / "models")
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ConfigError(f"policy.model={name}: the folder holds no config.json; name a model folder")

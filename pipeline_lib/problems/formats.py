@@ -40,6 +40,7 @@ FORMATS = {
     for form in (
         DatasetFormat("tiny-word", "", grading_version=_TINY_GRADING_VERSION),
         DatasetFormat("tiny-algebra", "", grading_version=_TINY_GRADING_VERSION),
+        DatasetFormat("tiny-arithmetic", "Give the calculation, then '#### ' and the answer."),
         DatasetFormat(
             "gsm8k",
             f"{_STEPWISE} The last line is `#### ` and the answer as a plain number.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pipeline_lib.problems.tiny.arithmetic import arithmetic_with_misconceptions
-from pipeline_lib.problems.tiny.world import FAMILIES, make_worked_problem, write_solution
+from pipeline_lib.problems.tiny.world import PRETRAINED, make_worked_problem, write_solution
 from pipeline_lib.seeding import derive_generator
 
 
@@ -16,7 +16,7 @@ def pretraining_corpus(seed: int, *, scale: int = 1, start: int = 0) -> Iterator
     alone, so a resumed pretraining goes on with ``start=i``.
     """
     suffix = f"@{scale}" if scale > 1 else ""
-    families = [family + suffix for family in FAMILIES]
+    families = [family + suffix for family in PRETRAINED]
     index = start
     while True:
         family = families[index % len(families)]

@@ -17,12 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline_lib.config import ConfigError
-from pipeline_lib.problems.tiny import algebra, word
+from pipeline_lib.problems.tiny import algebra, everyday, word
 from pipeline_lib.problems.tiny.arithmetic import Operation, compute
 from pipeline_lib.seeding import derive_generator
 from pipeline_lib.types import Problem, SearchTree
 
-FAMILIES: dict[str, Any] = {"tiny-word": word, "tiny-algebra": algebra}
+FAMILIES: dict[str, Any] = {"tiny-word": word, "tiny-algebra": algebra, "tiny-arithmetic": everyday}
+PRETRAINED = ("tiny-word", "tiny-algebra")
+"""Families that a tiny base is pretrained on; the others are for models that know English."""
 SPLITS = ("pretrain", "train", "validation", "test")
 SPLIT_BUCKETS = {"pretrain": range(0, 45), "train": range(45, 80), "validation": range(80, 90), "test": range(90, 100)}
 WORLD_SEED = 2501
@@ -37,7 +39,7 @@ class WorkedProblem:
     Args:
         problem: what is asked.
         lines: one per step, the answer's line last.
-        structure: the problem before it was written down, an `AlgebraProblem` or a `WordProblem`.
+        structure: the problem before it was written down, an `AlgebraProblem`, a `WordProblem` or an `EverydayProblem`.
     """
 
     problem: Problem
@@ -53,7 +55,7 @@ def is_tiny(dataset: str) -> bool:
 def _parse(dataset: str) -> tuple[str, int]:
     family, _, scale = dataset.partition("@")
     if family not in FAMILIES or not (scale or "1").isdigit() or int(scale or 1) < 1:
-        raise ConfigError(f"dataset {dataset!r}: expected tiny-word or tiny-algebra, with @2, @3 … for larger numbers")
+        raise ConfigError(f"dataset {dataset!r}: expected {' or '.join(FAMILIES)}, with @2, @3 … for larger numbers")
     return family, int(scale or 1)
 
 
@@ -75,7 +77,8 @@ def make_worked_problem(dataset: str, split: str, index: int) -> WorkedProblem:
         if _bucket(question) in SPLIT_BUCKETS[split]:
             break
     lines, answer = module.solve(structure, compute)
-    metadata = {"level": str(structure.level)} if family == "tiny-algebra" else {"steps": str(len(lines) - 1)}
+    steps, level = {"steps": str(len(lines) - 1)}, {"level": str(getattr(structure, "level", ""))}
+    metadata = {"tiny-word": steps, "tiny-algebra": level}.get(family, level | steps)
     problem = Problem(f"{dataset}/{split}/{index:05d}", question, answer, dataset, metadata)
     return WorkedProblem(problem, tuple(lines), structure)
 
@@ -100,6 +103,7 @@ def _bucket(question: str) -> int:
     return int.from_bytes(hashlib.sha256(question.encode()).digest()[:4], "big") % 100
 
 
+_SPACED = re.compile(r"(?<=\d) *([-+*/=]) *(?=\d)")
 _EQUATION = re.compile(r"[0-9x+*/^=-]+(?: mod [0-9]+=[0-9]+)?")
 
 
@@ -124,10 +128,17 @@ def _equation_or_answer(line: str) -> str:
 def steps_are_right(tree: SearchTree) -> NDArray[np.bool_]:
     """`[N]` bool: the oracle, whether each step of a tiny problem's tree is right; True for the root."""
     dataset, split, index = tree.problem_id.split("/")
-    right = [_equation_or_answer(line) for line in make_worked_problem(dataset, split, int(index)).lines]
+    worked = make_worked_problem(dataset, split, int(index))
+    read = _spaced_equation_or_answer if isinstance(worked.structure, everyday.EverydayProblem) else _equation_or_answer
+    right = [read(line) for line in worked.lines]
     return np.array(
         [
-            depth == 0 or (depth <= len(right) and _equation_or_answer(step) == right[depth - 1])
+            depth == 0 or (depth <= len(right) and read(step) == right[depth - 1])
             for step, depth in zip(tree.steps, tree.depths.tolist(), strict=True)
         ]
     )
+
+
+def _spaced_equation_or_answer(line: str) -> str:
+    """The same of a line whose author may write ``12 + 5 = 17``."""
+    return _equation_or_answer(_SPACED.sub(r"\1", line))
