@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from prefect import State, Task, task
@@ -42,11 +43,12 @@ StageTask = Task[..., dict[str, Any] | State[Any]]
 LOGGER = logging.getLogger("coppice.progress")
 STAGE_SECONDS = "stage_seconds"
 FIGURES = "figures.json"
+SETTINGS_PREFIXES = ("COPPICE_", "RAY_", "MLFLOW_")  # of the variables that `Settings` reads
 
 
 def open_store() -> Store:
     """The store of ``COPPICE_STORE``, below ``COPPICE_HOME`` where that is not set."""
-    settings = Settings()
+    settings = _settings()
     if settings.object_store is None:
         return Store(settings.store_root)
     from pipeline_lib.store.shared import SharedStore
@@ -227,7 +229,7 @@ class Stage(Generic[P, R]):
 
     def _with_retries(self) -> StageTask:
         """The task, tried again after an error that passes by itself: an outage shall not end a run of days."""
-        delays: list[float] = doubling_delays(Settings().tracking_patience_s) if self._transient else []
+        delays: list[float] = doubling_delays(_settings().tracking_patience_s) if self._transient else []
         if not delays:
             return self._task
         patient: StageTask = self._task.with_options(retries=len(delays), retry_delay_seconds=delays)
@@ -246,7 +248,7 @@ class Stage(Generic[P, R]):
             entry = self.entry(**arguments)
             if self._is_done(entry, arguments) and not _is_wanted_anew(entry):
                 return Completed(name="Cached", message=f"{entry.uri} is in the store")
-            waiting = entry.lock(Settings().lock_wait_s, owner=_this_run(), on_wait=self._say_for_whom)
+            waiting = entry.lock(_settings().lock_wait_s, owner=_this_run(), on_wait=self._say_for_whom)
             with self._naming_full_disk(), waiting:
                 entry.set_aside_damage()
                 if _is_wanted_anew(entry):
@@ -338,6 +340,17 @@ def stage(
         )
 
     return decorate
+
+
+def _settings() -> Settings:
+    """What the environment says now; a run asks hundreds of times, so it is read anew only when it has changed."""
+    named = ((name, value) for name, value in os.environ.items() if name.upper().startswith(SETTINGS_PREFIXES))
+    return _settings_of(tuple(sorted(named)))
+
+
+@lru_cache(maxsize=1)
+def _settings_of(_environment: tuple[tuple[str, str], ...]) -> Settings:
+    return Settings()
 
 
 def _this_run() -> str:
