@@ -78,8 +78,8 @@ class Problem:
 class SearchTree:
     """One problem's tree as a struct of arrays; a parent always stands before its children.
 
-    A node is the problem plus the steps on its path; an edge is one sampled step. The root has no step. A node's
-    ``visits`` is the number of rollouts through it, its ``value_sums`` the number of those that were right.
+    A node is the problem plus the steps on its path; an edge is one sampled step. The root has no step. ``visits`` is
+    the number of rollouts through a node, ``value_sums`` how many of them were right, or the sum of what they earned.
 
     Shapes: N nodes, P prompt tokens.
 
@@ -149,8 +149,8 @@ class SearchTree:
 
     @property
     def is_informative(self) -> bool:
-        """True when at least one rollout was right and at least one was not."""
-        return bool(0 < self.value_sums[ROOT] < self.visits[ROOT])
+        """True when at least one rollout was right and one was not, or a verifier's numbers differ (rounding aside)."""
+        return bool(0 < self.value_sums[ROOT] < self.visits[ROOT] and np.ptp(self.values[self.visits > 0]) > 1e-9)
 
     def end_token_id(self, node: int) -> int | None:
         """The token that ended the rollout at `node`; None where none did or it is not known."""

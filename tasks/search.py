@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline_lib.config import PipelineConfig, SearchConfig
+from pipeline_lib.grading.workers.verifier import MATH
 from pipeline_lib.problems.problem_table import read_problems
 from pipeline_lib.search import (
     TreeWriter,
@@ -53,6 +54,7 @@ def _spec(
         "engine": engine_spec(config, policy, config.problems.dataset),
         "policy_id": policy.policy_id,
         **grading_spec(config, config.problems.dataset),
+        **({"reward": "a verifier's number"} if config.grader != MATH else {}),  # its grade before
         "seed": config.seed,
         "iteration": iteration,
         **({"truncated": config.truncated} if config.truncated != "wrong" else {}),  # as version 0.1.0 did

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipeline_lib.config import SearchConfig, Truncated
+from pipeline_lib.grading.grader import Grader
 from pipeline_lib.policy.protocol import EngineStats, FinishReason, SampleRequest, SampleResult
 from pipeline_lib.search import SearchStats, search_trees
 from pipeline_lib.search.tree_files import tree_to_dict
@@ -82,7 +83,7 @@ class UnorderedPolicy:
         return SampleResult(request.request_id, token_ids, reason)
 
 
-class LateGrader:
+class LateGrader(Grader):
     """Grades what follows the last "#"; holds grades back at random unless it is waited for."""
 
     def __init__(self, arrival: int = 0) -> None:

@@ -10,6 +10,7 @@ import pytest
 from hub_fixtures import DATED_TEMPLATE, cache_model
 
 from pipeline_lib.config import PipelineConfig, SearchConfig, apply_overrides, setting_names
+from pipeline_lib.grading.grader import Grader
 from pipeline_lib.policy.protocol import SamplingParams
 from pipeline_lib.policy.scripted import CharCodec, ScriptedPolicy
 from pipeline_lib.problems.tiny import error_prone_script, make_problem
@@ -204,7 +205,7 @@ class RecordingPolicy(ScriptedPolicy):
         super().submit(requests)
 
 
-class InstantGrader:
+class InstantGrader(Grader):
     """Right when the last line is the gold's."""
 
     def __init__(self) -> None:

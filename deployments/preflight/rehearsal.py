@@ -59,7 +59,7 @@ class Rehearsal:
     graded_in_turns: bool
 
 
-class AlternatingGrader:
+class AlternatingGrader(Grader):
     """Calls every other answer right, whatever it says."""
 
     def __init__(self) -> None:

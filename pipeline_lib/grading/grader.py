@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from pipeline_lib.grading.workers.verifier import Verdict
 from pipeline_lib.types import Grade
 
 
@@ -22,3 +23,7 @@ class Grader(Protocol):
     def poll(self, *, block: bool) -> list[tuple[str, Grade]]:
         """Finished (key, grade) pairs; with `block`, waits for at least one when any is in flight."""
         ...
+
+    def poll_verdicts(self, *, block: bool) -> list[tuple[str, Verdict]]:
+        """Like `poll`, with what each answer is worth beside its grade: here 1 where it is CORRECT, else 0."""
+        return [(key, Verdict.of(grade)) for key, grade in self.poll(block=block)]

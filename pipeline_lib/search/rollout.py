@@ -34,6 +34,7 @@ class Rollout:
         steps: the steps within the limits, at least one.
         outcome: how it ended; OPEN while its answer is still to be graded.
         num_tokens: tokens that were sampled, also those past a limit.
+        reward: in [0, 1], what is backed up; 1 or 0 unless a verifier gives a number in between.
         timed_out: its grading passed the deadline.
         end_token_id: the token that ended it; None where none did or the engine does not tell.
         cutoff: the first limit that it passed.
@@ -43,6 +44,7 @@ class Rollout:
     steps: tuple[Step, ...]
     outcome: Outcome
     num_tokens: int
+    reward: float = 0.0
     timed_out: bool = False
     end_token_id: int | None = None
     cutoff: Cutoff = Cutoff.NONE
@@ -52,13 +54,15 @@ class Rollout:
     def text(self) -> str:
         return "".join(step.text for step in self.steps)
 
-    @property
-    def reward(self) -> float:
-        return 1.0 if self.outcome is Outcome.CORRECT else 0.0
+    def with_grade(self, grade: Grade, reward: float | None = None) -> Rollout:
+        """The same rollout with the outcome that `grade` stands for.
 
-    def with_grade(self, grade: Grade) -> Rollout:
-        """The same rollout with the outcome that `grade` stands for."""
-        return replace(self, outcome=OUTCOME_OF[grade], timed_out=grade is Grade.TIMEOUT)
+        Args:
+            grade: of its answer.
+            reward: in [0, 1], what is backed up; None stands for 1 where the grade is CORRECT, else 0.
+        """
+        reward = float(grade is Grade.CORRECT) if reward is None else reward
+        return replace(self, outcome=OUTCOME_OF[grade], reward=reward, timed_out=grade is Grade.TIMEOUT)
 
 
 def rollout_from_result(

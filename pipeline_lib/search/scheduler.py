@@ -22,6 +22,7 @@ from types import MappingProxyType
 
 from pipeline_lib.config import SearchConfig, Truncated
 from pipeline_lib.grading.grader import Grader
+from pipeline_lib.grading.workers.verifier import Verdict
 from pipeline_lib.policy.protocol import Policy, SampleRequest, SampleResult
 from pipeline_lib.policy.redraw import MAX_FAILED_SHARE, Redraws
 from pipeline_lib.search.alignment import TokenTexts
@@ -31,7 +32,7 @@ from pipeline_lib.search.stats import SearchStats
 from pipeline_lib.search.steps import split_steps
 from pipeline_lib.search.tree import TreeBuilder
 from pipeline_lib.seeding import derive_seed
-from pipeline_lib.types import Grade, Outcome, Problem, SearchTree
+from pipeline_lib.types import Outcome, Problem, SearchTree
 
 # One request waits for every three slots: the engine refills rows at once, and may hand over results in groups.
 QUEUE_SHARE = 3
@@ -162,8 +163,8 @@ class _Scheduler:
             engine_is_idle = not self._sampling
             if not engine_is_idle:
                 self._poll_policy()
-            for key, grade in self._grader.poll(block=engine_is_idle):
-                self._on_grade(key, grade)
+            for key, verdict in self._grader.poll_verdicts(block=engine_is_idle):
+                self._on_verdict(key, verdict)
             self._refill()
         self._counters["slot_steps"] = engine.slot_steps - slot_steps
         self._counters["capacity_steps"] = engine.capacity_steps - capacity_steps
@@ -235,10 +236,10 @@ class _Scheduler:
         else:
             self._queue(running.tree, simulations.finish(running.simulation, rollout))
 
-    def _on_grade(self, key: str, grade: Grade) -> None:
+    def _on_verdict(self, key: str, verdict: Verdict) -> None:
         running = self._grading.pop(key)
         assert running.rollout is not None
-        rollout = running.rollout.with_grade(grade)
+        rollout = running.rollout.with_grade(verdict.grade, verdict.reward)
         self._queue(running.tree, running.tree.simulations.finish(running.simulation, rollout))
 
     def _hand_over(self, tree: SearchTree) -> None:

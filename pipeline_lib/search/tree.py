@@ -151,7 +151,7 @@ class TreeBuilder:
             node: as returned by `select`, once for each of its calls.
             steps: what was sampled from `node` on; when empty, only the visit counts.
             outcome: how the last step ended; the others stay OPEN.
-            reward: 0 or 1.
+            reward: in [0, 1].
             cutoff: the limit that cut the last step, or the answer after it, off.
             end_token_id: the token that ended the last step; None where none did or it is not known.
         """

@@ -140,7 +140,7 @@ def read_trees_parquet(path: Path, problem_ids: Collection[str] | None = None) -
 
 
 def read_roots(path: Path) -> list[tuple[str, int, float, int]]:
-    """(problem id, rollouts, right rollouts, nodes) of every tree; of thousands in no time, as only roots are read."""
+    """(problem id, rollouts, sum of their rewards, nodes) of every tree; fast, as only roots are read."""
     table = pq.read_table(path, columns=["problem_id", "visits", "value_sums"])
     firsts = [pc.list_element(table.column(name), 0).to_pylist() for name in ("visits", "value_sums")]
     sizes = pc.list_value_length(table.column("visits")).to_pylist()

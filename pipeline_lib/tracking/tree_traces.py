@@ -72,12 +72,12 @@ def trace_tree(tree: SearchTree, problem: Problem, scores: Float64Array | None =
     """
     starts = _starts(tree)
     nodes = _most_visited(tree, MAX_SPANS)
-    right, total = round(float(tree.value_sums[ROOT])), tree.num_rollouts
+    right, total = round(float(tree.value_sums[ROOT]), 2), tree.num_rollouts
     cut = f", the {len(nodes)} most visited of {tree.num_nodes} nodes" if len(nodes) < tree.num_nodes else ""
     return TreeTrace(
         problem_id=tree.problem_id,
         title=_cut(problem.question, MAX_CHARS),
-        verdict=f"{right} of {total} rollouts right{cut}",
+        verdict=f"{right:g} of {total} rollouts right{cut}",
         tags={"coppice.problem_id": tree.problem_id, "coppice.policy_id": tree.policy_id},
         spans=tuple(_span(tree, node, problem, scores, int(starts[node])) for node in nodes),
     )

@@ -141,7 +141,7 @@ def ungraded_figure(policy: Policy, problems: Sequence[Problem], config: SearchC
     return figure
 
 
-class RecordedGrader:
+class RecordedGrader(Grader):
     """Looks grades up, which costs next to nothing; grades at once what it has not seen."""
 
     def __init__(self) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from pipeline_lib.grading.grader import Grader
 from pipeline_lib.policy.model_folders import TINY_BASE
 from pipeline_lib.types import Grade, Outcome, SearchTree
 
@@ -65,7 +66,7 @@ def write_random_model(folder: Path, layout: str, *, dtype: torch.dtype, device:
         shutil.copy(TINY_BASE / file, folder)
 
 
-class NoGrader:
+class NoGrader(Grader):
     """What a model of random weights writes has no answer."""
 
     def __init__(self) -> None:

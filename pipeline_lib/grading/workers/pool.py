@@ -128,6 +128,10 @@ class GradingPool:
         """
         return [(key, verdict.grade) for key, _, verdict in self._collect(block)]
 
+    def poll_verdicts(self, *, block: bool) -> list[tuple[str, Verdict]]:
+        """Like `poll`, with the reward of each answer, in [0, 1], beside its grade, and a verifier's reason."""
+        return [(key, verdict) for key, _, verdict in self._collect(block)]
+
     def poll_answers(self, *, block: bool) -> list[tuple[str, Graded]]:
         """Like `poll`, with the extracted answers beside the grades, and what a verifier said."""
         return [(key, self._graded(text, verdict)) for key, text, verdict in self._collect(block)]
