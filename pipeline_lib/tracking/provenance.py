@@ -31,7 +31,7 @@ def describe_environment() -> dict[str, str]:
 @lru_cache(maxsize=1)
 def _described() -> dict[str, str]:
     tags = {"version/python": platform.python_version(), "hardware/platform": platform.platform()}
-    tags |= {f"version/{name}": version for name in (*LIBRARIES, "coppice") if (version := _version(name))}
+    tags |= {f"version/{name}": version for name in (*LIBRARIES, "coppice") if (version := package_version(name))}
     tags["hardware/cpu"] = _cpu_model()
     tags["hardware/cores"] = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
     tags["hardware/memory_gib"] = f"{psutil.virtual_memory().total / 2**30:.1f}"
@@ -51,7 +51,8 @@ def _git_tags(root: Path) -> dict[str, str]:
     return {"mlflow.source.git.commit": commit, "git/dirty": str(bool(changes)).lower()}
 
 
-def _version(name: str) -> str | None:
+def package_version(name: str) -> str | None:
+    """The installed version of a distribution; None where it is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
