@@ -11,7 +11,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib.metadata import version
 from pathlib import Path
 
 from pipeline_lib.config import ConfigError, PipelineConfig, Settings
@@ -39,6 +38,7 @@ from pipeline_lib.tracking import (
     registered_champion,
     registered_version,
 )
+from pipeline_lib.tracking.provenance import package_version
 
 HUB_TIMEOUT_S = 10.0
 
@@ -133,7 +133,7 @@ def export_version(
             dtype=config.policy.dtype,
             lora_rank=served_rank(trained) if is_adapter(trained) else 0,
             instruction=_instruction(config),
-            coppice=version("coppice"),
+            coppice=package_version("coppice") or "from its source",
         )
         card = model_card(champion.model, champion.version, champion.tags, files)
         (folder / "README.md").write_text(card, encoding="utf-8")

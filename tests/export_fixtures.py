@@ -21,7 +21,7 @@ from pipeline_lib.types import GateDecision, IterationRecord, PolicyRef, RunResu
 
 COMMIT = "c" * 40
 HUB_NAME = "somebody/tiny"
-NUM_PROBLEMS = 2
+NUM_PROBLEMS, MAX_NEW_TOKENS = 2, 40
 # What a user's own program does, from any folder; each kind of model answers the same questions greedily.
 PLAIN_PROGRAM = """
 import json, sys
@@ -32,7 +32,7 @@ from transformers import AutoTokenizer, pipeline
 def answer(model, tokenizer, question):
     chat = [{"role": "user", "content": question}]
     ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    made = model.generate(**ids, max_new_tokens=40, do_sample=False)
+    made = model.generate(**ids, max_new_tokens=order["max_new_tokens"], do_sample=False)
     return made[0, ids["input_ids"].shape[1]:].tolist()
 
 order = json.load(sys.stdin)
@@ -48,7 +48,7 @@ for name in order["models"]:
     for question in order["questions"]:
         chat = ask.tokenizer.apply_chat_template(
             [{"role": "user", "content": question}], add_generation_prompt=True, tokenize=False)
-        [whole] = ask(chat, max_new_tokens=40, do_sample=False, return_tensors=True)
+        [whole] = ask(chat, max_new_tokens=order["max_new_tokens"], do_sample=False, return_tensors=True)
         found[name].append(whole["generated_token_ids"][len(ask.tokenizer(chat)["input_ids"]):])
 json.dump(found, open(order["output"], "w"))
 """
@@ -115,6 +115,7 @@ def plain_answers(
         "models": models,
         "questions": questions,
         "tokenizer": str(tokenizer),
+        "max_new_tokens": MAX_NEW_TOKENS,
         "output": str(output),
     }
     ours = ("COPPICE_", "PYTHONPATH")
@@ -136,6 +137,6 @@ def plain_answers(
 def expected_answers(adapter: Path | None) -> list[list[int]]:
     """What Coppice's own engine answers to the same questions, with the token that ends each."""
     policy = transformers_policy(adapter)
-    found: Answers = answers(policy, tiny_requests(policy, NUM_PROBLEMS, max_new_tokens=40))
+    found: Answers = answers(policy, tiny_requests(policy, NUM_PROBLEMS, max_new_tokens=MAX_NEW_TOKENS))
     end = policy.codec.tokenizer.eos_token_id  # type: ignore[attr-defined]
     return [[*tokens, *([end] if why == "stop" else [])] for _, (why, tokens) in sorted(found.items())]

@@ -123,7 +123,8 @@ def test_an_export_is_whole_and_its_card_says_what_it_is(
         f"| test/tiny-word | `{'e' * 64}` |",
         "iteration 1",
         'AutoPeftModelForCausalLM.from_pretrained("DIR")',
-        "vllm serve DIR/base --host 127.0.0.1 --enable-lora --max-lora-rank 8",
+        "vllm serve DIR/base --host 127.0.0.1 --dtype float32 ",
+        "--enable-lora --max-lora-rank 8 --lora-modules policy=DIR",
     ):
         assert text in card
 

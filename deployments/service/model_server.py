@@ -73,10 +73,10 @@ def served_folder(folder: Path) -> ServedModel:
     folder = folder.expanduser().resolve()
     if is_adapter(folder):
         base, base_name = _base_of(folder)
-        return ServedModel(folder.name, base, folder, base_name)
+        return ServedModel(folder.name, base, folder, base_name, options=_number_type(base))
     if not (folder / "config.json").is_file():
         raise ConfigError(f"--model {folder}: holds neither a model nor an adapter; name a folder of `coppice export`")
-    return ServedModel(folder.name, folder, None)
+    return ServedModel(folder.name, folder, None, options=_number_type(folder))
 
 
 def served_version(settings: Settings, version: Champion, config: PipelineConfig) -> ServedModel:
@@ -147,6 +147,13 @@ def _on_cpu() -> bool:
     from pipeline_lib.policy.devices import resolve_device
 
     return resolve_device("auto").type == "cpu"
+
+
+def _number_type(model: Path) -> tuple[str, ...]:
+    """The number type that a model's weights have: left to itself, vLLM computes with float32 weights in bfloat16."""
+    values = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    dtype = values.get("dtype") or values.get("torch_dtype")
+    return ("--dtype", str(dtype)) if dtype else ()
 
 
 def _base_of(adapter: Path) -> tuple[Path, str]:

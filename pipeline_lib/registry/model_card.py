@@ -143,7 +143,7 @@ def _loading_lines(files: ExportedFiles) -> list[str]:
             "```",
             "",
             "```sh",
-            "VLLM_API_KEY=… vllm serve DIR --host 127.0.0.1",
+            f"VLLM_API_KEY=… vllm serve DIR --host 127.0.0.1 --dtype {files.dtype}",
             "```",
         ]
     base = "DIR/base" if files.has_base else files.base
@@ -161,7 +161,7 @@ def _loading_lines(files: ExportedFiles) -> list[str]:
         "```",
         "",
         "```sh",
-        f"VLLM_API_KEY=… vllm serve {base}{served} --host 127.0.0.1 --enable-lora --max-lora-rank {files.lora_rank} \\",
-        "  --lora-modules policy=DIR",
+        f"VLLM_API_KEY=… vllm serve {base}{served} --host 127.0.0.1 --dtype {files.dtype} \\",
+        f"  --enable-lora --max-lora-rank {files.lora_rank} --lora-modules policy=DIR",
         "```",
     ]

@@ -34,7 +34,7 @@ def describe_environment() -> dict[str, str]:
 def _described() -> dict[str, str]:
     tags = {"version/python": platform.python_version(), "hardware/platform": platform.platform()}
     names = {name: name for name in LIBRARIES} | {"coppice": DISTRIBUTION}
-    tags |= {f"version/{name}": version for name, installed in names.items() if (version := _version(installed))}
+    tags |= {f"version/{name}": version for name, installed in names.items() if (version := package_version(installed))}
     tags["hardware/cpu"] = _cpu_model()
     tags["hardware/cores"] = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
     tags["hardware/memory_gib"] = f"{psutil.virtual_memory().total / 2**30:.1f}"
@@ -54,7 +54,8 @@ def _git_tags(root: Path) -> dict[str, str]:
     return {"mlflow.source.git.commit": commit, "git/dirty": str(bool(changes)).lower()}
 
 
-def _version(name: str) -> str | None:
+def package_version(name: str) -> str | None:
+    """The installed version of a distribution; None where it is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
