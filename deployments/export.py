@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pipeline_lib.config import ConfigError, PipelineConfig, Settings
 from pipeline_lib.config.one_line import first_line
+from pipeline_lib.distribution import installed_version
 from pipeline_lib.policy.export.exported_model import (
     BASE_FOLDER,
     base_licence,
@@ -38,7 +39,6 @@ from pipeline_lib.tracking import (
     registered_champion,
     registered_version,
 )
-from pipeline_lib.tracking.provenance import package_version
 
 HUB_TIMEOUT_S = 10.0
 
@@ -133,7 +133,7 @@ def export_version(
             dtype=config.policy.dtype,
             lora_rank=served_rank(trained) if is_adapter(trained) else 0,
             instruction=_instruction(config),
-            coppice=package_version("coppice") or "from its source",
+            coppice=installed_version() or "from its source",
         )
         card = model_card(champion.model, champion.version, champion.tags, files)
         (folder / "README.md").write_text(card, encoding="utf-8")
