@@ -157,23 +157,23 @@ def _refs(uris: Sequence[str]) -> tuple[Ref, ...]:
 def gather_trees(
     entry: Entry,
     *,
-    config: PipelineConfig,
+    found: tuple[str, ...] = (),
     problems: Ref,
+    earlier: tuple[Ref, ...],
     policy: PolicyRef,
     iteration: int,
-    earlier: tuple[Ref, ...],
-    found: tuple[str, ...] = (),
+    config: PipelineConfig,
 ) -> Done:
     """Writes the trees of all shards into one file; its seconds, and what else was measured, are theirs together.
 
     Args:
         entry: filled with ``trees.parquet``.
-        config: policy, search, grader and seed.
-        problems: the iteration's problems.
-        policy: what was sampled.
-        iteration: part of every seed.
-        earlier: the trees that the search went on from.
         found: URIs of the shards.
+        problems: those that were searched; each has a tree.
+        earlier: what the search went on from. This and what follows only name the entry.
+        policy: what was sampled.
+        iteration: whose trees they are.
+        config: of the whole run.
     """
     shards = _refs(found)
     trees = load_trees(shards)
