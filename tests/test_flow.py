@@ -79,6 +79,80 @@ def test_a_finished_run_is_not_computed_again(finished: tuple[Path, RunResult], 
     assert again.tracking_run == result.tracking_run
 
 
+def test_a_plan_says_what_is_there_and_what_is_not(finished: tuple[Path, RunResult], commits: list[str]) -> None:
+    from deployments.preflight.plan import plan_run
+
+    home, _ = finished
+    before = manifests(home)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COPPICE_HOME", str(home))
+        known = plan_run(small_config())
+        changed = plan_run(small_config("train.learning_rate=0.002", "num_iterations=2"))
+    assert {stage.verdict for stage in known} == {"in the store"}
+    assert [known[0].label, known[-1].label] == ["problems 0", "finish"]
+    by_label = {stage.label: stage.verdict for stage in changed}
+    assert (by_label["record 0"], by_label["gather 1"], by_label["train 1"]) == ("to do", "in the store", "to do")
+    assert [stage.verdict for stage in changed[-2:]] == ["depends", "depends"]
+    assert changed[-1].label == "iteration 2"
+    assert (commits, manifests(home)) == ([], before)
+
+
+def test_a_stage_is_made_again_on_demand_in_a_run_of_its_own(
+    finished: tuple[Path, RunResult], commits: list[str], tmp_path: Path
+) -> None:
+    from pipeline_lib.store.refresh import Refresh
+    from tasks.runtime.stage import refreshing
+
+    home, result = finished
+    before = manifests(home)
+    with refreshing(Refresh(tmp_path / "refresh.json", ["train-policy"])):
+        again = run_in(home, small_config())
+    assert sorted(commits) == ["finish-run", "record-iteration", "record-iteration", "train-policy"]
+    assert before.items() <= manifests(home).items(), "the same bytes, so what follows is found"
+    assert again.tracking_run != result.tracking_run
+    assert [record.policy for record in again.records] == [record.policy for record in result.records]
+    commits.clear()
+    assert run_in(home, small_config()).tracking_run == result.tracking_run
+    assert commits == []
+
+
+def test_a_run_keeps_what_makes_it_again_and_what_it_said(
+    finished: tuple[Path, RunResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deployments.command.resumed import config_to_resume, recorded_config
+    from pipeline_lib.config import Settings
+    from pipeline_lib.tracking import load_text
+    from pipeline_lib.tracking.run_folder import config_file, log_file
+
+    home, result = finished
+    assert result.tracking_run is not None
+    monkeypatch.setenv("COPPICE_HOME", str(home))
+    file = config_file(home, result.tracking_run)
+    assert load_text(Settings(), result.tracking_run, "config.yaml") == file.read_text(encoding="utf-8")
+    assert config_to_resume(Settings(), result.tracking_run[:6]) == small_config()
+    file.unlink()  # another machine: MLflow has it, too
+    assert recorded_config(Settings(), result.tracking_run) == small_config()
+    said = log_file(home, result.tracking_run).read_text(encoding="utf-8")
+    assert " search 1.0: 12/12 in " in said
+    assert "ends: Completed" in said
+
+
+def test_an_evaluation_is_tracked_once_with_its_data(finished: tuple[Path, RunResult]) -> None:
+    from flows.evaluate_policy import evaluate_policy
+
+    home, result = finished
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COPPICE_HOME", str(home))
+        reports = [evaluate_policy(small_config(f"name={name}"), split="validation") for name in ("a", "b")]
+    assert reports[0] == reports[1]
+    mlflow = client(home)
+    experiment = mlflow.get_run(result.tracking_run).info.experiment_id
+    [run] = mlflow.search_runs([experiment], "tags.`coppice.evaluated` != ''")
+    assert (run.info.status, run.data.tags["coppice.split"]) == ("FINISHED", "validation")
+    assert run.data.metrics["validation/tiny-word/accuracy"] == reports[0][0].accuracy
+    assert {item.dataset.name for item in run.inputs.dataset_inputs} == {"evaluate/tiny-word", "validation/tiny-word"}
+
+
 def test_one_parent_with_one_child_per_iteration(finished: tuple[Path, RunResult]) -> None:
     home, result = finished
     run_in(home, small_config())

@@ -51,11 +51,16 @@ def test_the_clock_speaks_while_nothing_finishes_and_is_silent_after_the_end() -
 
 def test_a_runs_log_keeps_each_line_once_with_its_time(tmp_path: Path) -> None:
     log, file = RunLog(), tmp_path / "runs" / "a" / "run.log"
+    elsewhere = logging.StreamHandler(io.StringIO())
+    logging.getLogger("coppice").addHandler(elsewhere)
     log.open(file)
-    LOGGER.info("2 rows skipped")
+    LOGGER.info("made again")
+    LOGGER.warning("2 rows skipped")
     logging.getLogger("coppice.tracking").warning("no answer")
     log.close()
+    logging.getLogger("coppice").removeHandler(elsewhere)
     LOGGER.warning("nobody keeps this")
     log.say("nor this")
     said = [line.split(" ", 2)[2] for line in file.read_text().splitlines()]
-    assert said == ["2 rows skipped", "no answer"]
+    assert said == ["made again", "2 rows skipped", "no answer"]
+    assert elsewhere.stream.getvalue().splitlines() == ["2 rows skipped", "no answer"]

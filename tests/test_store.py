@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline_lib.config import SearchConfig
 from pipeline_lib.store import Store, StoreError, canonical_json, read_json, write_json, write_parquet
+from pipeline_lib.store.refresh import Refresh
 from pipeline_lib.types import Ref
 
 
@@ -281,3 +282,33 @@ def test_a_table_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch
         write_parquet(pa.table({"a": [2]}), path)
     assert pq.read_table(path) == old
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_made_again_takes_the_place_of_what_was_there_once_it_is_whole(store):
+    entry = store.entry("train", {"seed": 0}, version=1)
+    first = fill(entry, "first")
+    draft = entry.draft()
+    (draft.path / "rows.txt").write_text("half of the sec")
+    assert store.open(first), "it stays while the other one is made"
+    fill(draft, "second")
+    assert entry.replace_by(draft)
+    assert (entry.path / "rows.txt").read_text() == "second"
+    assert entry.is_whole()
+    assert entry.ref() != first
+    assert not (store.root / "again").exists()
+    same = entry.draft()
+    fill(same, "second")
+    assert not entry.replace_by(same)
+    assert [path.name for path in store.root.iterdir()] == ["train"]
+
+
+def test_what_has_been_made_again_is_remembered_until_all_is(tmp_path):
+    file = tmp_path / "refresh" / "key.json"
+    refresh = Refresh(file, ["train"])
+    assert [refresh.wants(uri) for uri in ("train/a", "train/b", "search/a")] == [True, True, False]
+    refresh.has_made("train/a")
+    killed_and_given_again = Refresh(file, ["train"])
+    assert killed_and_given_again.id == refresh.id
+    assert [killed_and_given_again.wants(uri) for uri in ("train/a", "train/b")] == [False, True]
+    killed_and_given_again.end()
+    assert Refresh(file, ["train"]).id != refresh.id

@@ -96,6 +96,8 @@ def _run(config: PipelineConfig, settings: Settings, summary: Path | None, refre
         check_training(config)
         check_prompts(config)  # a dataset that is not there leaves no failed run behind
         again = refresh_of(config, settings, refresh or [])
+        if again is not None:
+            config = config.model_copy(update={"name": f"{config.label}, again {' '.join(refresh or [])}"[:200]})
         prefect.wait()
         with refreshing(again), the_only_one(settings, run_key(config)), show_progress():
             result = self_training(config)

@@ -15,7 +15,7 @@ import hashlib
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -260,6 +260,9 @@ class Entry:
                 (draft.path / name).rename(self.path / name)
             shutil.rmtree(old)
         shutil.rmtree(draft.path)
+        for folder in draft.path.parents[: self.uri.count("/") + 1]:
+            with suppress(OSError):  # another draft lies in it
+                folder.rmdir()
         return differs
 
     def _names(self) -> set[str]:

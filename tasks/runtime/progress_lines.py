@@ -144,10 +144,17 @@ class RunLog:
         self.close()
         file.parent.mkdir(parents=True, exist_ok=True)
         self._file, self._handler = file, LineHandler(self.say)
-        for name in ("coppice", PROGRESS_LOGGER):
-            logging.getLogger(name).addHandler(self._handler)
-        if logging.getLogger(PROGRESS_LOGGER).level == logging.NOTSET:
-            logging.getLogger(PROGRESS_LOGGER).setLevel(logging.INFO)
+        progress = logging.getLogger(PROGRESS_LOGGER)
+        logging.getLogger("coppice").addHandler(self._handler)
+        progress.addFilter(self._keep)
+        if progress.level == logging.NOTSET:
+            progress.setLevel(logging.INFO)
+
+    def _keep(self, record: logging.LogRecord) -> bool:
+        """Keeps a record of progress; on to a worker's own log go warnings alone, as where none is kept."""
+        if self._handler is not None:
+            self._handler.handle(record)
+        return record.levelno >= logging.WARNING or not logging.getLogger(PROGRESS_LOGGER).propagate
 
     def say(self, line: str) -> None:
         """Appends a line of its own; nothing where none is open."""
@@ -160,8 +167,8 @@ class RunLog:
         """Ends what `open` began."""
         if self._handler is None:
             return
-        for name in ("coppice", PROGRESS_LOGGER):
-            logging.getLogger(name).removeHandler(self._handler)
+        logging.getLogger("coppice").removeHandler(self._handler)
+        logging.getLogger(PROGRESS_LOGGER).removeFilter(self._keep)
         self._handler.close()
         self._file = self._handler = None
 
