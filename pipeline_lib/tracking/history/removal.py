@@ -29,7 +29,7 @@ from pipeline_lib.tracking.links import local_folder
 from pipeline_lib.tracking.registered_model import MODEL_PREFIX, guarded_registry
 
 PRUNED = "coppice.pruned"
-MAX_TRACES = 100  # that MLflow takes in one request
+MAX_TRACES, MAX_MODELS = 100, 1000  # that MLflow takes, or gives, in one request
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +50,26 @@ class TrackedFiles:
 def tracked_files(settings: Settings, run_ids: Collection[str]) -> TrackedFiles:
     """What these runs keep, and no needed version does."""
     client = open_client(settings)
-    experiment = find_experiment(client, settings)
     needed, dispensable = _versions(settings, client)
-    models = [m for m in _logged_models(client, experiment) if m.source_run_id in run_ids and m.model_id not in needed]
-    runs = [client.get_run(run_id) for run_id in run_ids]
-    places = [run.info.artifact_uri for run in runs] + [model.artifact_location for model in models]
+    models = [
+        model
+        for model in _logged_models(client, find_experiment(client, settings))
+        if model.source_run_id in run_ids and not _is_needed(model.artifact_location, needed, model.model_id)
+    ]
+    places = [client.get_run(run_id).info.artifact_uri for run_id in run_ids]
+    places = [place for place in places if not _is_needed(place, needed)]
+    places += [model.artifact_location for model in models]
     folders = [folder.parent for place in places if (folder := local_folder(place)) is not None]
     return TrackedFiles(
         folders=tuple(folder for folder in folders if folder.is_dir()),
         models=tuple(model.model_id for model in models),
         versions=tuple(version for version, run_id in dispensable.items() if run_id in run_ids),
     )
+
+
+def _is_needed(place: str, needed: Collection[str], model_id: str | None = None) -> bool:
+    """Whether a version's files lie in a folder of artifacts; people register them also under names of their own."""
+    return any(source.startswith(place) or source == f"models:/{model_id}" for source in needed)
 
 
 def remove_runs(settings: Settings, run_ids: Collection[str]) -> None:
@@ -108,15 +117,15 @@ def compact_database(settings: Settings) -> None:
 
 
 def _versions(settings: Settings, client: Any) -> tuple[set[str], dict[tuple[str, str], str]]:
-    """Logged models of versions that are needed; and (model, version) of the others, with the run that made each."""
+    """Where the files of needed versions lie; and (model, version) of the others, with the run that made each."""
     needed: set[str] = set()
     dispensable: dict[tuple[str, str], str] = {}
-    for model in client.search_registered_models(f"name LIKE '{MODEL_PREFIX}%'"):
+    for model in client.search_registered_models(max_results=MAX_MODELS):
         registry: Registry = guarded_registry(settings, client, model.name)
-        wanted = registry.needed()
+        wanted = registry.needed() if model.name.startswith(MODEL_PREFIX) else None  # all of somebody else's
         for version in client.search_model_versions(f"name = '{model.name}'"):
-            if str(version.version) in wanted:
-                needed.add(str(version.model_id))
+            if wanted is None or str(version.version) in wanted:
+                needed.add(str(version.source))
             else:
                 dispensable[model.name, str(version.version)] = str(version.run_id)
     return needed, dispensable
