@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from export_fixtures import expected_answers, plain_answers
 from run_fixtures import SCRIPTED, SMALL, children, client, manifests, small_config
 
 from deployments.command import app as cli
 from pipeline_lib.config import ConfigError, PipelineConfig
+from pipeline_lib.policy.model_folders import TINY_BASE
 from pipeline_lib.search import read_trees_parquet
 from pipeline_lib.store import Entry
 from pipeline_lib.types import IterationRecord, PolicyRef, RunResult
@@ -333,6 +336,42 @@ def test_a_failed_stage_is_all_that_runs_again(
     assert commits == ["train-policy", *["evaluate-policy"] * EVALUATIONS, *after]
     assert result.tracking_run == failed[0].info.run_id
     assert mlflow.get_run(result.tracking_run).info.status == "FINISHED"
+
+
+def test_what_a_run_trained_leaves_the_house(
+    finished: tuple[Path, RunResult], commits: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished_home, result = finished
+    home, merged = tmp_path / "home", tmp_path / "merged"
+    shutil.copytree(finished_home, home)
+    monkeypatch.setenv("COPPICE_HOME", str(home))
+    monkeypatch.setattr("deployments.environment.prepare_environment", lambda *_, **__: None)  # it outlives a test
+    small = [argument for override in SMALL for argument in ("--set", override)]
+    champion = "models:/coppice-tiny@champion"
+    for order in (
+        ("promote", "--version", "1", "--force", "--reason", "so small a run may choose its base"),
+        ("export", "--champion", "--merge", "--output", str(merged)),
+        ("evaluate", *small, "--adapter", champion, "--summary", str(tmp_path / "reports.json")),
+    ):
+        monkeypatch.setattr(sys, "argv", ["coppice", *order])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert not ended.value.code
+    assert commits == ["fetch-champion"]  # what the run measured of it is found
+    trained = result.records[1]
+    reports = json.loads((tmp_path / "reports.json").read_text())
+    assert [report["accuracy"] for report in reports] == [
+        report.accuracy for report in trained.evaluations if report.split == "test"
+    ]
+    found = plain_answers(
+        tmp_path,
+        adapters=[champion],
+        models=[str(merged)],
+        tokenizer=TINY_BASE,
+        MLFLOW_TRACKING_URI=f"sqlite:///{home / 'mlflow.db'}",
+    )
+    expected = expected_answers(home / "store" / trained.refs["train"].uri / "policy")
+    assert found == {champion: expected, str(merged): expected}
 
 
 def test_gsm8k_is_audited_and_stopped(
