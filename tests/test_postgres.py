@@ -60,8 +60,7 @@ def binary(name: str) -> str:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    import psycopg2
-
+    psycopg2 = pytest.importorskip("psycopg2")
     initdb, postgres = binary("initdb"), binary("postgres")
     made = Cluster(free_port(), secrets.token_hex(8))
     folder = Path(tempfile.mkdtemp(prefix="coppice-postgres-"))  # pytest's own folders are closed to other users
