@@ -243,6 +243,17 @@ def test_an_unexpected_error_is_one_line_and_exit_code_1(
         app.main()
 
 
+def test_a_worker_is_started_by_its_old_name_too(
+    command: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+        for name in ("worker", "serve"):
+            assert call(monkeypatch, name, "--name", "one") == 2
+    both, *rest = capsys.readouterr().err.splitlines()
+    assert both.startswith("coppice: worker: no Prefect server is named; `make up` starts one")
+    assert rest == ["coppice: `serve` is called `worker` now; the old name goes with the next version", both]
+
+
 def test_bench_outside_a_checkout_says_what_to_do(
     command: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
