@@ -91,3 +91,15 @@ def test_a_model_that_never_answers_is_no_surprise_later(home: Path) -> None:
     assert found["one problem"].verdict == "problem"
     assert "raise search.max_new_tokens" in found["one problem"].text
     assert found["cost"] == CheckLine("cost", "skipped", "needs the rehearsal")
+
+
+def test_prompts_that_fitted_are_not_measured_again_and_others_are(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tasks.runtime import prompts
+
+    measured = []
+    measure = prompts.measure_prompts
+    monkeypatch.setattr(prompts, "measure_prompts", lambda *given: measured.append(1) or measure(*given))
+    config = apply_overrides(preset("tiny"), [*SMALL])
+    for changed in (config, config, apply_overrides(config, ["policy.max_context_tokens=900"])):
+        prompts.check_prompts(changed)
+    assert len(measured) == 2

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Literal
 
-from pipeline_lib.config import ConfigError, PipelineConfig
+from pipeline_lib.config import ConfigError, PipelineConfig, Settings
 from pipeline_lib.policy.model_folders import model_folder
 from pipeline_lib.problems.draw import draw_test, hold_out
 from pipeline_lib.problems.pools import ProblemPool
@@ -15,6 +17,7 @@ from pipeline_lib.problems.run_sets import tested_pool, training_pool
 from pipeline_lib.problems.tiny import is_tiny
 from pipeline_lib.types import Problem
 from tasks.runtime.engines import instruction_for
+from tasks.runtime.policies import base_policy
 
 if TYPE_CHECKING:
     from pipeline_lib.policy.codec import TokenizerCodec
@@ -36,11 +39,34 @@ class PromptLengths:
 
 
 def check_prompts(config: PipelineConfig, splits: Collection[str] = ("train", "validation", "test")) -> None:
-    """Raises ConfigError where a prompt of the run leaves no room for its answer."""
+    """Raises ConfigError where a prompt of the run leaves no room for its answer.
+
+    What passed is remembered below the home: a run of which nothing is left to do then loads no tokenizer, half of
+    what such a run costs.
+    """
     training = training_pool(config) if {"train", "validation"} & set(splits) else None
     tests = [tested_pool(config, named) for named in config.evaluation.test_sets] if "test" in splits else []
     asked = problems_to_ask(config, training, tests)
-    measure_prompts(config, asked if "train" in splits or training is None else asked[1:])
+    asked = asked if "train" in splits or training is None else asked[1:]
+    passed = Settings().home.resolve() / "passed" / f"prompts-{_digest(config, asked)}"
+    if passed.is_file():
+        return
+    measure_prompts(config, asked)
+    passed.parent.mkdir(parents=True, exist_ok=True)
+    passed.touch()
+
+
+def _digest(config: PipelineConfig, asked: Sequence[Asked]) -> str:
+    """Of all that the lengths of prompts and their limits depend on."""
+    policy = config.policy
+    limits = (policy.max_context_tokens, config.search.max_new_tokens, config.evaluation.max_new_tokens)
+    told = (base_policy(config).policy_id, version("transformers"), policy.template_date.isoformat(), MAX_PROMPTS)
+    digest = hashlib.sha256(repr((limits, told)).encode())
+    for group, problems in asked:
+        digest.update(repr((group, instruction_for(config, problems[0].dataset), len(problems))).encode())
+        for problem in problems:
+            digest.update(problem.question.encode(errors="surrogatepass") + b"\0")
+    return digest.hexdigest()[:32]
 
 
 def problems_to_ask(config: PipelineConfig, training: ProblemPool | None, tests: Iterable[ProblemPool]) -> list[Asked]:

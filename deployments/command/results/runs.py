@@ -16,7 +16,7 @@ RunArgument = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
-runs = typer.Typer(help="List runs, show one, compare two.", no_args_is_help=True)
+runs = typer.Typer(help="List runs, show one, compare two.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @runs.command("ls")
