@@ -75,13 +75,19 @@ def smollm2() -> PipelineConfig:
         preset="smollm2",
         num_iterations=4,
         problems=ProblemsConfig(dataset="tiny-arithmetic", num_problems=150, num_validation=100),
-        policy=PolicyConfig(model="smollm2", max_batch=128, max_context_tokens=256, num_threads=2),
+        policy=PolicyConfig(
+            model="smollm2",
+            max_batch=128,
+            max_context_tokens=576,
+            num_threads=2,
+            instruction="Give the calculation, then '#### ' and the answer.",
+        ),
         search=SearchConfig(num_simulations=16, temperature=0.6, top_p=0.9, max_new_tokens=64, num_shards=1),
         score=ScoreConfig(scaling="sqrt"),
         train=TrainConfig(
             objective="rft", learning_rate=5e-4, num_epochs=3, tokens_per_update=512, tokens_per_microbatch=512
         ),
-        evaluation=EvaluationConfig(datasets=("tiny-arithmetic",), num_problems=500, max_new_tokens=64),
+        evaluation=EvaluationConfig(datasets=("tiny-arithmetic", "tiny-word"), num_problems=500, max_new_tokens=64),
         gate=GateConfig(patience=2),
     )
 

@@ -97,7 +97,7 @@ print([name for name in {HEAVY} if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     *_, version, loaded = done.stdout.splitlines()
-    assert (version, loaded, done.stderr) == (f"coppice {importlib.metadata.version('coppice')}", "[]", "")
+    assert (version, loaded, done.stderr) == (f"coppice {importlib.metadata.version('coppice-reasoning')}", "[]", "")
 
 
 def test_every_subcommand_and_each_of_its_options_has_a_help_text() -> None:

@@ -125,7 +125,7 @@ def test_a_run_keeps_what_makes_it_again_and_what_it_said(
     from deployments.command.resumed import config_to_resume, recorded_config
     from pipeline_lib.config import Settings
     from pipeline_lib.tracking import load_text
-    from pipeline_lib.tracking.run_folder import config_file, log_file
+    from pipeline_lib.tracking.history.run_folder import config_file, log_file
 
     home, result = finished
     assert result.tracking_run is not None

@@ -258,6 +258,6 @@ def test_without_a_server_the_runner_is_refused_at_once(monkeypatch: pytest.Monk
     with temporary_settings(restore_defaults={PREFECT_API_URL}), pytest.raises(ConfigError, match="PREFECT_API_URL"):
         check_runner(config)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(ConfigError, match=r"coppice\[ray\]"):
+    with pytest.raises(ConfigError, match=r"coppice-reasoning\[ray\]"):
         check_runner(config)
     check_runner(small_config())

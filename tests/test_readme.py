@@ -100,8 +100,8 @@ def test_commands_that_are_named_exist(page: Path) -> None:
 
 @living_page
 def test_targets_that_are_named_exist(page: Path) -> None:
-    known = set(re.findall(r"^([a-z][a-z-]*):", text_of(ROOT / "Makefile"), re.MULTILINE))
-    named = {name for code in code_of(page) for name in re.findall(r"\bmake ([a-z][a-z-]*)", code)}
+    known = set(re.findall(r"^([a-z][a-z0-9-]*):", text_of(ROOT / "Makefile"), re.MULTILINE))
+    named = {name for code in code_of(page) for name in re.findall(r"\bmake ([a-z][a-z0-9-]*)", code)}
     assert named - known == set()
 
 

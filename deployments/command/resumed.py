@@ -18,7 +18,7 @@ def config_to_resume(settings: Settings, beginning: str) -> PipelineConfig:
         TrackingError: no run, or several, have such an id.
         ConfigError: it is not a run from a terminal, or what it began with is not on record.
     """
-    from pipeline_lib.tracking.run_list import find_run
+    from pipeline_lib.tracking.history.run_list import find_run
     from tasks.runtime.flow_tracking import run_key
 
     run = find_run(settings, beginning)
@@ -41,7 +41,7 @@ def recorded_config(settings: Settings, run_id: str) -> PipelineConfig:
     from deployments.command.options import preset_config
     from pipeline_lib.config.yaml_file import read_config_file
     from pipeline_lib.tracking import TrackingError, load_run, load_text
-    from pipeline_lib.tracking.run_folder import CONFIG_FILE, config_file
+    from pipeline_lib.tracking.history.run_folder import CONFIG_FILE, config_file
 
     file = config_file(settings.home, run_id)
     if not file.is_file():

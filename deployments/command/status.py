@@ -56,7 +56,7 @@ def logs(
 def _log_of_run(beginning: str | None) -> tuple[Path, str]:
     """A run's file, and what to say where it is not there; the file that was written last where no run is named."""
     from pipeline_lib.config import Settings
-    from pipeline_lib.tracking.run_folder import log_file
+    from pipeline_lib.tracking.history.run_folder import log_file
 
     settings = Settings()
     if beginning is None:
@@ -65,7 +65,7 @@ def _log_of_run(beginning: str | None) -> tuple[Path, str]:
     kept = list((settings.home.resolve() / "runs").glob(f"{beginning}*/run.log"))
     if len(kept) == 1:  # no need to ask MLflow, which takes seconds
         return kept[0], ""
-    from pipeline_lib.tracking.run_list import find_run
+    from pipeline_lib.tracking.history.run_list import find_run
 
     run = find_run(settings, beginning)
     return log_file(

@@ -18,7 +18,7 @@ from deployments.service.terminal_server import lives
 from deployments.service.worker import POOL
 from pipeline_lib.config import Settings
 from pipeline_lib.store import read_json
-from pipeline_lib.tracking.run_list import RunSummary, running_runs
+from pipeline_lib.tracking.history.run_list import RunSummary, running_runs
 
 
 @dataclass(frozen=True, slots=True)

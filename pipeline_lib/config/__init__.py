@@ -1,12 +1,11 @@
 """Every setting of a run, as frozen models; where things live is apart, in `Settings`."""
 
-from pipeline_lib.config.addresses import sqlite_file, sqlite_uri
 from pipeline_lib.config.engine_config import ServerConfig, VllmConfig
 from pipeline_lib.config.group import ConfigError, ConfigGroup, known_fields
 from pipeline_lib.config.named_set import NamedSet
 from pipeline_lib.config.overrides import apply_overrides, differing_settings, setting_names
 from pipeline_lib.config.pipeline import TEMPLATE_DATE, GradingConfig, PipelineConfig, PolicyConfig, RayConfig
-from pipeline_lib.config.settings import EnvironmentSettings, Settings
+from pipeline_lib.config.settings import EnvironmentSettings, Settings, sqlite_file, sqlite_uri
 from pipeline_lib.config.stages import (
     AuditConfig,
     ColumnsConfig,

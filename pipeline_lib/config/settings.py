@@ -1,11 +1,11 @@
-"""Where things live: the home, the store, the servers. Read from the environment, part of no result."""
+"""Where things live: the home, the store, the servers, databases. Read from the environment, part of no result."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -14,6 +14,8 @@ from pipeline_lib.config.group import ConfigError
 
 TRACKING_VARIABLES = ("COPPICE_TRACKING_URI", "MLFLOW_TRACKING_URI")
 """The first one that is set counts; the second is MLflow's own."""
+RESERVED = "?#%"  # in a database's address they begin a query, a fragment, an encoded character
+AS_URI = "file:"
 
 
 class EnvironmentSettings(BaseSettings):
@@ -90,3 +92,29 @@ class Settings(EnvironmentSettings):
     def store_uri(self) -> str:
         """Where the entries are, for those who look from elsewhere."""
         return self.object_store or str(self.store_root)
+
+
+def sqlite_uri(file: Path, *, scheme: str = "sqlite") -> str:
+    """The SQLAlchemy address of a SQLite database.
+
+    A path with characters that mean something in an address is handed to SQLite as a URI, which encodes them.
+
+    Args:
+        file: an absolute path.
+        scheme: with the driver, if it is not SQLAlchemy's own: ``sqlite+aiosqlite``.
+
+    Example: ``/a b/mlflow.db`` has the address ``sqlite:////a b/mlflow.db``, ``/a?/mlflow.db`` has
+    ``sqlite:///file:/a%3F/mlflow.db?uri=true``.
+    """
+    if any(character in str(file) for character in RESERVED):
+        return f"{scheme}:///{AS_URI}{quote(str(file))}?uri=true"
+    return f"{scheme}:///{file}"
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file of a SQLite address; None for any other address, and for a database in memory."""
+    scheme, _, rest = uri.partition(":///")
+    path = rest.partition("?")[0]
+    if scheme.partition("+")[0] != "sqlite" or not path or ":memory:" in path:
+        return None
+    return Path(unquote(path.removeprefix(AS_URI)) if path.startswith(AS_URI) else path)

@@ -16,8 +16,8 @@ from pipeline_lib.config import PipelineConfig, Settings
 from pipeline_lib.store import Entry
 from pipeline_lib.store.disk import DiskFullError
 from pipeline_lib.tracking import Tracker, TrackingOutage, has_finished
+from pipeline_lib.tracking.history.run_folder import CONFIG_FILE, keep_config, log_file
 from pipeline_lib.tracking.provenance import describe_environment
-from pipeline_lib.tracking.run_folder import CONFIG_FILE, keep_config, log_file
 from tasks.runtime.keys import key_text
 from tasks.runtime.policies import base_policy
 from tasks.runtime.progress_lines import run_log

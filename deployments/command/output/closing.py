@@ -24,9 +24,9 @@ from pipeline_lib.report.tables import (
     tested_datasets,
 )
 from pipeline_lib.tracking.client import tracking_uri
+from pipeline_lib.tracking.history.run_folder import config_file
 from pipeline_lib.tracking.outage import without_password
 from pipeline_lib.tracking.registered_model import model_name
-from pipeline_lib.tracking.run_folder import config_file
 from pipeline_lib.types import EvalReport, RunResult
 
 SHORT_ID = 8  # characters of a run's id that tell it from others

@@ -17,8 +17,8 @@ from deployments import presets
 from deployments.command.output.run_usage import human_size
 from pipeline_lib.config import PipelineConfig, Settings
 from pipeline_lib.report.metrics import flatten
-from pipeline_lib.tracking.run_folder import config_file, log_file
-from pipeline_lib.tracking.run_list import IterationRun, RunDetails, RunSummary
+from pipeline_lib.tracking.history.run_folder import config_file, log_file
+from pipeline_lib.tracking.history.run_list import IterationRun, RunDetails, RunSummary
 from tasks.runtime.progress_lines import duration
 
 SHORT = 8  # characters of an id that a list shows

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from pipeline_lib.config import PipelineConfig, Settings
 from pipeline_lib.tracking.client import tracking_uri
+from pipeline_lib.tracking.history.run_folder import config_file, log_file
 from pipeline_lib.tracking.outage import without_password
 from pipeline_lib.tracking.registered_model import model_name
-from pipeline_lib.tracking.run_folder import config_file, log_file
 from pipeline_lib.types import IterationRecord, JsonDict, RunResult
 from tasks.runtime.policies import policy_folder
 

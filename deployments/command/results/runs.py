@@ -9,7 +9,7 @@ import typer
 from deployments.command.options import load_settings
 
 if TYPE_CHECKING:
-    from pipeline_lib.tracking.run_list import RunDetails
+    from pipeline_lib.tracking.history.run_list import RunDetails
 
 RunArgument = Annotated[
     str, typer.Argument(metavar="ID", help="MLflow run id, or as much of its beginning as tells it from others.")
@@ -28,7 +28,7 @@ def list_all(
     settings = load_settings()
     from deployments.command.output.run_tables import print_json, print_runs, runs_json
     from deployments.command.output.run_usage import bytes_by_run
-    from pipeline_lib.tracking.run_list import list_runs
+    from pipeline_lib.tracking.history.run_list import list_runs
 
     found = list_runs(settings, limit=count)
     usage = bytes_by_run(settings, [run.run_id for run in found])
@@ -69,6 +69,6 @@ def diff(
 
 def _find(beginning: str) -> RunDetails:
     settings = load_settings()
-    from pipeline_lib.tracking.run_list import find_run
+    from pipeline_lib.tracking.history.run_list import find_run
 
     return find_run(settings, beginning)
