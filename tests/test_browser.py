@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from browser_fixtures import SETTLED_MS, chromium, keep, open_browser
-from served_home import ENDED, ServedHome, coppice_up, processes_of, small_served
+from served_home import ENDED, SMALL, ServedHome, coppice_up, processes_of, small_served
 from server_fixtures import wait_until
 
 if TYPE_CHECKING:
@@ -106,6 +106,21 @@ def test_a_failed_run_completes_after_retry(servers: ServedHome, failed_run: str
     assert first["train 1"] == {"Failed"}
     assert {name: second[name] for name in FIRST_STAGES} == {name: {"Cached"} for name in FIRST_STAGES}
     assert {name: second[name] for name in LAST_STAGES} == {name: {"Completed"} for name in LAST_STAGES}
+
+
+def test_a_run_from_a_terminal_is_seen_with_its_stages(servers: ServedHome, page: Page) -> None:
+    from playwright.sync_api import expect
+
+    settings = [argument for setting in SMALL for argument in ("--set", setting)]
+    run = servers.coppice("run", "--name", "typed by hand", *settings)
+    assert run.returncode == 0, run.stderr
+    page.goto(f"{servers.prefect}/runs")
+    page.get_by_role("link", name="typed-by-hand").click()
+    expect(page.get_by_text("Completed", exact=True).first).to_be_visible()
+    page.get_by_role("tab", name="Task Runs").click()
+    for stage in ("finish", "record 1"):
+        expect(page.get_by_role("link", name=stage, exact=True)).to_be_visible()
+    keep(page, "prefect-terminal")
 
 
 def open_tracked_runs(servers: ServedHome, page: Page) -> None:

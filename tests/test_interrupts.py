@@ -153,7 +153,9 @@ def test_runs_of_a_sweep_at_once_share_what_they_can_and_the_very_same_run_is_re
     sweep[0].wait_in("search-shard", first)
     others = [terminal.start() for terminal in sweep[1:]]
     wait_until(lambda: all("waits for" in terminal.printed() for terminal in sweep[1:]), "the others wait")
-    assert re.search(r"search-shard: waits for tiny-seed-0-\S+learning_rate=1e-4 \(process \d+", sweep[1].printed())
+    assert re.search(
+        r"search-shard: waits for tiny-seed-0-\S+learning_rate=0\.0001\S* \(process \d+", sweep[1].printed()
+    )
     again = Terminal(home, "train.learning_rate=1e-4")
     assert again.run() == 2
     assert "this very run is going on in another process" in again.printed()

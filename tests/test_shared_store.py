@@ -301,6 +301,7 @@ def test_an_object_store_that_does_not_answer_for_a_moment_ends_nothing(
     with entry.lock():
         (entry.path / ".partial").mkdir()
         (entry.path / ".partial" / "trees.jsonl").write_text("one\n")
+        wait_for(lambda: bool(first._bucket.sizes(f"{entry.uri}/.partial")))  # there is something to remove later
         ref = fill(entry)
     assert (second.open(ref) / "rows.txt").read_text() == "rows"
     assert second.observations(ref) == {"stage_seconds": 1.5}

@@ -60,13 +60,15 @@ def _files(source: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def _link(file: Path, target: Path) -> None:
-    """In one move, so that a reader of an older file of that name is not disturbed; small ones are copied."""
+    """In one move, so that a reader of an older file of that name is not disturbed."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists() and target.samefile(file):
         return
     draft = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
-    if file.stat().st_size <= SMALL_BYTES:
-        shutil.copyfile(file, draft)  # it may lie on another file system
-    else:
+    try:
         os.link(file.resolve(), draft)
+    except OSError:
+        if file.stat().st_size > SMALL_BYTES:
+            raise
+        shutil.copyfile(file, draft)  # an adapter's configuration with its base named is no file of the store
     os.replace(draft, target)

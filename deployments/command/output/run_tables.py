@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from rich import filesize
 from rich.console import Console
 from rich.table import Table
 
 from deployments import presets
-from deployments.command.output.run_usage import human_size
 from pipeline_lib.config import PipelineConfig, Settings
 from pipeline_lib.report.metrics import flatten
 from pipeline_lib.tracking.history.run_folder import config_file, log_file
@@ -31,13 +31,13 @@ def print_json(value: object) -> None:
     typer.echo(json.dumps(value, indent=2))
 
 
-def runs_json(runs: Sequence[RunSummary], usage: Mapping[str, int] | None) -> list[dict[str, Any]]:
-    """A list's rows; `disk_bytes` is there where it is known."""
-    return [run.model_dump(mode="json") | ({} if usage is None else {"disk_bytes": usage[run.run_id]}) for run in runs]
+def runs_json(runs: Sequence[RunSummary], usage: Mapping[str, int]) -> list[dict[str, Any]]:
+    """A list's rows; `usage` has the bytes of each run by its id."""
+    return [run.model_dump(mode="json") | {"disk_bytes": usage.get(run.run_id, 0)} for run in runs]
 
 
-def print_runs(runs: Sequence[RunSummary], usage: Mapping[str, int] | None) -> None:
-    """Prints one row per run."""
+def print_runs(runs: Sequence[RunSummary], usage: Mapping[str, int]) -> None:
+    """Prints one row per run; `usage` has the bytes of each by its id."""
     if not runs:
         typer.echo("no runs yet; `coppice run` makes one")
         return
@@ -45,13 +45,12 @@ def print_runs(runs: Sequence[RunSummary], usage: Mapping[str, int] | None) -> N
     table = Table("id", "name", "preset", "state", "started", "took", "iterations", "champion")
     for name in datasets:
         table.add_column(f"{name} (%)", justify="right")
-    if usage is not None:
-        table.add_column("disk", justify="right")
+    table.add_column("disk", justify="right")
     for run in runs:
         accuracies = [percent(run.accuracies.get(name)) for name in datasets]
-        disk = [] if usage is None else [human_size(usage[run.run_id])]
+        disk = filesize.decimal(usage.get(run.run_id, 0))
         table.add_row(
-            run.run_id[:SHORT], run.name, run.preset, run.state, *_times(run), *_counts(run), *accuracies, *disk
+            run.run_id[:SHORT], run.name, run.preset, run.state, *_times(run), *_counts(run), *accuracies, disk
         )
     console().print(table)
 

@@ -27,11 +27,11 @@ def list_all(
     """List runs, the latest first, with their champion's accuracies."""
     settings = load_settings()
     from deployments.command.output.run_tables import print_json, print_runs, runs_json
-    from deployments.command.output.run_usage import bytes_by_run
     from pipeline_lib.tracking.history.run_list import list_runs
+    from tasks.housekeeping.usage import bytes_of_runs
 
     found = list_runs(settings, limit=count)
-    usage = bytes_by_run(settings, [run.run_id for run in found])
+    usage = bytes_of_runs(settings)
     if as_json:
         print_json(runs_json(found, usage))
     else:
