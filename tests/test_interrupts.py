@@ -166,7 +166,8 @@ def test_runs_of_a_sweep_at_once_share_what_they_can_and_the_very_same_run_is_re
     assert again.tried("search-shard") == 1
     assert again.tried("train-policy") == 4
     names = {run.info.run_name for run in client(home).search_runs(["1"]) if "seed" in run.info.run_name}
-    assert sorted(name.rpartition("learning_rate=")[2] for name in names) == ["1e-4", "2e-4", "3e-4", "4e-4"]
+    rates = sorted(rate for name in names for rate in re.findall(r"learning_rate=(\S+)", name))
+    assert rates == ["0.0001", "0.0002", "0.0003", "0.0004"]
 
 
 def test_loopback_is_exempt_from_a_proxy_beside_what_was(monkeypatch: pytest.MonkeyPatch) -> None:
