@@ -114,10 +114,9 @@ class Terminal:
 
 @pytest.mark.timeout(900)
 def test_an_interrupted_run_ends_at_once_leaves_nothing_running_and_goes_on(
-    new_server_home: Callable[[], Path], tmp_path: Path
+    new_server_home: Callable[[], Path],
 ) -> None:
-    """In a home whose path means something in every address that it is part of."""
-    terminal = Terminal(new_server_home().rename(tmp_path / "50% of #1? a b"), **PROXY)
+    terminal = Terminal(new_server_home(), **PROXY)
     by_stage = {"search-shard": (signal.SIGINT, 130), "train-policy": (signal.SIGTERM, 143)}
     for stage, (number, code) in by_stage.items():
         assert terminal.interrupt_in(stage, number) == code, terminal.printed()
@@ -128,6 +127,15 @@ def test_an_interrupted_run_ends_at_once_leaves_nothing_running_and_goes_on(
     assert terminal.run() == 0, terminal.printed()
     assert terminal.living() == []
     assert terminal.tried("search-shard") == 2  # once interrupted, once finished: later runs found it
+
+
+@pytest.mark.timeout(300)
+def test_a_home_may_have_a_path_that_means_something_in_addresses(
+    new_server_home: Callable[[], Path], tmp_path: Path
+) -> None:
+    terminal = Terminal(new_server_home().rename(tmp_path / "50% of #1? a b"))
+    assert terminal.run() == 0, terminal.printed()
+    assert (terminal.living(), terminal.running()) == ([], [])
 
 
 @pytest.mark.timeout(300)
