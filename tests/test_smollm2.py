@@ -23,13 +23,13 @@ pytestmark = [
 
 SMALL = (
     "num_iterations=1",
-    "problems.num_problems=8",
-    "problems.num_validation=4",
+    "problems.num_problems=12",
+    "problems.num_validation=2",
     "policy.num_threads=1",
-    "search.num_simulations=6",
+    "search.num_simulations=8",
     "search.max_new_tokens=40",
     "evaluation.datasets=tiny-arithmetic",
-    "evaluation.num_problems=4",
+    "evaluation.num_problems=2",
     "evaluation.max_new_tokens=40",
     "train.num_epochs=1",
     "audit.min_informative_share=0",
