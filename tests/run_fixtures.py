@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import pytest
 from safetensors import safe_open
 
 from deployments.presets import preset
 from pipeline_lib.config import PipelineConfig, apply_overrides, sqlite_uri
+from pipeline_lib.types import RunResult
 
 SMALL = (
     "search.num_shards=2",
@@ -39,6 +41,15 @@ OF_ONE_RUN = ("record-iteration", "finish-run", "announce")  # their keys name t
 def small_config(*overrides: str) -> PipelineConfig:
     """The tiny preset, smaller."""
     return apply_overrides(preset("tiny"), [*SMALL, *overrides])
+
+
+def run_in(home: Path, config: PipelineConfig) -> RunResult:
+    """The result of the flow in a home, in this process."""
+    from flows.self_training import self_training
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COPPICE_HOME", str(home))
+        return self_training(config)
 
 
 def manifests(home: Path) -> dict[str, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from export_fixtures import expected_answers, plain_answers
-from run_fixtures import SCRIPTED, SMALL, children, client, manifests, small_config
+from run_fixtures import SCRIPTED, SMALL, children, client, manifests, run_in, small_config
 
 from deployments.command import app as cli
 from pipeline_lib.config import ConfigError, PipelineConfig
@@ -24,14 +24,6 @@ pytestmark = [
 ]
 
 EVALUATIONS = 3  # validation and two test sets
-
-
-def run_in(home: Path, config: PipelineConfig) -> RunResult:
-    from flows.self_training import self_training
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("COPPICE_HOME", str(home))
-        return self_training(config)
 
 
 @pytest.fixture(scope="module")

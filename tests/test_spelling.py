@@ -50,10 +50,10 @@ class PlainCodec:
         self.tokenizer = codec.tokenizer
 
     def encode_prompt(self, question: str) -> Int32Array:
-        raise NotImplementedError
+        raise AssertionError("only decoding is asked for")
 
     def encode(self, text: str) -> Int32Array:
-        raise NotImplementedError
+        raise AssertionError("only decoding is asked for")
 
     def decode(self, token_ids: Int32Array) -> str:
         return str(self.tokenizer.backend_tokenizer.decode(token_ids.tolist(), skip_special_tokens=True))

@@ -55,7 +55,7 @@ def _make(file: Path, folder: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         _dequantise(file, partial)
-    except (ValueError, KeyError, NotImplementedError, OSError) as error:
+    except (ValueError, KeyError, RuntimeError, OSError) as error:
         raise ConfigError(f"policy.model={file}: cannot be made a model folder: {first_line(error)}") from error
     partial.rename(folder)
 
