@@ -11,9 +11,11 @@ from tree_fixtures import make_tree, trees
 from pipeline_lib.report.charts import nice_ticks, value_axis
 from pipeline_lib.report.figures import SMOOTHED_ABOVE, smooth
 from pipeline_lib.report.flips import flip_kind
+from pipeline_lib.report.page.render import tree_view
 from pipeline_lib.report.page.tree_pictures import MAX_NODES, cells_of, depth_of, show_tree
 from pipeline_lib.report.tree_choice import most_informative_trees, one_tree_of_each_kind
 from pipeline_lib.search import read_roots, read_trees_parquet, write_trees_parquet
+from pipeline_lib.tracking.tree_traces import trace_tree
 from pipeline_lib.types import NO_PARENT, Outcome, Problem, SearchTree
 
 PROBLEM = Problem(problem_id="d/train/0", question="?", answer="1", dataset="d")
@@ -44,6 +46,20 @@ def test_cells_lie_beside_their_parents_with_their_visits_as_height() -> None:
     assert (second.left, second.top, second.width, second.height) == (0, 0, 50, 75)
     assert (third.left, third.top, third.height, third.mark) == (50, 0, 50, "✓")
     assert (first.tone, first.strength, second.tone, round(second.strength)) == ("wrong", 100, "right", 33)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "num_rollouts", "words"),
+    [
+        (3.0, 4, "3 of 4 rollouts right"),
+        (133.0, 399, "133 of 399 rollouts right"),
+        (2.6, 4, "mean reward 0.65 of 4 rollouts"),
+    ],
+)
+def test_rewards_between_0_and_1_are_not_counted_as_right_ones(rewards: float, num_rollouts: int, words: str) -> None:
+    tree = make_tree((NO_PARENT, num_rollouts, rewards), (0, num_rollouts, rewards, Outcome.CORRECT))
+    assert tree_view(show_tree(tree, None, PROBLEM, iteration=1, kind="k")).rewards == words
+    assert trace_tree(tree, PROBLEM).verdict == words
 
 
 @given(trees())

@@ -6,9 +6,26 @@ there stand the trees that taught most.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-RootCount = tuple[str, int, float, int]  # problem id, rollouts, right ones, nodes; as `pipeline_lib.search.read_roots`
+RootCount = tuple[str, int, float, int]  # problem id, rollouts, sum of rewards, nodes: `pipeline_lib.search.read_roots`
+
+
+def rewards_in_words(total: float, num_rollouts: int) -> str:
+    """How a tree's rollouts did: how many were right, or the mean of a verifier's rewards between 0 and 1.
+
+    Args:
+        total: sum of the rewards, each in [0, 1]; within 1e-4 a rollout, as a page keeps means to four places.
+        num_rollouts: how many there are.
+
+    Example:
+        >>> rewards_in_words(3.0, 8), rewards_in_words(2.5, 4)
+        ('3 of 8 rollouts right', 'mean reward 0.62 of 4 rollouts')
+    """
+    if math.isclose(total, round(total), rel_tol=0, abs_tol=1e-4 * num_rollouts):
+        return f"{round(total)} of {num_rollouts} rollouts right"
+    return f"mean reward {total / num_rollouts:.2f} of {num_rollouts} rollouts"
 
 
 def one_tree_of_each_kind(roots: Sequence[RootCount]) -> dict[str, str]:

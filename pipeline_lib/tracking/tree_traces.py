@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline_lib.report.tree_choice import rewards_in_words
 from pipeline_lib.types import NO_PARENT, ROOT, Float64Array, JsonDict, Outcome, Problem, SearchTree
 
 MAX_SPANS, MAX_CHARS, MAX_NAME_CHARS = 64, 1000, 60
@@ -72,12 +73,11 @@ def trace_tree(tree: SearchTree, problem: Problem, scores: Float64Array | None =
     """
     starts = _starts(tree)
     nodes = _most_visited(tree, MAX_SPANS)
-    right, total = round(float(tree.value_sums[ROOT]), 2), tree.num_rollouts
     cut = f", the {len(nodes)} most visited of {tree.num_nodes} nodes" if len(nodes) < tree.num_nodes else ""
     return TreeTrace(
         problem_id=tree.problem_id,
         title=_cut(problem.question, MAX_CHARS),
-        verdict=f"{right:g} of {total} rollouts right{cut}",
+        verdict=rewards_in_words(float(tree.value_sums[ROOT]), tree.num_rollouts) + cut,
         tags={"coppice.problem_id": tree.problem_id, "coppice.policy_id": tree.policy_id},
         spans=tuple(_span(tree, node, problem, scores, int(starts[node])) for node in nodes),
     )

@@ -32,6 +32,7 @@ from pipeline_lib.report.tables import (
     tested_reports,
     transfer_sentence,
 )
+from pipeline_lib.report.tree_choice import rewards_in_words
 from pipeline_lib.types import GateTrial, Outcome, RunResult
 
 SHOWN_GAINS = (0.0, 0.02, 0.05)  # levels of the gate's chart, beside the gate's own; the table has them all
@@ -45,7 +46,7 @@ class TreeView:
         tree: its texts and numbers.
         cells: where its steps lie.
         tips: what each node shows when it is pointed at.
-        right: rollouts that were right.
+        rewards: how its rollouts did, in words.
         hidden: nodes of the whole tree that are not drawn.
         height_rem: height of the picture, in rem.
         columns: steps on the longest drawn path.
@@ -54,7 +55,7 @@ class TreeView:
     tree: ShownTree
     cells: Sequence[Cell]
     tips: Sequence[str]
-    right: int
+    rewards: str
     hidden: int
     height_rem: float
     columns: int
@@ -121,7 +122,7 @@ def tree_view(tree: ShownTree) -> TreeView:
         tree=tree,
         cells=cells_of(tree),
         tips=[_tip(tree, node) for node in range(len(tree.parents))],
-        right=round(tree.values[0] * tree.visits[0]),
+        rewards=rewards_in_words(tree.values[0] * tree.visits[0], tree.visits[0]),
         hidden=tree.num_nodes - len(tree.parents),
         height_rem=height_rem(tree),
         columns=depth_of(tree),
