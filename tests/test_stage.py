@@ -78,6 +78,7 @@ OTHER_VALUES = {
     "policy.dtype": "bfloat16",
     "policy.instruction": "Think.",
     "policy.template_date": "2025-01-01",
+    "policy.stop": "Question:",
     "search.step_delimiter": "sentence",
     "policy.vllm.kv_cache_gib": 2,
     "policy.vllm.block_tokens": 64,

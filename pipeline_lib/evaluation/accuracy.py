@@ -19,7 +19,7 @@ from pipeline_lib.config.truncation import CUTOFF_NAMES, EVALUATION_DIALS, count
 from pipeline_lib.evaluation.statistics import clustered_interval, pass_at_k, wilson_interval
 from pipeline_lib.evaluation.votes import winning_samples
 from pipeline_lib.grading.grader import Grader
-from pipeline_lib.policy.protocol import Policy, SampleRequest, SamplingParams, cutoff_of
+from pipeline_lib.policy.protocol import Policy, SampleRequest, SamplingParams, cutoff_of, text_of
 from pipeline_lib.policy.redraw import MAX_FAILED_SHARE, Redraws
 from pipeline_lib.seeding import derive_seed
 from pipeline_lib.store import write_parquet
@@ -201,7 +201,7 @@ def _answer(
         on_answers(len(answers))
         for result in answers:
             cutoffs[result.request_id] = cutoff_of(result, params.max_new_tokens)
-            texts[result.request_id] = policy.codec.decode(result.token_ids)
+            texts[result.request_id] = text_of(result, policy.codec)
             grader.submit(result.request_id, texts[result.request_id], asked[result.request_id].answer)
         grades.update(grader.poll(block=not draws.num_in_flight))
     return [

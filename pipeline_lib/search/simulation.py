@@ -123,4 +123,5 @@ def request_at(tree: TreeBuilder, node: int, index: int, config: SearchConfig) -
         top_p=config.top_p,
     )
     request_id, seed = f"{tree.problem_id}#{index}", derive_seed(tree.seed, index)
-    return SampleRequest(request_id, tree.prefix_token_ids(node), params, seed)
+    prefix_tokens = tree.path_tokens(node)
+    return SampleRequest(request_id, tree.prefix_token_ids(node), params, seed, num_prefix_tokens=prefix_tokens)
