@@ -248,6 +248,8 @@ def test_every_search_dial_changes_the_search() -> None:
         "parallel_simulations": 1,
         "temperature": 0.5,
         "top_p": 0.9,
+        "top_k": 5,
+        "min_p": 0.1,
         "max_depth": 2,
         "max_new_tokens": 40,
         "max_step_tokens": 10,

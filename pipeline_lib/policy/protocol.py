@@ -33,11 +33,15 @@ class SamplingParams:
         max_new_tokens: at least 1.
         temperature: 0 is greedy.
         top_p: nucleus mass in (0, 1].
+        top_k: only so many of the most probable tokens take part; 0 keeps all.
+        min_p: only tokens at least so probable, in units of the most probable one, take part; in [0, 1].
     """
 
     max_new_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

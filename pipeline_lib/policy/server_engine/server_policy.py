@@ -142,6 +142,8 @@ class ServerPolicy:
             "max_tokens": min(params.max_new_tokens, self._limits.context - len(ids)),
             "temperature": params.temperature,
             "top_p": params.top_p,
+            "top_k": params.top_k,
+            "min_p": params.min_p,
             "seed": request.seed,
             "stop_token_ids": self._end_ids,
             "return_token_ids": True,

@@ -158,8 +158,8 @@ class TransformersPolicy:
         table, num_rows = self._table, len(logits)
         index = np.maximum(table.lengths[:num_rows] - table.prompt_lengths[:num_rows], 0)
         uniforms = table.uniforms[np.arange(num_rows), np.minimum(index, table.uniforms.shape[1] - 1)]
-        arrays = (uniforms, table.temperatures[:num_rows], table.top_ps[:num_rows])
-        inputs = (torch.from_numpy(array).to(logits.device) for array in arrays)
+        per_row = (table.temperatures, table.top_ps, table.top_ks, table.min_ps)
+        inputs = (torch.from_numpy(a).to(logits.device) for a in (uniforms, *(each[:num_rows] for each in per_row)))
         drawn: IntArray = draw_tokens(logits, *inputs).cpu().numpy()
         return drawn[ready]
 

@@ -114,6 +114,8 @@ class VllmPolicy:
             max_tokens=min(params.max_new_tokens, self._engine.limits.context - len(ids)),
             temperature=params.temperature,
             top_p=params.top_p,
+            top_k=params.top_k,
+            min_p=params.min_p,
             seed=request.seed,
             stop_token_ids=self._end_ids,
         )
