@@ -27,6 +27,7 @@ Float64Array = NDArray[np.float64]
 
 NO_PARENT = -1
 NO_TOKEN = -1
+STOPPED = -2  # in place of the token that ended a rollout: a stop string did
 ROOT = 0
 
 
@@ -98,7 +99,7 @@ class SearchTree:
         tokens_generated: tokens that the policy sampled for this tree.
         tokens_kept: of those, the ones in a step whose rollout was backed up (merged ones count).
         num_timeouts: rollouts whose grading passed its deadline; their outcome is UNPARSED.
-        end_token_ids: `[N]` int32, the token that ended each finished rollout; -1 where none did or it is not known.
+        end_token_ids: `[N]` int32, the token that ended each finished rollout, or `STOPPED`; -1 where it is not known.
         cutoffs: `[N]` int8, `config.Cutoff` of the rollouts that end in a node; the first one's where several merged.
         ignored: rollouts left out, no visit and no reward, since a limit cut them off: one number per `Cutoff`, or ().
     """
@@ -153,9 +154,8 @@ class SearchTree:
         return bool(0 < self.value_sums[ROOT] < self.visits[ROOT] and np.ptp(self.values[self.visits > 0]) > 1e-9)
 
     def end_token_id(self, node: int) -> int | None:
-        """The token that ended the rollout at `node`; None where none did or it is not known."""
-        found = int(self.end_token_ids[node])
-        return None if found == NO_TOKEN else found
+        """The token that ended the rollout at `node`, or `STOPPED`; None where none did or it is not known."""
+        return None if (found := int(self.end_token_ids[node])) == NO_TOKEN else found
 
     def sibling_groups(self) -> dict[int, Int32Array]:
         """Children of every inner node: parent index to `[A]` int32 child indices, ascending."""

@@ -26,8 +26,9 @@ VOTES = 2
 
 
 def _spec(*, config: PipelineConfig, problems: Ref, policy: PolicyRef, split: str, name: str) -> dict[str, Any]:
+    unread = {"datasets", "num_problems"} | (set() if config.evaluation.num_samples else {"temperature", "top_p"})
     return {
-        "evaluation": key_of(config.evaluation, without={"datasets", "num_problems"}),
+        "evaluation": key_of(config.evaluation, without=unread),
         "engine": engine_spec(config, policy, _dataset(config, split, name)),
         "policy_id": policy.policy_id,
         **grading_spec(config, _dataset(config, split, name)),

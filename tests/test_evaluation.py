@@ -306,6 +306,19 @@ def test_samples_give_mean_majority_and_pass():
     assert len(set(sampled)) == 9
 
 
+def test_samples_are_drawn_as_the_settings_say_and_accuracy_is_greedy():
+    class Recording(ScriptedPolicy):
+        def submit(self, requests):
+            asked.append({(r.params.temperature, r.params.top_p) for r in requests})
+            super().submit(requests)
+
+    asked = []
+    policy = Recording(lambda *_: "#### 2", CharCodec())
+    config = EvaluationConfig(max_new_tokens=20, num_samples=2, temperature=0.6, top_p=0.9)
+    evaluate(problems(("q", "2")), policy, LateGrader(), split="test", config=config, seed=0, extract=extract)
+    assert asked == [{(0.0, 1.0)}, {(0.6, 0.9)}]
+
+
 def numbered(plan):
     """A script that answers a problem's greedy question with 9, then with its samples in order."""
     seen = {}

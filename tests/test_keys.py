@@ -156,6 +156,13 @@ def test_only_evaluations_with_samples_are_made_again_for_the_new_votes() -> Non
     assert evaluation_spec("evaluation.num_samples=2", "evaluation.pass_k=1") != sampled
 
 
+@pytest.mark.parametrize("setting", ["temperature=0.6", "top_p=0.9"])
+def test_how_samples_are_drawn_is_in_the_key_where_there_are_any(setting: str) -> None:
+    assert evaluation_spec(f"evaluation.{setting}") == evaluation_spec()
+    samples = "evaluation.num_samples=2"
+    assert evaluation_spec(samples, f"evaluation.{setting}") != evaluation_spec(samples)
+
+
 def names_of_today(config: PipelineConfig) -> dict[str, str]:
     """Where each stage keeps its result of a configuration, for references that never were."""
     from tasks.audit import audit_iteration

@@ -15,9 +15,11 @@ from pipeline_lib.policy.transformers_engine.sampling import draw_tokens, draw_u
 LOGITS = torch.log(torch.tensor([0.2, 0.5, 0.3]))
 
 
-def draw(uniforms: list[float], *, temperature: float = 1.0, top_p: float = 1.0) -> list[int]:
+def draw(
+    uniforms: list[float], *, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, min_p: float = 0.0
+) -> list[int]:
     count = len(uniforms)
-    parameters = torch.full((count,), temperature), torch.full((count,), top_p)
+    parameters = [torch.full((count,), value) for value in (temperature, top_p, top_k, min_p)]
     return draw_tokens(LOGITS.expand(count, 3), torch.tensor(uniforms, dtype=torch.float64), *parameters).tolist()
 
 
@@ -28,6 +30,19 @@ def test_inverse_cumulative_distribution_by_hand() -> None:
 def test_nucleus_by_hand() -> None:
     assert draw([0.0, 0.62, 0.63, 0.99], top_p=0.6) == [1, 1, 2, 2]
     assert draw([0.0, 0.99], top_p=0.1) == [1, 1]
+
+
+def test_top_k_and_min_p_by_hand() -> None:
+    for likely in ({"top_k": 2}, {"min_p": 0.5}, {"min_p": 0.6}):  # 0.3 is 0.6 times 0.5
+        assert draw([0.0, 0.62, 0.63, 0.99], **likely) == [1, 1, 2, 2]
+    assert draw([0.0, 0.99], top_k=1) == draw([0.0, 0.99], min_p=1.0) == [1, 1]
+    assert draw([0.1, 0.3, 0.95], top_k=3) == [1, 1, 0]  # all take part, the most probable first
+    # Of what the other two leave, the nucleus takes a share: 0.625 is at least 0.6, 0.5 of the whole would not be.
+    assert draw([0.0, 0.99], top_k=2, top_p=0.6) == [1, 1]
+    assert draw([0.0, 0.99], min_p=0.5, top_p=0.6) == [1, 1]
+    # They see what the temperature has made: (0.105, 0.658, 0.237), where 0.237 is 0.36 times 0.658.
+    assert draw([0.0, 0.99], min_p=0.4, temperature=0.5) == [1, 1]
+    assert draw([0.0, 0.99], min_p=0.3, temperature=0.5) == [1, 2]
 
 
 def test_temperature_sharpens_and_zero_is_greedy() -> None:
@@ -62,10 +77,13 @@ def test_a_row_is_drawn_alike_whatever_stands_beside_it(data: st.DataObject) -> 
     uniforms = torch.rand(count, generator=generator, dtype=torch.float64)
     temperatures = torch.tensor([data.draw(st.sampled_from([0.0, 0.7, 1.0])) for _ in range(count)])
     top_ps = torch.tensor([data.draw(st.sampled_from([0.3, 0.9, 1.0])) for _ in range(count)])
-    together = draw_tokens(logits, uniforms, temperatures, top_ps)
+    top_ks = torch.tensor([data.draw(st.sampled_from([0, 1, 5])) for _ in range(count)])
+    min_ps = torch.tensor([data.draw(st.sampled_from([0.0, 0.1])) for _ in range(count)])
+    parameters = (uniforms, temperatures, top_ps, top_ks, min_ps)
+    together = draw_tokens(logits, *parameters)
     for i in range(count):
         row = slice(i, i + 1)
-        assert draw_tokens(logits[row], uniforms[row], temperatures[row], top_ps[row])[0] == together[i]
+        assert draw_tokens(logits[row], *(each[row] for each in parameters))[0] == together[i]
 
 
 def test_codec_wraps_the_question_in_the_chat_template(tmp_path: Path) -> None:

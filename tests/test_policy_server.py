@@ -355,3 +355,12 @@ def test_addresses_that_are_none_are_refused_without_their_secrets(url: str) -> 
     with pytest.raises(ConfigError, match=r"policy\.server\.urls") as refused:
         apply_overrides(PipelineConfig(), [f"policy.server.urls={url}"])
     assert "sk-1" not in str(refused.value)
+
+
+def test_a_server_is_told_how_tokens_are_drawn(make: Make) -> None:
+    endpoint = make()
+    with server_policy(server_config(endpoint.url)) as policy:
+        params = SamplingParams(4, 0.7, 0.9, 20, 0.05)
+        sample_all(policy, [SampleRequest("a", np.array([5, 6], dtype=np.int32), params, 0)])
+    drawn = {name: endpoint.asked[0][name] for name in ("temperature", "top_p", "top_k", "min_p")}
+    assert drawn == {"temperature": 0.7, "top_p": 0.9, "top_k": 20, "min_p": 0.05}

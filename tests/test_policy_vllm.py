@@ -107,10 +107,15 @@ def test_sampled_accuracy_agrees_with_the_transformers_backend(policy: VllmPolic
     assert high - low < 0.15
 
 
-@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 0.9)])
-def test_first_tokens_are_drawn_from_the_softmax(policy: VllmPolicy, temperature: float, top_p: float) -> None:
+@pytest.mark.parametrize(
+    ("temperature", "top_p", "top_k", "min_p"),
+    [(1.0, 1.0, 0, 0.0), (0.7, 0.9, 0, 0.0), (1.5, 0.9, 20, 0.0), (1.5, 1.0, 0, 0.05)],
+)
+def test_first_tokens_are_drawn_from_the_softmax(
+    policy: VllmPolicy, temperature: float, top_p: float, top_k: int, min_p: float
+) -> None:
     prompt, count = random_ids(60, seed=0), 2000
-    params = SamplingParams(1, temperature, top_p)
+    params = SamplingParams(1, temperature, top_p, top_k, min_p)
     results = sample_all(policy, [SampleRequest(str(i), prompt, params, i) for i in range(count)])
     end = policy.codec.tokenizer.eos_token_id
     drawn = Counter((*result.token_ids.tolist(), end)[0] for result in results.values())
@@ -118,7 +123,10 @@ def test_first_tokens_are_drawn_from_the_softmax(policy: VllmPolicy, temperature
     with torch.inference_mode():
         logits = model(torch.from_numpy(prompt.astype(np.int64))[None]).logits[0, -1].double()
     probs = torch.softmax(logits / temperature, -1).sort(descending=True)
-    kept = probs.values.cumsum(-1) - probs.values < top_p
+    left = torch.where(probs.values >= min_p * probs.values[0], probs.values, 0.0)
+    left[top_k or len(left) :] = 0.0
+    left /= left.sum()
+    kept = (left.cumsum(-1) - left < top_p) & (left > 0)
     nucleus = probs.values[kept] / probs.values[kept].sum()
     expected = dict(zip(probs.indices[kept].tolist(), nucleus.tolist(), strict=True))
     assert set(drawn) <= set(expected)

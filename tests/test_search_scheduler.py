@@ -183,6 +183,8 @@ def test_simulations_draw_from_named_seeds():
         {"max_tokens_per_problem": 60},
         {"temperature": 0.5},
         {"top_p": 0.5},
+        {"top_k": 3},
+        {"min_p": 0.5},
     ],
 )
 def test_every_dial_changes_something(dial):
@@ -191,7 +193,7 @@ def test_every_dial_changes_something(dial):
     turned, _, policy = search(babble, problems, **dial)
 
     def asked(requests):
-        return [(r.params.temperature, r.params.top_p) for r in requests]
+        return [(r.params.temperature, r.params.top_p, r.params.top_k, r.params.min_p) for r in requests]
 
     assert as_dicts(plain) != as_dicts(turned) or asked(plain_policy.requests) != asked(policy.requests)
 

@@ -11,7 +11,8 @@ from pipeline_lib.policy.model_folders import model_folder
 from pipeline_lib.problems.pools import ProblemPool
 from pipeline_lib.problems.run_sets import tested_pool, training_pool
 from pipeline_lib.types import Problem
-from tasks.runtime.prompts import measure_prompts, problems_to_ask, prompt_codec
+from tasks.runtime.engines import prompt_codec
+from tasks.runtime.prompts import measure_prompts, problems_to_ask
 
 MAX_PROBLEMS = 2000  # of each dataset, whose gold answers are graded
 OTHER_ANSWER = "#### 7"  # compared with every gold answer: tells one that cannot be read from one that differs

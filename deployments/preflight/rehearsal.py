@@ -17,11 +17,11 @@ from pipeline_lib.config.truncation import dial_to_raise
 from pipeline_lib.evaluation import evaluate
 from pipeline_lib.grading.grader import Grader
 from pipeline_lib.policy.model_folders import model_folder
-from pipeline_lib.policy.protocol import Policy, SampleRequest, SamplingParams
+from pipeline_lib.policy.protocol import Policy, SampleRequest
 from pipeline_lib.policy.redraw import draw_all
 from pipeline_lib.score import score_tree
 from pipeline_lib.score.score_audit import audit_scores, count_cut_rollouts
-from pipeline_lib.search import search_trees, write_trees_parquet
+from pipeline_lib.search import sampling_params, search_trees, write_trees_parquet
 from pipeline_lib.seeding import derive_seed
 from pipeline_lib.training.batches.examples import build_examples
 from pipeline_lib.types import Grade, Outcome, PolicyRef, Problem, SearchTree
@@ -129,8 +129,7 @@ def _closing_engines() -> Iterator[None]:
 
 def _throughput(engine: Policy, problem: Problem, config: PipelineConfig) -> tuple[float, float]:
     """Tokens per second of as many independent answers as the engine holds, and their mean length."""
-    search = config.search
-    params = SamplingParams(max_new_tokens=search.max_new_tokens, temperature=search.temperature, top_p=search.top_p)
+    params = sampling_params(config.search, config.search.max_new_tokens)
     prompt = engine.codec.encode_prompt(problem.question)
     started = time.perf_counter()
     requests = [

@@ -10,9 +10,9 @@ but in `Settings`, read from the environment.
 from __future__ import annotations
 
 from datetime import date
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipeline_lib.config.engine_config import ServerConfig, VllmConfig
 from pipeline_lib.config.group import ConfigGroup
@@ -83,8 +83,34 @@ class PolicyConfig(ConfigGroup):
         "they do not. Our choice: one fixed day, or the same run asks other questions tomorrow; this one is what "
         "Llama's own templates name where they cannot ask.",
     )
+    stop: tuple[str, ...] = Field(
+        (),
+        json_schema_extra={"before": []},
+        description="Texts of which any ends an answer, before itself; one, or a JSON list, whose \\n is a line break. "
+        "Small and base models need them: they run on after their answer. No token is taught as such an answer's end. "
+        "Our choice: none, the model's own end tokens end its answers.",
+    )
+    stop_after_answer: bool = Field(
+        False,
+        json_schema_extra={"before": False},
+        description="The line that gives the answer (`#### 12`, or with `\\boxed{…}`, as the instruction or else the "
+        "dataset has it) ends it once it is complete. For models that run on, not for those that try answers while "
+        "they think. Servers are not told: they sample on, and the rest is cut off. Our choice: False.",
+    )
     vllm: VllmConfig = Field(default_factory=VllmConfig)
     server: ServerConfig = Field(default_factory=ServerConfig)
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("stop")
+    @classmethod
+    def _ends_something(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if "" in value:
+            raise ValueError("an empty text would end every answer before it begins; name what models go on with")
+        return value
 
 
 class GradingConfig(ConfigGroup):

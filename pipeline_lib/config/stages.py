@@ -91,6 +91,20 @@ class SearchConfig(ConfigGroup):
     top_p: float = Field(
         1.0, gt=0, le=1, description="Nucleus mass of the rollouts. Our choice: 1 keeps the policy's own distribution."
     )
+    top_k: int = Field(
+        0,
+        ge=0,
+        json_schema_extra={"before": 0},
+        description="Tokens of the rollouts are drawn from so many of the most probable ones; 0 keeps all. Our choice.",
+    )
+    min_p: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        json_schema_extra={"before": 0.0},
+        description="Tokens of the rollouts are drawn from those at least so probable, in units of the most probable "
+        "one; 0 keeps all. Our choice.",
+    )
     max_depth: int = Field(32, ge=1, description="Steps on a path; a rollout with more is cut off. Our choice.")
     max_new_tokens: int = Field(
         256, ge=1, description="Tokens of all steps of a rollout; one that reaches it is cut off. Our choice."
@@ -198,6 +212,16 @@ class EvaluationConfig(ConfigGroup):
         json_schema_extra={"before": []},
         description="Each k of pass@k, at most num_samples: one, or a JSON list; the estimate is unbiased and the less "
         "noisy, the more samples there are beyond k. None named: num_samples. Our choice.",
+    )
+    temperature: float = Field(
+        1.0,
+        gt=0,
+        json_schema_extra={"before": 1.0},
+        description="Sampling temperature of the samples; accuracy itself is greedy. Our choice: the policy's own "
+        "distribution. Models come with one of their own, such as 0.6.",
+    )
+    top_p: float = Field(
+        1.0, gt=0, le=1, json_schema_extra={"before": 1.0}, description="Nucleus mass of the samples. Our choice."
     )
     sampled_problems: int = Field(
         100, ge=1, description="Problems of each set that are sampled, the first ones. Our choice."

@@ -19,14 +19,13 @@ from pipeline_lib.config.truncation import CUTOFF_NAMES, EVALUATION_DIALS, count
 from pipeline_lib.evaluation.statistics import clustered_interval, pass_at_k, wilson_interval
 from pipeline_lib.evaluation.votes import winning_samples
 from pipeline_lib.grading.grader import Grader
-from pipeline_lib.policy.protocol import Policy, SampleRequest, SamplingParams, cutoff_of
+from pipeline_lib.policy.protocol import Policy, SampleRequest, SamplingParams, cutoff_of, text_of
 from pipeline_lib.policy.redraw import MAX_FAILED_SHARE, Redraws
 from pipeline_lib.seeding import derive_seed
 from pipeline_lib.store import write_parquet
 from pipeline_lib.types import EvalReport, Grade, Problem
 
 Extract = Callable[[str], str | None]
-SAMPLING_TEMPERATURE = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +75,7 @@ def evaluate(
         policy: answers; nothing else may be in flight on it.
         grader: grades the answers; nothing else may be in flight on it.
         split: the split's name, for the report; the gate reads ``validation``.
-        config: `max_new_tokens`, `num_samples`, `sampled_problems` and `pass_k` are used.
+        config: all but `datasets` and `num_problems` is used.
         seed: from which the samples' seeds are derived; the greedy answers need none.
         extract: from raw text to the final answer, for majority votes.
         truncated: what an answer that a limit cut off counts as.
@@ -146,7 +145,7 @@ def _sampled(
     if not n:
         return {}, None
     seeds = [derive_seed(seed, "sample", i) for i in range(n)]
-    predictions = ask(problems, SamplingParams(config.max_new_tokens, SAMPLING_TEMPERATURE), seeds)
+    predictions = ask(problems, SamplingParams(config.max_new_tokens, config.temperature, config.top_p), seeds)
     asked = [predictions[start : start + n] for start in range(0, len(predictions), n)]
     groups = [counted for group in asked if (counted := [p for p in group if not p.is_ignored])]
     if not groups:
@@ -201,7 +200,7 @@ def _answer(
         on_answers(len(answers))
         for result in answers:
             cutoffs[result.request_id] = cutoff_of(result, params.max_new_tokens)
-            texts[result.request_id] = policy.codec.decode(result.token_ids)
+            texts[result.request_id] = text_of(result, policy.codec)
             grader.submit(result.request_id, texts[result.request_id], asked[result.request_id].answer)
         grades.update(grader.poll(block=not draws.num_in_flight))
     return [

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from pipeline_lib.config import TEMPLATE_DATE, ConfigError
+from pipeline_lib.policy.prompting.stop_rule import NO_STOP, StopRule
 from pipeline_lib.types import Int32Array, Int64Array
 
 
@@ -27,19 +28,22 @@ class TokenizerCodec:
         tokenizer: with a chat template; nothing is loaded here.
         instruction: appended to every question on a line of its own; "" adds nothing.
         today: what the template's ``strftime_now`` tells, so that a prompt is the same on every day.
+        stop: what ends an answer besides the model's own end tokens.
 
     Raises:
         ConfigError: the tokenizer has no chat template.
     """
 
-    def __init__(self, tokenizer: Any, instruction: str = "", today: date = TEMPLATE_DATE) -> None:
+    def __init__(
+        self, tokenizer: Any, instruction: str = "", today: date = TEMPLATE_DATE, *, stop: StopRule = NO_STOP
+    ) -> None:
         if not tokenizer.chat_template:
             raise ConfigError(
                 f"policy.model: the tokenizer of {tokenizer.name_or_path!r} has no chat template;"
                 " use an instruction-tuned model, or add a chat_template.jinja to its folder"
             )
         self.tokenizer = tokenizer
-        self.instruction = instruction
+        self.instruction, self.stop = instruction, stop
         self._now = datetime.combine(today, time())
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
         self.spelling = None if self._backend is None else spelling_of(self._backend)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipeline_lib.policy.prompting.stop_rule import AnswerEnd
 from pipeline_lib.policy.protocol import FinishReason, SampleRequest, SampleResult
 from pipeline_lib.types import Int32Array
 
@@ -68,9 +69,21 @@ class InFlight:
         token_ids: Sequence[int] | Int32Array,
         reason: FinishReason,
         end_token_id: int | None = None,
+        num_chars: int | None = None,
     ) -> None:
         """Keeps a result until `hand_over`; see `SampleResult`."""
-        self._results.append(SampleResult(request_id, np.array(token_ids, dtype=np.int32), reason, end_token_id))
+        ids = np.array(token_ids, dtype=np.int32)
+        self._results.append(SampleResult(request_id, ids, reason, end_token_id, num_chars))
+
+    def stop(self, request_id: str, token_ids: Sequence[int] | Int32Array, end: AnswerEnd) -> None:
+        """Keeps the result of an answer that ended by the stop rule.
+
+        Args:
+            request_id: the request's.
+            token_ids: all that was sampled, past the end too.
+            end: see `prompting.stop_rule`.
+        """
+        self.finish(request_id, token_ids[: end.num_tokens], FinishReason.STOP, num_chars=end.num_chars)
 
     def needs_pass(self, capacity: int) -> bool:
         """Whether an engine with `capacity` rows works on before it hands over what has finished.

@@ -20,7 +20,7 @@ from pipeline_lib.types import Int32Array
 class FinishReason(StrEnum):
     """Why a rollout ended."""
 
-    STOP = "stop"  # the policy ended its answer
+    STOP = "stop"  # the policy ended its answer, by a token or by a stop string
     LENGTH = "length"  # max_new_tokens or the context was full
     ERROR = "error"  # the engine gave up on this request: no answer, see `redraw`; token_ids hold what there was
 
@@ -33,11 +33,15 @@ class SamplingParams:
         max_new_tokens: at least 1.
         temperature: 0 is greedy.
         top_p: nucleus mass in (0, 1].
+        top_k: only so many of the most probable tokens take part; 0 keeps all.
+        min_p: only tokens at least so probable, in units of the most probable one, take part; in [0, 1].
     """
 
     max_new_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +53,14 @@ class SampleRequest:
         token_ids: int32, prompt and prefix; sampling goes on right after them.
         params: see `SamplingParams`.
         seed: in [0, 2**63); token t is drawn from (seed, t), whatever else is in the batch.
+        num_prefix_tokens: of `token_ids` the last ones, with which the answer begins: what ends it may begin there.
     """
 
     request_id: str
     token_ids: Int32Array
     params: SamplingParams
     seed: int
+    num_prefix_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +72,24 @@ class SampleResult:
         token_ids: int32, the new tokens only, without the one that ended the answer.
         finish_reason: why it ended.
         end_token_id: which token ended it, of the several that may; None where none did, or the engine does not tell.
+        num_chars: where a stop string ended it, how many characters of what its tokens spell are the answer's.
     """
 
     request_id: str
     token_ids: Int32Array
     finish_reason: FinishReason
     end_token_id: int | None = None
+    num_chars: int | None = None
+
+
+def text_of(result: SampleResult, codec: Codec) -> str:
+    """The answer's text, which may end inside of its last token: a stop string began there.
+
+    Args:
+        result: an answer, not a failure.
+        codec: of its tokens.
+    """
+    return codec.decode(result.token_ids)[: result.num_chars]
 
 
 def cutoff_of(result: SampleResult, max_new_tokens: int) -> Cutoff:
@@ -115,7 +133,8 @@ class Codec(Protocol):
     """Text to token ids and back, with the chat template of the policy's own tokenizer.
 
     One that knows what bytes its tokens are may have a `spelling`, see `codec.Spelling`, which finds the places of
-    tokens in a text faster than decoding can.
+    tokens in a text faster than decoding can. One whose answers end by more than the model's own tokens has a `stop`,
+    see `prompting.stop_rule`.
     """
 
     def encode_prompt(self, question: str) -> Int32Array:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from pipeline_lib.policy.in_flight import InFlight
+from pipeline_lib.policy.prompting.stop_rule import NO_STOP, StopRule, end_of_answer, rule_of
 from pipeline_lib.policy.protocol import Codec, EngineStats, FinishReason, SampleRequest, SampleResult
 from pipeline_lib.seeding import derive_generator, derive_seed
 from pipeline_lib.types import Int32Array
@@ -21,10 +22,16 @@ Script = Callable[[str, str, int], str | None]
 class CharCodec:
     """Characters as ids, with two special ones: QUESTION opens a prompt, ANSWER ends it.
 
+    Args:
+        stop: what ends an answer besides the policy's own end.
+
     Example: ``encode_prompt("hi")`` is ``[0, 106, 107, 1]``; ``decode`` of it is "hi".
     """
 
     QUESTION, ANSWER, NUM_SPECIAL = 0, 1, 2
+
+    def __init__(self, stop: StopRule = NO_STOP) -> None:
+        self.stop = stop
 
     def encode_prompt(self, question: str) -> Int32Array:
         return np.array([self.QUESTION, *self.encode(question), self.ANSWER], dtype=np.int32)
@@ -122,7 +129,11 @@ class ScriptedPolicy:
         token_ids = self.codec.encode(text)
         self.stats.tokens_prefilled += len(request.token_ids)
         self.stats.tokens_generated += min(len(token_ids) + 1, room)
-        if len(token_ids) < room:
+        rule = rule_of(self.codec)
+        end = end_of_answer(token_ids[:room], request, self.codec, rule) if rule else None
+        if end is not None:
+            self._in_flight.stop(request.request_id, token_ids, end)
+        elif len(token_ids) < room:
             ended_by = self.end_token_ids[request.seed % len(self.end_token_ids)] if self.end_token_ids else None
             self._in_flight.finish(request.request_id, token_ids, FinishReason.STOP, ended_by)
         else:

@@ -12,6 +12,7 @@ from pipeline_lib.config import ConfigError, PolicyConfig
 from pipeline_lib.config.one_line import first_line
 from pipeline_lib.policy.codec import TokenizerCodec
 from pipeline_lib.policy.model_folders import check_folder
+from pipeline_lib.policy.prompting.stop_rule import AnswerMark, StopRule
 
 
 def load_tokenizer(model_dir: Path | str, config: PolicyConfig) -> Any:
@@ -32,15 +33,30 @@ def load_tokenizer(model_dir: Path | str, config: PolicyConfig) -> Any:
         raise ConfigError(f"policy.model={model_dir}: cannot load its tokenizer: {first_line(error)}") from error
 
 
-def load_codec(model_dir: Path | str, config: PolicyConfig, instruction: str = "") -> TokenizerCodec:
-    """The codec of the tokenizer beside the model.
-
-    Args:
-        model_dir: folder or hub name.
-        config: the hub revision and the prompts' date are read.
-        instruction: appended to every question; "" adds nothing.
+def load_codec(
+    model_dir: Path | str, config: PolicyConfig, instruction: str = "", *, answer_mark: AnswerMark | None = None
+) -> TokenizerCodec:
+    """The codec of the tokenizer beside the model; see `make_codec`.
 
     Raises:
         ConfigError: there is no tokenizer that can be loaded, or it has no chat template.
     """
-    return TokenizerCodec(load_tokenizer(model_dir, config), instruction, config.template_date)
+    return make_codec(load_tokenizer(model_dir, config), config, instruction, answer_mark=answer_mark)
+
+
+def make_codec(
+    tokenizer: Any, config: PolicyConfig, instruction: str = "", *, answer_mark: AnswerMark | None = None
+) -> TokenizerCodec:
+    """A tokenizer's codec as the settings have it.
+
+    Args:
+        tokenizer: see `load_tokenizer`.
+        config: the prompts' date and what ends answers are read.
+        instruction: appended to every question; "" adds nothing.
+        answer_mark: of the dataset's answers; read where ``stop_after_answer`` is set.
+
+    Raises:
+        ConfigError: it has no chat template.
+    """
+    stop = StopRule(config.stop, answer_mark if config.stop_after_answer else None)
+    return TokenizerCodec(tokenizer, instruction, config.template_date, stop=stop)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from pipeline_lib.config import ConfigError, GradingConfig
 from pipeline_lib.grading import GRADING_VERSION
+from pipeline_lib.policy.prompting.stop_rule import AnswerMark
 
 _STEPWISE = "Solve the problem step by step and write each step on a line of its own."
 
@@ -23,12 +24,14 @@ class DatasetFormat:
         instruction: appended to every question; "" where the policy was trained on the bare question.
         grading: conventions in which the dataset departs from the defaults.
         grading_version: of the grader, as far as this dataset's grades depend on it; part of store keys.
+        answer_mark: how the line with the answer is known, where no instruction says it.
     """
 
     name: str
     instruction: str
     grading: GradingConfig = field(default_factory=GradingConfig)
     grading_version: int = GRADING_VERSION
+    answer_mark: AnswerMark = "hashes"
 
 
 # The tiny worlds' golds are integers and fractions in figures, and their policies' alphabet has neither words of
@@ -39,15 +42,19 @@ FORMATS = {
     form.name: form
     for form in (
         DatasetFormat("tiny-word", "", grading_version=_TINY_GRADING_VERSION),
-        DatasetFormat("tiny-algebra", "", grading_version=_TINY_GRADING_VERSION),
+        DatasetFormat("tiny-algebra", "", grading_version=_TINY_GRADING_VERSION, answer_mark="box"),
         DatasetFormat("tiny-arithmetic", "Give the calculation, then '#### ' and the answer."),
         DatasetFormat(
             "gsm8k",
             f"{_STEPWISE} The last line is `#### ` and the answer as a plain number.",
             GradingConfig(percent="unit"),  # its golds are integers: 20 for 20%
         ),
-        DatasetFormat("math", rf"{_STEPWISE} Put the final answer, and nothing else, into \boxed{{}}."),
-        DatasetFormat("file", rf"{_STEPWISE} Put the final answer, and nothing else, into \boxed{{}}."),
+        DatasetFormat(
+            "math", rf"{_STEPWISE} Put the final answer, and nothing else, into \boxed{{}}.", answer_mark="box"
+        ),
+        DatasetFormat(
+            "file", rf"{_STEPWISE} Put the final answer, and nothing else, into \boxed{{}}.", answer_mark="box"
+        ),
     )
 }
 
@@ -65,6 +72,13 @@ def format_of(dataset: str) -> DatasetFormat:
             "your own is NAME:DATASET=PATH)"
         )
     return form
+
+
+def answer_mark(dataset: str, instruction: str) -> AnswerMark:
+    r"""What announces an answer: what the instruction names of `####` and `\boxed`, else what the dataset uses."""
+    if "####" in instruction:
+        return "hashes"
+    return "box" if "boxed" in instruction else format_of(dataset).answer_mark
 
 
 _AMOUNT = re.compile(

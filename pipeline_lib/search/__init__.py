@@ -4,7 +4,7 @@ from pipeline_lib.search.alignment import TokenTexts
 from pipeline_lib.search.rollout import rollout_from_result
 from pipeline_lib.search.scheduler import search_trees
 from pipeline_lib.search.selection import select, ucb1_scores
-from pipeline_lib.search.simulation import request_at
+from pipeline_lib.search.simulation import request_at, sampling_params
 from pipeline_lib.search.stats import SearchStats, total_stats
 from pipeline_lib.search.steps import Step, split_steps, step_rules
 from pipeline_lib.search.tree import TreeBuilder
@@ -29,6 +29,7 @@ __all__ = [
     "read_trees_parquet",
     "request_at",
     "rollout_from_result",
+    "sampling_params",
     "search_trees",
     "select",
     "split_steps",

@@ -14,7 +14,7 @@ import numpy as np
 from pipeline_lib.config import Cutoff, SearchConfig, Truncated
 from pipeline_lib.policy.protocol import Codec, FinishReason, SampleResult, cutoff_of
 from pipeline_lib.search.steps import Step
-from pipeline_lib.types import Grade, Int32Array, Outcome
+from pipeline_lib.types import STOPPED, Grade, Int32Array, Outcome
 
 Splitter = Callable[[Int32Array], list[Step]]
 
@@ -36,7 +36,8 @@ class Rollout:
         num_tokens: tokens that were sampled, also those past a limit.
         reward: in [0, 1], what is backed up; 1 or 0 unless a verifier gives a number in between.
         timed_out: its grading passed the deadline.
-        end_token_id: the token that ended it; None where none did or the engine does not tell.
+        end_token_id: the token that ended it; `STOPPED` where a stop string did, None where nothing did or the engine
+            does not tell.
         cutoff: the first limit that it passed.
         is_ignored: it is neither a visit nor a reward.
     """
@@ -77,7 +78,8 @@ def rollout_from_result(
 ) -> Rollout:
     """Splits an answer into steps and cuts it at the first limit it passes.
 
-    A result without tokens has one empty step, so that the stop itself becomes a child.
+    A result without tokens has one empty step, so that the stop itself becomes a child. Where a stop string ended the
+    answer, the last step keeps the tokens that spell it and its text ends with the answer.
 
     Args:
         result: what the engine returned for one request.
@@ -94,6 +96,8 @@ def rollout_from_result(
     if result.finish_reason is FinishReason.ERROR:
         raise ValueError(f"{result.request_id}: an engine's failure is no rollout; draw it again")
     steps = split(result.token_ids) if len(result.token_ids) else [Step("", np.zeros(0, dtype=np.int32))]
+    if result.num_chars is not None:
+        steps = _ended_at(steps, result.num_chars)
     kept = steps[: config.max_depth - depth]
     too_long = next((i for i, step in enumerate(kept) if step.num_tokens > config.max_step_tokens), None)
     if too_long is not None:
@@ -110,7 +114,13 @@ def rollout_from_result(
         tuple(kept),
         Outcome.TRUNCATED if is_cut and truncated != "grade" else Outcome.OPEN,
         len(result.token_ids),
-        end_token_id=None if is_cut else result.end_token_id,
+        end_token_id=None if is_cut else result.end_token_id if result.num_chars is None else STOPPED,
         cutoff=cutoff,
         is_ignored=is_cut and truncated == "ignore",
     )
+
+
+def _ended_at(steps: list[Step], num_chars: int) -> list[Step]:
+    """The steps of an answer of `num_chars` characters; what its last token spells beyond them is no text of theirs."""
+    beyond = sum(len(step.text) for step in steps) - num_chars
+    return [*steps[:-1], steps[-1]._replace(text=steps[-1].text[:-beyond])] if beyond else steps

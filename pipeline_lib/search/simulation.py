@@ -106,6 +106,16 @@ class SimulationWindow:
         self._inserted += 1
 
 
+def sampling_params(config: SearchConfig, max_new_tokens: int) -> SamplingParams:
+    """How the tokens of rollouts are drawn.
+
+    Args:
+        config: `temperature`, `top_p`, `top_k` and `min_p` are used.
+        max_new_tokens: of one rollout, at least 1.
+    """
+    return SamplingParams(max_new_tokens, config.temperature, config.top_p, config.top_k, config.min_p)
+
+
 def request_at(tree: TreeBuilder, node: int, index: int, config: SearchConfig) -> SampleRequest:
     """What simulation `index` asks the engine for: a whole continuation of the steps down to `node`.
 
@@ -115,12 +125,9 @@ def request_at(tree: TreeBuilder, node: int, index: int, config: SearchConfig) -
         tree: whose prompt and steps are continued.
         node: as returned by `TreeBuilder.select`.
         index: place in the tree's order, from 0.
-        config: `max_new_tokens`, `temperature` and `top_p` are used.
+        config: `max_new_tokens` and what `sampling_params` reads are used.
     """
-    params = SamplingParams(
-        max_new_tokens=config.max_new_tokens - tree.path_tokens(node),
-        temperature=config.temperature,
-        top_p=config.top_p,
-    )
+    params = sampling_params(config, config.max_new_tokens - tree.path_tokens(node))
     request_id, seed = f"{tree.problem_id}#{index}", derive_seed(tree.seed, index)
-    return SampleRequest(request_id, tree.prefix_token_ids(node), params, seed)
+    prefix_tokens = tree.path_tokens(node)
+    return SampleRequest(request_id, tree.prefix_token_ids(node), params, seed, num_prefix_tokens=prefix_tokens)

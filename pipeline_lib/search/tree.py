@@ -153,7 +153,7 @@ class TreeBuilder:
             outcome: how the last step ended; the others stay OPEN.
             reward: in [0, 1].
             cutoff: the limit that cut the last step, or the answer after it, off.
-            end_token_id: the token that ended the last step; None where none did or it is not known.
+            end_token_id: the token that ended the last step, or `STOPPED`; None where none did or it is not known.
         """
         path = [ROOT, *self._path(node)]
         for position, step in enumerate(steps, start=1):

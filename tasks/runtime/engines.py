@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline_lib.config import ConfigError, PipelineConfig, Settings
 from pipeline_lib.policy.model_folders import chat_template, model_folder
 from pipeline_lib.policy.protocol import Policy, Reloadable
-from pipeline_lib.problems.formats import format_of
+from pipeline_lib.problems.formats import answer_mark, format_of
 from pipeline_lib.types import PolicyRef, Problem
 from tasks.runtime.keys import key_of
 from tasks.runtime.policies import policy_folder
@@ -28,15 +28,14 @@ class _Engines:
         self._policy: Policy | None = None
         self._tokenizer: Any = None
 
-    def open(self, config: PipelineConfig, policy: PolicyRef, *, instruction: str) -> Policy:
+    def open(self, config: PipelineConfig, policy: PolicyRef, *, dataset: str) -> Policy:
         """The engine with `policy` loaded; one that can change its weights is kept from policy to policy.
 
         Args:
             config: backend, device, and what the backend is told.
             policy: base and adapter, or full weights.
-            instruction: appended to every question that its codec makes a prompt of.
+            dataset: whose questions its codec makes prompts of.
         """
-        from pipeline_lib.policy.codec import TokenizerCodec
         from pipeline_lib.policy.tokenizers import load_tokenizer
 
         weights = _weights(policy, needed=config.policy.backend != "server")
@@ -46,10 +45,10 @@ class _Engines:
         if self._policy is None or self._key != key or self._policy.num_in_flight:
             self.close()
             self._tokenizer = load_tokenizer(weights.model_dir, config.policy)
-            codec = TokenizerCodec(self._tokenizer, instruction, config.policy.template_date)
+            codec = _codec(config, self._tokenizer, dataset)
             self._policy, self._key = _open_engine(config, weights, policy.policy_id, codec), key
             return self._policy
-        self._policy.codec = TokenizerCodec(self._tokenizer, instruction, config.policy.template_date)
+        self._policy.codec = _codec(config, self._tokenizer, dataset)
         if isinstance(self._policy, Reloadable):
             self._policy.load(weights.model_dir, adapter_dir=weights.adapter_dir, policy_id=policy.policy_id)
         return self._policy
@@ -70,6 +69,22 @@ class _Engines:
 
 
 engines = _Engines()
+
+
+def _codec(config: PipelineConfig, tokenizer: Any, dataset: str) -> TokenizerCodec:
+    """What makes prompts of a dataset's questions and ends the answers to them."""
+    from pipeline_lib.policy.tokenizers import make_codec
+
+    instruction = instruction_for(config, dataset)
+    return make_codec(tokenizer, config.policy, instruction, answer_mark=answer_mark(dataset, instruction))
+
+
+def prompt_codec(config: PipelineConfig, dataset: str) -> TokenizerCodec:
+    """The base's tokenizer with all that goes around a dataset's questions."""
+    from pipeline_lib.policy.tokenizers import load_tokenizer
+
+    model = model_folder(config.policy.model, config.policy.revision, weights=False)
+    return _codec(config, load_tokenizer(model, config.policy), dataset)
 
 
 def _weights(policy: PolicyRef, *, needed: bool) -> Weights:
@@ -136,11 +151,11 @@ def engine_spec(config: PipelineConfig, policy: PolicyRef, dataset: str) -> dict
     for the base that comes with Coppice, the key is that of 0.1.0.
 
     Args:
-        config: backend, number type, context, instruction and date.
+        config: backend, number type, context, instruction, date and what ends an answer.
         policy: what is sampled.
         dataset: whose format says what is appended to a question, if the configuration does not.
     """
-    spec = key_of(config.policy, only={"backend", "dtype", "max_context_tokens"})
+    spec = key_of(config.policy, only={"backend", "dtype", "max_context_tokens", "stop", "stop_after_answer"})
     spec["instruction"] = instruction_for(config, dataset) or None
     if config.policy.vllm.quantization is not None:
         spec["quantization"] = config.policy.vllm.quantization
@@ -166,20 +181,19 @@ def open_policy(config: PipelineConfig, policy: PolicyRef, problems: list[Proble
         policy: base and adapter.
         problems: all of one dataset; the scripted backend answers just these.
     """
-    instruction = instruction_for(config, problems[0].dataset)
     if config.policy.backend == "scripted":
-        return _open_scripted(config, policy, problems, instruction)
-    return engines.open(config, policy, instruction=instruction)
+        return _open_scripted(config, policy, problems)
+    return engines.open(config, policy, dataset=problems[0].dataset)
 
 
-def _open_scripted(config: PipelineConfig, policy: PolicyRef, problems: list[Problem], instruction: str) -> Policy:
+def _open_scripted(config: PipelineConfig, policy: PolicyRef, problems: list[Problem]) -> Policy:
     """The scripted backend: worked solutions with seeded mistakes, tokenised as the model would."""
     from pipeline_lib.policy.scripted import ScriptedPolicy
-    from pipeline_lib.policy.tokenizers import load_codec
+    from pipeline_lib.policy.tokenizers import load_tokenizer
     from pipeline_lib.problems.tiny import error_prone_script
 
     base = model_folder(policy.base_model, policy.revision, weights=False)
-    codec = load_codec(base, config.policy, instruction)
+    codec = _codec(config, load_tokenizer(base, config.policy), problems[0].dataset)
     script = error_prone_script(problems, lambda question: codec.decode(codec.encode_prompt(question)))
     return ScriptedPolicy(
         script,

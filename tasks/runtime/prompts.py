@@ -7,20 +7,16 @@ import heapq
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pipeline_lib.config import ConfigError, PipelineConfig, Settings
-from pipeline_lib.policy.model_folders import model_folder
 from pipeline_lib.problems.draw import draw_test, hold_out
 from pipeline_lib.problems.pools import ProblemPool
 from pipeline_lib.problems.run_sets import tested_pool, training_pool
 from pipeline_lib.problems.tiny import is_tiny
 from pipeline_lib.types import Problem
-from tasks.runtime.engines import instruction_for
+from tasks.runtime.engines import instruction_for, prompt_codec
 from tasks.runtime.policies import base_policy
-
-if TYPE_CHECKING:
-    from pipeline_lib.policy.codec import TokenizerCodec
 
 MAX_PROMPTS = 20_000  # of a split that was read: the longest by characters; a tokenizer does some 5,000 a second
 MAX_GENERATED = 200  # of a generated one, whose prompts are all alike
@@ -116,11 +112,3 @@ def _is_in_file(config: PipelineConfig, problem: Problem) -> bool:
         case _:
             path = config.problems.path
     return path is not None and not path.startswith("hub:")
-
-
-def prompt_codec(config: PipelineConfig, dataset: str) -> TokenizerCodec:
-    """The model's tokenizer with the instruction that a dataset's questions get."""
-    from pipeline_lib.policy.tokenizers import load_codec
-
-    model = model_folder(config.policy.model, config.policy.revision, weights=False)
-    return load_codec(model, config.policy, instruction_for(config, dataset))

@@ -13,7 +13,7 @@ import torch
 from pipeline_lib.config import TrainConfig
 from pipeline_lib.training.objectives import relative_correctness_loss
 from pipeline_lib.training.trained_policy import TrainedPolicy
-from pipeline_lib.types import Outcome, TrainingExample
+from pipeline_lib.types import STOPPED, Outcome, TrainingExample
 
 Row = tuple[list[int], list[int], float]
 
@@ -31,7 +31,7 @@ def per_step_rows(examples: Sequence[TrainingExample], *, eos_token_id: int) -> 
             step = [int(i) for i in tree.token_ids[last]]
             if tree.outcomes[node] in (Outcome.CORRECT, Outcome.WRONG, Outcome.UNPARSED):
                 known = tree.end_token_id(node)
-                step.append(eos_token_id if known is None else known)
+                step += [] if known == STOPPED else [eos_token_id if known is None else known]
             rows.append((context, step, float(example.weights[node])))
     return rows
 

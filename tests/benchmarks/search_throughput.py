@@ -27,9 +27,9 @@ from benchmarks.measuring import Cost, Figure, clock_for, in_turns, measure, spe
 
 from pipeline_lib.config import SearchConfig
 from pipeline_lib.grading import GradingPool
-from pipeline_lib.policy.protocol import Policy, SampleRequest, SampleResult, SamplingParams, sample_all
+from pipeline_lib.policy.protocol import Policy, SampleRequest, SampleResult, sample_all
 from pipeline_lib.policy.redraw import draw_all
-from pipeline_lib.search import SearchStats, TokenTexts, TreeBuilder, search_trees, split_steps
+from pipeline_lib.search import SearchStats, TokenTexts, TreeBuilder, sampling_params, search_trees, split_steps
 from pipeline_lib.search.rollout import Rollout, rollout_from_result
 from pipeline_lib.search.simulation import Simulation, SimulationWindow
 from pipeline_lib.seeding import derive_generator, derive_seed
@@ -172,7 +172,7 @@ def raw_requests(
     policy: Policy, problems: Sequence[Problem], config: SearchConfig, *, seed: int
 ) -> list[SampleRequest]:
     """`num_simulations` independent rollouts of every problem."""
-    params = SamplingParams(config.max_new_tokens, config.temperature, config.top_p)
+    params = sampling_params(config, config.max_new_tokens)
     requests = []
     for problem in problems:
         prompt = policy.codec.encode_prompt(problem.question)

@@ -51,8 +51,9 @@ def sampled_table(result: RunResult, config: PipelineConfig) -> Table | None:
     if not rows:
         return None
     evaluation = config.evaluation
-    samples = f"{evaluation.num_samples} samples at temperature 1 for each of the first {evaluation.sampled_problems}"
-    title = f"{samples} problems, beside greedy on all, in %"
+    nucleus = f" and top_p {evaluation.top_p:g}" if evaluation.top_p < 1 else ""
+    samples = f"{evaluation.num_samples} samples at temperature {evaluation.temperature:g}{nucleus}"
+    title = f"{samples} for each of the first {evaluation.sampled_problems} problems, beside greedy on all, in %"
     table = Table("iteration", "test set", title=title, title_justify="left")
     for name in names:
         table.add_column(name, justify="right")

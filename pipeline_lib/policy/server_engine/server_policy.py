@@ -6,8 +6,9 @@ Which endpoint answers a request is no part of its result, nor is how often it h
 The tokenizer is local; only adapters can be given to a server over its API, and only from a folder that it sees too.
 They stay loaded there, since others may sample them.
 
-Departures from the transformers backend: those of `vllm_policy`, and `EngineStats` counts microseconds in flight for
-decode steps, which a server does not tell.
+Departures from the transformers backend: those of `vllm_policy`; `EngineStats` counts microseconds in flight for
+decode steps, which a server does not tell; and servers know stop strings alone, so an answer that its marked line ends
+is sampled on to its own end, or the next stop, and cut afterwards.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pipeline_lib.policy.codec import TokenizerCodec
 from pipeline_lib.policy.end_tokens import declared_end_ids, end_token_ids, read_answer
 from pipeline_lib.policy.in_flight import InFlight, ModelLimits
 from pipeline_lib.policy.model_folders import model_commit, model_folder
+from pipeline_lib.policy.prompting.stop_rule import AnswerEnd, end_of_answer, rule_of
 from pipeline_lib.policy.protocol import Codec, EngineStats, FinishReason, SampleRequest, SampleResult
 from pipeline_lib.policy.server_engine.endpoint import Completion, Target
 from pipeline_lib.policy.server_engine.endpoint_pool import EndpointPool, Outcome
@@ -72,7 +74,7 @@ class ServerPolicy:
         self._limits = _limits(model_dir, config)
         self._end_ids = end_token_ids(declared_end_ids(model_dir, config.revision), codec.tokenizer)
         self._in_flight = InFlight()
-        self._running: dict[str, int] = {}  # prompt tokens of each request that an endpoint has
+        self._running: dict[str, SampleRequest] = {}  # those that an endpoint has
         self._pool = EndpointPool(config, api_key)
         try:
             self.load(model_dir, adapter_dir=adapter_dir, policy_id=policy_id)
@@ -140,11 +142,15 @@ class ServerPolicy:
             "max_tokens": min(params.max_new_tokens, self._limits.context - len(ids)),
             "temperature": params.temperature,
             "top_p": params.top_p,
+            "top_k": params.top_k,
+            "min_p": params.min_p,
             "seed": request.seed,
             "stop_token_ids": self._end_ids,
             "return_token_ids": True,
         }
-        self._running[request.request_id] = len(ids)
+        if strings := rule_of(self.codec).strings:
+            body["stop"] = list(strings)
+        self._running[request.request_id] = request
         self._pool.start(request.request_id, body)
 
     def _wait(self) -> tuple[str, Outcome] | Exception:
@@ -161,15 +167,27 @@ class ServerPolicy:
         if isinstance(item, Exception):
             raise item
         request_id, outcome = item
-        num_prompt = self._running.pop(request_id)
+        request = self._running.pop(request_id)
         if not isinstance(outcome, Completion):  # what servers do not take is a failed request, not the search's end
             self._in_flight.finish(request_id, (), FinishReason.ERROR)
             return
         self.stats.tokens_generated += len(outcome.token_ids)
         self.stats.tokens_reused += outcome.num_cached
-        self.stats.tokens_prefilled += num_prompt - outcome.num_cached
+        self.stats.tokens_prefilled += len(request.token_ids) - outcome.num_cached
         answer = read_answer(outcome.token_ids, outcome.finish_reason, self._end_ids, outcome.stop_reason)
-        self._in_flight.finish(request_id, *answer)
+        end = self._end_by_rule(request, answer[0], outcome.stop_reason)
+        if end is not None:
+            self._in_flight.stop(request_id, answer[0], end)
+        else:
+            self._in_flight.finish(request_id, *answer)
+
+    def _end_by_rule(self, request: SampleRequest, token_ids: Sequence[int], stop_reason: object) -> AnswerEnd | None:
+        """Where an answer ended by the stop rule, or where a server says that it did; None where it did not."""
+        rule = rule_of(self.codec)
+        end = end_of_answer(token_ids, request, self.codec, rule) if rule else None
+        if end is None and stop_reason in rule.strings:
+            return AnswerEnd(len(token_ids), len(self.codec.decode(np.array(token_ids, dtype=np.int32))))
+        return end
 
 
 def _limits(model_dir: Path | str, config: PolicyConfig) -> ModelLimits:

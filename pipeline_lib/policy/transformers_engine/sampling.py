@@ -38,17 +38,27 @@ def draw_uniforms(seed: int, num_tokens: int) -> Float64Array:
     return _PHILOX.generator.random(num_tokens)
 
 
-def draw_tokens(logits: Tensor, uniforms: Tensor, temperatures: Tensor, top_ps: Tensor) -> Tensor:
+def draw_tokens(
+    logits: Tensor,
+    uniforms: Tensor,
+    temperatures: Tensor,
+    top_ps: Tensor,
+    top_ks: Tensor | None = None,
+    min_ps: Tensor | None = None,
+) -> Tensor:
     """`[B]` int64 token ids; -1 where a row's logits are not finite numbers.
 
     Greedy where the temperature is 0, else the first token whose cumulative probability exceeds u.
-    With ``top_p < 1`` only the smallest set of most probable tokens with at least that mass takes part.
+    Tokens less probable than ``min_p`` times the most probable one take no part, nor those beyond the ``top_k`` most
+    probable ones; with ``top_p < 1``, of what is left, only the smallest set of most probable tokens with at least that
+    share of its mass. All three look at the probabilities that the temperature gives, in this order, as vLLM does.
 
-    Source: inverse transform sampling; nucleus as in Holtzman et al. 2020, arXiv 1904.09751.
-    Shapes: logits `[B, V]`; the rest `[B]`, uniforms float64, temperatures and top_ps float32.
+    Source: inverse transform sampling; nucleus as in Holtzman et al. 2020, arXiv 1904.09751; min_p as in Nguyen et al.
+    2024, arXiv 2407.01082.
+    Shapes: logits `[B, V]`; the rest `[B]`, uniforms float64, top_ks int64 (0 or None keeps all), the others float32.
 
     Example: probabilities (0.2, 0.5, 0.3) give token 0 for u = 0.1, 1 for u = 0.2 and 2 for u = 0.95;
-    with top_p 0.6, tokens 1 and 2 remain, in that order, as 0.625 and 0.375.
+    with top_p 0.6, top_k 2 or min_p 0.5, tokens 1 and 2 remain, in that order, as 0.625 and 0.375.
     """
     logits = logits.float()
     largest, tokens = logits.max(dim=-1)
@@ -58,9 +68,11 @@ def draw_tokens(logits: Tensor, uniforms: Tensor, temperatures: Tensor, top_ps: 
         scaled = (logits - largest[:, None]) / torch.where(sampled, temperatures, 1.0)[:, None]
         probs = torch.softmax(scaled, dim=-1)
         drawn = _invert(probs, uniforms)
-        nucleus = torch.nonzero(top_ps < 1).squeeze(1)
-        if len(nucleus):
-            drawn[nucleus] = _draw_nucleus(probs[nucleus], uniforms[nucleus], top_ps[nucleus])
+        top_ks = torch.zeros_like(uniforms, dtype=torch.int64) if top_ks is None else top_ks
+        min_ps = torch.zeros_like(top_ps) if min_ps is None else min_ps
+        cut = torch.nonzero((top_ps < 1) | (top_ks > 0) | (min_ps > 0)).squeeze(1)
+        if len(cut):
+            drawn[cut] = _draw_likely(probs[cut], uniforms[cut], top_ps[cut], top_ks[cut], min_ps[cut])
         tokens = torch.where(sampled, drawn, tokens)
     return torch.where(torch.isfinite(largest), tokens, -1)
 
@@ -72,8 +84,14 @@ def _invert(probs: Tensor, uniforms: Tensor) -> Tensor:
     return drawn.clamp_(max=probs.shape[-1] - 1)
 
 
-def _draw_nucleus(probs: Tensor, uniforms: Tensor, top_ps: Tensor) -> Tensor:
+def _draw_likely(probs: Tensor, uniforms: Tensor, top_ps: Tensor, top_ks: Tensor, min_ps: Tensor) -> Tensor:
+    """`[B]` the token at u among the likely ones of each row; see `draw_tokens`."""
     ordered, indices = torch.sort(probs, dim=-1, descending=True, stable=True)
-    mass_before = torch.cumsum(ordered, dim=-1, dtype=torch.float64) - ordered
-    kept = torch.where(mass_before < top_ps[:, None], ordered, 0.0)
+    ranks = torch.arange(probs.shape[-1], device=probs.device)
+    is_within = (ranks < top_ks[:, None]) | (top_ks == 0)[:, None]
+    left = torch.where(is_within & (ordered >= min_ps[:, None] * ordered[:, :1]), ordered, 0.0)
+    mass_before = torch.cumsum(left, dim=-1, dtype=torch.float64) - left
+    # A softmax adds up to 1, so rows that nothing was taken from need no sum, whose rounding would move their nucleus.
+    mass = torch.where((top_ks > 0) | (min_ps > 0), left.sum(dim=-1, dtype=torch.float64), 1.0)
+    kept = torch.where(mass_before < (top_ps * mass)[:, None], left, 0.0)
     return indices.gather(1, _invert(kept, uniforms)[:, None]).squeeze(1)

@@ -19,7 +19,7 @@ from pipeline_lib.types import Int32Array
 IntArray = NDArray[np.int64]
 MIN_RETAINED = 2  # rows: one is copied from while another takes over what a slot held
 _ROW_ARRAYS = ("tokens", "lengths", "computed", "last_used")
-_SLOT_ARRAYS = ("prompt_lengths", "limits", "temperatures", "top_ps", "uniforms", "occupied")
+_SLOT_ARRAYS = ("prompt_lengths", "limits", "temperatures", "top_ps", "top_ks", "min_ps", "uniforms", "occupied")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,8 @@ class SlotTable:
         self.limits = np.zeros(num_slots, dtype=np.int64)
         self.temperatures = np.ones(num_slots, dtype=np.float32)
         self.top_ps = np.ones(num_slots, dtype=np.float32)
+        self.top_ks = np.zeros(num_slots, dtype=np.int64)
+        self.min_ps = np.zeros(num_slots, dtype=np.float32)
         self.occupied = np.zeros(num_slots, dtype=bool)
         self.uniforms = np.zeros((num_slots, 1))
         self.requests: list[SampleRequest | None] = [None] * num_slots
@@ -94,6 +96,7 @@ class SlotTable:
         self.computed[slot] = num_copied
         self.limits[slot] = min(length + params.max_new_tokens, self.context)
         self.temperatures[slot], self.top_ps[slot] = params.temperature, params.top_p
+        self.top_ks[slot], self.min_ps[slot] = params.top_k, params.min_p
         self.occupied[slot] = True
         self.requests[slot] = request
         num_new = int(self.limits[slot]) - length

@@ -28,6 +28,7 @@ from pipeline_lib.policy.codec import TokenizerCodec
 from pipeline_lib.policy.devices import resolve_device
 from pipeline_lib.policy.end_tokens import declared_end_ids, end_token_ids
 from pipeline_lib.policy.in_flight import InFlight, ModelLimits
+from pipeline_lib.policy.prompting.stop_rule import AnswerEnd, StopWatch, watch_for
 from pipeline_lib.policy.protocol import Codec, EngineStats, FinishReason, SampleRequest, SampleResult
 from pipeline_lib.policy.transformers_engine.kv_cache import ROW_MULTIPLE, RowCopy, round_up
 from pipeline_lib.policy.transformers_engine.model_loading import load_model
@@ -35,6 +36,7 @@ from pipeline_lib.policy.transformers_engine.model_runner import ModelRunner, is
 from pipeline_lib.policy.transformers_engine.pass_plan import TokenRows, plan_pass
 from pipeline_lib.policy.transformers_engine.sampling import draw_tokens
 from pipeline_lib.policy.transformers_engine.slots import MIN_RETAINED, IntArray, SlotTable
+from pipeline_lib.types import Int32Array
 
 WORTH_WAITING = 16  # tokens: a request waits a step for another one's prefill if that saves so many
 
@@ -80,6 +82,7 @@ class TransformersPolicy:
         self._runner = ModelRunner(model, self._table.num_rows, device)
         self.batch_invariant = is_batch_invariant(model, device)
         self._in_flight = InFlight()
+        self._watches: dict[str, StopWatch] = {}  # of the running requests, where more than a token ends an answer
 
     @property
     def num_in_flight(self) -> int:
@@ -98,6 +101,7 @@ class TransformersPolicy:
 
     def close(self) -> None:
         self._in_flight.clear()
+        self._watches.clear()
         self._runner.close()
 
     def _step(self) -> None:
@@ -136,6 +140,8 @@ class TransformersPolicy:
             if match.length:
                 copies.append(RowCopy(match.row, slot, match.length))
             table.admit(slot, request, match.length)
+            if (watch := watch_for(self.codec, request)) is not None:
+                self._watches[request.request_id] = watch
             self.stats.tokens_reused += match.length
             self.stats.tokens_prefilled += len(request.token_ids) - match.length
         waiting.extendleft(reversed(held_back))
@@ -152,8 +158,8 @@ class TransformersPolicy:
         table, num_rows = self._table, len(logits)
         index = np.maximum(table.lengths[:num_rows] - table.prompt_lengths[:num_rows], 0)
         uniforms = table.uniforms[np.arange(num_rows), np.minimum(index, table.uniforms.shape[1] - 1)]
-        arrays = (uniforms, table.temperatures[:num_rows], table.top_ps[:num_rows])
-        inputs = (torch.from_numpy(array).to(logits.device) for array in arrays)
+        per_row = (table.temperatures, table.top_ps, table.top_ks, table.min_ps)
+        inputs = (torch.from_numpy(a).to(logits.device) for a in (uniforms, *(each[:num_rows] for each in per_row)))
         drawn: IntArray = draw_tokens(logits, *inputs).cpu().numpy()
         return drawn[ready]
 
@@ -164,19 +170,34 @@ class TransformersPolicy:
         going = ready[~(broken | ended)]
         table.tokens[going, table.lengths[going]] = tokens[~(broken | ended)]
         table.lengths[going] += 1
-        over = broken | ended | (table.lengths[ready] >= table.limits[ready])
+        stopped = self._stopped(going) if self._watches else {}
+        over = broken | ended | (table.lengths[ready] >= table.limits[ready]) | np.isin(ready, list(stopped))
         if not over.any():
             return
         for slot, token, is_broken, is_ended in zip(ready[over], tokens[over], broken[over], ended[over], strict=True):
             reason = FinishReason.ERROR if is_broken else FinishReason.STOP if is_ended else FinishReason.LENGTH
-            request = table.requests[slot]
-            assert request is not None
-            new_ids = table.tokens[slot, table.prompt_lengths[slot] : table.lengths[slot]]
-            self._in_flight.finish(request.request_id, new_ids, reason, int(token) if is_ended else None)
+            request_id, new_ids = self._answer_in(slot)
+            if slot in stopped:
+                self._in_flight.stop(request_id, new_ids, stopped[slot])
+            else:
+                self._in_flight.finish(request_id, new_ids, reason, int(token) if is_ended else None)
+            self._watches.pop(request_id, None)
         table.finish(ready[over])
         if broken.any():
             self._runner.clear_rows(ready[broken])
             table.forget(ready[broken])
+
+    def _answer_in(self, slot: int) -> tuple[str, Int32Array]:
+        """The id of the request that runs in `slot`, and what it has drawn so far."""
+        table, request = self._table, self._table.requests[slot]
+        assert request is not None
+        return request.request_id, table.tokens[slot, table.prompt_lengths[slot] : table.lengths[slot]]
+
+    def _stopped(self, slots: IntArray) -> dict[int, AnswerEnd]:
+        """Where answers have ended by the stop rule, by the slots that they run in."""
+        answers = {int(slot): self._answer_in(int(slot)) for slot in slots}
+        looks = {slot: self._watches[name].look(ids) for slot, (name, ids) in answers.items() if name in self._watches}
+        return {slot: end for slot, end in looks.items() if end is not None}
 
     def _compact(self) -> None:
         """Moves the last running requests forward once that makes the passes shorter: nobody will fill the gaps."""

@@ -51,7 +51,6 @@ class VllmEngine:
             self._vllm.SamplingParams,
             detokenize=False,
             skip_clone=True,
-            output_kind=self._vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
         )
         self._config = config
         self._lora_rank = lora_rank
@@ -87,10 +86,18 @@ class VllmEngine:
         self._is_asleep = False
         self._set_adapter(weights)
 
-    def add(self, request_id: str, token_ids: list[int], **sampling: Any) -> bool:
-        """Hands a request over; False if vLLM does not take it. `sampling` goes to `vllm.SamplingParams`."""
+    def add(self, request_id: str, token_ids: list[int], *, is_watched: bool = False, **sampling: Any) -> bool:
+        """Hands a request over; False if vLLM does not take it.
+
+        Args:
+            request_id: unique among those that run.
+            token_ids: what is continued.
+            is_watched: `step` gives its output after every pass, no longer the last one alone.
+            sampling: for `vllm.SamplingParams`.
+        """
+        kinds = self._vllm.sampling_params.RequestOutputKind
         try:
-            params = self._sampling_params(**sampling)
+            params = self._sampling_params(output_kind=kinds.CUMULATIVE if is_watched else kinds.FINAL_ONLY, **sampling)
             prompt = {"type": "token", "prompt_token_ids": token_ids}
             self._engine.add_request(request_id, prompt, params, lora_request=self._lora)
         except (ValueError, self._vllm.exceptions.VLLMClientError):
@@ -98,7 +105,7 @@ class VllmEngine:
         return True
 
     def step(self) -> list[Any]:
-        """One pass over all running requests; vLLM's outputs of those that have finished."""
+        """One pass over all running requests; vLLM's outputs of those that have finished or are watched."""
         outputs: list[Any] = self._engine.step()
         return outputs
 

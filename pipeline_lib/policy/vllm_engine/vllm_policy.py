@@ -23,6 +23,7 @@ from pipeline_lib.policy.adapters import Weights
 from pipeline_lib.policy.codec import TokenizerCodec
 from pipeline_lib.policy.end_tokens import declared_end_ids, end_token_ids, read_answer
 from pipeline_lib.policy.in_flight import InFlight
+from pipeline_lib.policy.prompting.stop_rule import StopWatch, watch_for
 from pipeline_lib.policy.protocol import Codec, EngineStats, FinishReason, SampleRequest, SampleResult
 from pipeline_lib.policy.vllm_engine.llm_engine import VllmEngine
 
@@ -62,7 +63,7 @@ class VllmPolicy:
         declared = declared_end_ids(model_dir, config.revision if isinstance(model_dir, str) else None)
         self._end_ids = end_token_ids(declared, codec.tokenizer)
         self._in_flight = InFlight()
-        self._running: set[str] = set()
+        self._running: dict[str, StopWatch | None] = {}
 
     @property
     def num_in_flight(self) -> int:
@@ -102,33 +103,43 @@ class VllmPolicy:
         self.stats.slot_steps += len(self._running)
         self.stats.capacity_steps += self.capacity
         for output in self._engine.step():
-            if output.finished:
-                self._collect(output)
+            self._collect(output)
 
     def _start(self, request: SampleRequest) -> None:
-        params, ids = request.params, request.token_ids.tolist()
+        params, ids, watch = request.params, request.token_ids.tolist(), watch_for(self.codec, request)
         is_taken = self._engine.add(
             request.request_id,
             ids,
+            is_watched=watch is not None,
             max_tokens=min(params.max_new_tokens, self._engine.limits.context - len(ids)),
             temperature=params.temperature,
             top_p=params.top_p,
+            top_k=params.top_k,
+            min_p=params.min_p,
             seed=request.seed,
             stop_token_ids=self._end_ids,
         )
         if is_taken:
-            self._running.add(request.request_id)
+            self._running[request.request_id] = watch
         else:  # what vLLM does not take is a failed request, not the end of the search
             self._in_flight.finish(request.request_id, (), FinishReason.ERROR)
 
     def _collect(self, output: Any) -> None:
-        """Turns vLLM's output into a result."""
-        completion = output.outputs[0]
+        """Turns vLLM's output into a result, unless its answer goes on; one that the stop rule ends is taken back."""
+        completion, watch = output.outputs[0], self._running[output.request_id]
+        sampled, stop_reason = list(completion.token_ids), completion.stop_reason
+        answer = read_answer(sampled, completion.finish_reason, self._end_ids, stop_reason) if output.finished else None
+        end = None if watch is None else watch.look(sampled if answer is None else answer[0])
+        if answer is None and end is None:
+            return
+        if answer is None:
+            self._engine.abort([output.request_id])
         num_cached = output.num_cached_tokens or 0
-        self._running.discard(output.request_id)
-        self.stats.tokens_generated += len(completion.token_ids)
+        del self._running[output.request_id]
+        self.stats.tokens_generated += len(sampled)
         self.stats.tokens_reused += num_cached
         self.stats.tokens_prefilled += len(output.prompt_token_ids) - num_cached
-        token_ids, stop_reason = list(completion.token_ids), completion.stop_reason
-        answer = read_answer(token_ids, completion.finish_reason, self._end_ids, stop_reason)
-        self._in_flight.finish(output.request_id, *answer)
+        if end is not None:
+            self._in_flight.stop(output.request_id, sampled, end)
+        elif answer is not None:
+            self._in_flight.finish(output.request_id, *answer)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline_lib.types import ROOT, Float64Array, Int32Array, Outcome, SearchTree, TrainingExample
+from pipeline_lib.types import ROOT, STOPPED, Float64Array, Int32Array, Outcome, SearchTree, TrainingExample
 
 Unit = tuple[int, ...]
 
@@ -66,7 +66,8 @@ def pack_example(example: TrainingExample, *, eos_token_id: int) -> PackedTree:
     """The example as one packed tree of whatever size, see `cutting`; steps that nothing scored needs are left out.
 
     Where the policy itself ended a rollout, the token that ended it is part of what was
-    sampled: it is scored with that step, so that stopping is trained too.
+    sampled: it is scored with that step, so that stopping is trained too. Where a stop string did, no token was
+    sampled for it, and the step's own tokens are all that is scored.
 
     Args:
         example: weights, or pairs, say which steps are scored; the rest is context.
@@ -167,7 +168,7 @@ def _scored_tokens(
         inside = np.arange(starts[node], starts[node] + len(ids), dtype=np.int32)
         if tree.outcomes[node] in ENDED_BY_POLICY and not tree.cutoffs[node]:  # else no end was sampled
             known = tree.end_token_id(node)
-            ids = np.append(ids, np.int32(eos_token_id if known is None else known))
+            ids = ids if known == STOPPED else np.append(ids, np.int32(eos_token_id if known is None else known))
         targets.append(ids)
         sources.append(np.append(np.int32(last[int(tree.parents[node])]), inside)[: len(ids)])
     lengths = [len(ids) for ids in targets]
