@@ -1,16 +1,19 @@
 """One problem through every stage, with the very model of the run, and how fast this machine is at it.
 
-A stage that would fail after hours of search fails here within a minute. Where chance gives no signal, as with
-a model that is always right or always wrong, the rollouts are graded in turns, so that training is tried all the same.
+A stage that would fail after hours of search fails here within a minute or two: speed is that of the beginnings of
+answers where whole ones would take longer. Where chance gives no signal, as with a model that is always right or always
+wrong, the rollouts are graded in turns, so that training is tried all the same.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from pipeline_lib.config import ConfigError, EvaluationConfig, PipelineConfig
 from pipeline_lib.config.truncation import dial_to_raise
@@ -24,12 +27,14 @@ from pipeline_lib.score.score_audit import audit_scores, count_cut_rollouts
 from pipeline_lib.search import sampling_params, search_trees, write_trees_parquet
 from pipeline_lib.seeding import derive_seed
 from pipeline_lib.training.batches.examples import build_examples
-from pipeline_lib.types import Grade, Outcome, PolicyRef, Problem, SearchTree
+from pipeline_lib.types import Outcome, PolicyRef, Problem, SearchTree
 from tasks.runtime.engines import engines, open_policy
 from tasks.runtime.graders import extractor, open_grader
 from tasks.runtime.policies import base_policy
 
-MAX_SIMULATIONS = 16
+MAX_SIMULATIONS = 8
+FIRST_TOKENS = 8  # of each answer, to find out how long more of them take
+SECONDS_OF_SAMPLING = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,55 +64,43 @@ class Rehearsal:
     graded_in_turns: bool
 
 
-class AlternatingGrader(Grader):
-    """Calls every other answer right, whatever it says."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._finished: list[tuple[str, Grade]] = []
-
-    @property
-    def num_in_flight(self) -> int:
-        return len(self._finished)
-
-    def submit(self, key: str, prediction: str, gold: str) -> None:
-        self._count += 1
-        self._finished.append((key, Grade.CORRECT if self._count % 2 else Grade.WRONG))
-
-    def poll(self, *, block: bool) -> list[tuple[str, Grade]]:
-        finished, self._finished = self._finished, []
-        return finished
-
-
-def rehearse(config: PipelineConfig, problem: Problem, folder: Path) -> Rehearsal:
+def rehearse(
+    config: PipelineConfig, problem: Problem, folder: Path, on_part: Callable[[str], None] = lambda _: None
+) -> Rehearsal:
     """Samples, searches, scores, audits, trains, loads what was trained, and answers with it.
 
     Args:
         config: what the run will use.
         problem: the one that goes through.
         folder: empty; gets what training writes.
+        on_part: told in a word or two what begins.
 
     Raises:
         ConfigError: no rollout has an answer that can be graded.
     """
     base = base_policy(config)
     with _closing_engines(), open_grader(config, problem.dataset) as grader:
+        on_part("loading the model")
         engine = open_policy(config, base, [problem])
+        on_part("sampling")
         sampled_per_s, tokens_per_answer = _throughput(engine, problem, config)
+        on_part("searching")
         tree = _search(config, problem, engine, grader)
-        informative = tree if tree.is_informative else _search(config, problem, engine, AlternatingGrader())
+        informative = tree if tree.is_informative else graded_in_turns(tree)
         if not informative.is_informative:
             raise ConfigError(
                 f"none of {tree.num_simulations} rollouts has an answer that can be graded ({_outcomes(tree)}): raise "
                 f"{dial_to_raise(count_cut_rollouts([tree]))}, or take a model that follows the instruction"
             )
+        on_part("training")
         trained_tokens, seconds = _train(config, informative, folder)
+        on_part("answering with what was trained")
         trained = base.model_copy(update={"policy_id": "rehearsal", "adapter_uri": str(folder / "policy")})
         _evaluate(config, problem, trained, grader)
     write_trees_parquet([tree], folder / "trees.parquet")
     return Rehearsal(
         sampled_per_s=sampled_per_s,
-        tokens_per_answer=tokens_per_answer,
+        tokens_per_answer=_mean_path_tokens(tree) if tokens_per_answer is None else tokens_per_answer,
         tokens_per_rollout=tree.tokens_generated / tree.num_simulations,
         trained_per_s=trained_tokens / seconds,
         trained_tokens=trained_tokens,
@@ -127,9 +120,19 @@ def _closing_engines() -> Iterator[None]:
         engines.close()
 
 
-def _throughput(engine: Policy, problem: Problem, config: PipelineConfig) -> tuple[float, float]:
-    """Tokens per second of as many independent answers as the engine holds, and their mean length."""
-    params = sampling_params(config.search, config.search.max_new_tokens)
+def _throughput(engine: Policy, problem: Problem, config: PipelineConfig) -> tuple[float, float | None]:
+    """Tokens per second of as many independent answers as the engine holds, and their mean length if they are whole."""
+    longest = config.search.max_new_tokens
+    num_tokens, seconds = _sample(engine, problem, config, min(longest, FIRST_TOKENS))
+    affordable = int(SECONDS_OF_SAMPLING * num_tokens / seconds / engine.capacity)
+    length = min(longest, max(affordable, FIRST_TOKENS))
+    num_tokens, seconds = _sample(engine, problem, config, length)
+    return num_tokens / seconds, num_tokens / engine.capacity if length == longest else None
+
+
+def _sample(engine: Policy, problem: Problem, config: PipelineConfig, max_new_tokens: int) -> tuple[int, float]:
+    """Tokens of a full engine's answers of at most `max_new_tokens` each, and the seconds that they took."""
+    params = sampling_params(config.search, max_new_tokens)
     prompt = engine.codec.encode_prompt(problem.question)
     started = time.perf_counter()
     requests = [
@@ -137,8 +140,7 @@ def _throughput(engine: Policy, problem: Problem, config: PipelineConfig) -> tup
         for i in range(engine.capacity)
     ]
     answers = draw_all(engine, requests, max_failed_share=config.policy.max_failed_share)
-    num_tokens = sum(len(answer.token_ids) for answer in answers.values())
-    return num_tokens / (time.perf_counter() - started), num_tokens / engine.capacity
+    return sum(len(answer.token_ids) for answer in answers.values()), time.perf_counter() - started
 
 
 def _search(config: PipelineConfig, problem: Problem, engine: Policy, grader: Grader) -> SearchTree:
@@ -156,6 +158,23 @@ def _search(config: PipelineConfig, problem: Problem, engine: Policy, grader: Gr
         max_failed_share=config.policy.max_failed_share,
     )
     return trees[0]
+
+
+def graded_in_turns(tree: SearchTree) -> SearchTree:
+    """The tree with every other of its answers called right, whatever it says, and the others wrong."""
+    graded = np.isin(tree.outcomes, (Outcome.CORRECT, Outcome.WRONG, Outcome.UNPARSED)).nonzero()[0]
+    outcomes, sums = tree.outcomes.copy(), np.zeros(tree.num_nodes)
+    outcomes[graded[::2]], outcomes[graded[1::2]] = Outcome.CORRECT, Outcome.WRONG
+    sums[graded[::2]] = tree.visits[graded[::2]]
+    for node in range(tree.num_nodes - 1, 0, -1):
+        sums[tree.parents[node]] += sums[node]
+    return replace(tree, outcomes=outcomes, value_sums=sums)
+
+
+def _mean_path_tokens(tree: SearchTree) -> float:
+    """Tokens from the question to the end of a rollout, on average over rollouts."""
+    tokens = np.array([len(ids) for ids in tree.token_ids])
+    return float((tokens * tree.visits).sum() / tree.num_rollouts)
 
 
 def _train(config: PipelineConfig, tree: SearchTree, folder: Path) -> tuple[float, float]:
