@@ -12,7 +12,7 @@ from tasks.audit import audit_iteration, load_audit
 from tasks.evaluate import evaluate_policy
 from tasks.finish import finish_run
 from tasks.gate import decide_gate
-from tasks.problems import draw_problems, evaluation_sets
+from tasks.problems import asked_before, draw_problems, evaluation_sets
 from tasks.record import record_iteration
 from tasks.runtime.artifacts import drop_doubles
 from tasks.runtime.flow_tracking import begin_tracking, end_log, end_unfinished
@@ -69,7 +69,7 @@ def record_base(config: PipelineConfig, base: PolicyRef) -> IterationRecord:
 def run_iteration(config: PipelineConfig, parent: PolicyRef, earlier: list[IterationRecord]) -> IterationRecord:
     """Steps 2 to 6, once."""
     index, policy = len(earlier), parent
-    problems = draw_problems(config=config, iteration=index)
+    problems = draw_problems(config=config, iteration=index, asked=asked_before(config, earlier))
     stages = search_and_audit(config, problems, parent, index)
     evaluations: list[Ref] = []
     if load_audit(stages["audit"][0]).passed:
