@@ -20,7 +20,7 @@ from tasks.runtime.policies import base_policy, trained_policy
 from tasks.runtime.prompts import check_prompts
 from tasks.score import score_steps
 from tasks.search import search_problems
-from tasks.train import check_training, train_policy
+from tasks.train import check_training, replayed_from, train_policy
 
 
 @flow(
@@ -74,7 +74,10 @@ def run_iteration(config: PipelineConfig, parent: PolicyRef, earlier: list[Itera
     evaluations: list[Ref] = []
     if load_audit(stages["audit"][0]).passed:
         trees, scores = stages["search"], stages["score"][0]
-        trained = train_policy(config=config, trees=trees, scores=scores, policy=parent, iteration=index)
+        again = replayed_from(config, earlier)
+        trained = train_policy(
+            config=config, trees=trees, scores=scores, policy=parent, iteration=index, replayed=again
+        )
         policy = trained_policy(config, trained, iteration=index)
         stages["train"] = (trained,)
         evaluations = evaluate_everywhere(config, policy)

@@ -73,3 +73,15 @@ def test_an_iteration_asks_again_what_the_one_before_left_undecided(new_home: Ca
     before = of_content(home)
     run_in(home, small_config(*two, "problems.curriculum=informative"))
     assert of_content(home) == before
+
+
+@in_a_flow
+def test_a_training_takes_up_the_trees_of_the_iteration_before(new_home: Callable[[], Path]) -> None:
+    home = new_home()
+    two = (*SCRIPTED, "num_iterations=2", "gate.patience=9")
+    plain = run_in(home, small_config(*two))
+    replaying = run_in(home, small_config(*two, "train.replay_iterations=1"))
+    first, second = ([record.train["num_trees"] for record in result.records[1:]] for result in (plain, replaying))
+    assert second == [first[0], first[0] + first[1]]
+    assert replaying.records[1].refs["train"] == plain.records[1].refs["train"]  # nothing to take up yet
+    assert replaying.records[2].refs["train"] != plain.records[2].refs["train"]

@@ -170,10 +170,10 @@ class SearchConfig(ConfigGroup):
 class ScoreConfig(ConfigGroup):
     """Equation 1: from visits and value sums to scores; `train` makes weights of them."""
 
-    baseline: Literal["others", "group"] = Field(
+    baseline: Literal["others", "group", "root"] = Field(
         "others",
-        description="What a step is compared with: its siblings, without or with the step itself. Paper: others is the "
-        "literal reading.",
+        description="What a step is compared with: its siblings, without (others) or with the step itself (group), or "
+        "both its parent and the root of its tree (root), after TreeRL. Paper: others is the literal reading.",
     )
     scaling: Literal["linear", "sqrt", "none"] = Field(
         "linear",
@@ -185,6 +185,19 @@ class ScoreConfig(ConfigGroup):
         ge=1,
         description="Steps with fewer rollouts score 0: they are not trained on (rft alone takes them, it reads no "
         "scores), yet count in their siblings' mean. 1 leaves none out. Our choice.",
+    )
+    prior_rollouts: float = Field(
+        0.0,
+        ge=0,
+        json_schema_extra={"before": 0.0},
+        description="Imagined rollouts that add the baseline's value to a step's own: with k of them its difference is "
+        "multiplied by N / (N + k), so that few rollouts say less. 0 takes every rollout at its word. Our choice.",
+    )
+    chain_credit: bool = Field(
+        False,
+        json_schema_extra={"before": False},
+        description="A step without siblings takes over the score of the step before it, so that the ends of answers "
+        "are taught too; else it scores 0 under others and group. Paper: it has no siblings to be compared with.",
     )
 
 
