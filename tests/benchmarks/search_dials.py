@@ -13,39 +13,34 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path[0] = str(Path(__file__).resolve().parents[2])
+from rich.console import Console
+from rich.table import Column, Table
 
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
-
-from deployments.presets import PRESETS  # noqa: E402
-from pipeline_lib.config import PipelineConfig, SearchConfig, apply_overrides  # noqa: E402
-from pipeline_lib.policy.protocol import Policy  # noqa: E402
-from pipeline_lib.problems.draw import DrawnProblems, draw_problems, prefer_informative  # noqa: E402
-from pipeline_lib.problems.run_sets import training_pool  # noqa: E402
-from pipeline_lib.score import score_tree  # noqa: E402
-from pipeline_lib.search import extra_simulations, search_trees  # noqa: E402
-from pipeline_lib.types import Problem, SearchTree  # noqa: E402
-from tasks.runtime.engines import engines, open_policy  # noqa: E402
-from tasks.runtime.graders import open_grader  # noqa: E402
-from tasks.runtime.policies import base_policy  # noqa: E402
+from deployments.presets import PRESETS
+from pipeline_lib.config import PipelineConfig, SearchConfig, apply_overrides
+from pipeline_lib.policy.protocol import Policy
+from pipeline_lib.problems.draw import DrawnProblems, draw_problems, prefer_informative
+from pipeline_lib.problems.run_sets import training_pool
+from pipeline_lib.score import score_tree
+from pipeline_lib.search import extra_simulations, search_trees
+from pipeline_lib.types import Problem, SearchTree
+from tasks.runtime.engines import engines, open_policy
+from tasks.runtime.graders import open_grader
+from tasks.runtime.policies import base_policy
 
 DIALS: dict[str, dict[str, object]] = {
     "as it is": {},
     "selection=frontier": {"selection": "frontier"},
     "stop_after_equal=4": {"stop_after_equal": 4},
+    "… spend_saved=undecided": {"stop_after_equal": 4, "spend_saved": "undecided"},
     "stop_after_equal=8": {"stop_after_equal": 8},
-    "4, spend_saved=undecided": {"stop_after_equal": 4, "spend_saved": "undecided"},
 }
-FRESH, CURRICULUM = "second draw, uniform", "second draw, informative"
+FRESH, CURRICULUM = "curriculum=uniform", "curriculum=informative"  # of a second draw
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,13 +134,14 @@ def _pass(
 
 def table(found: Mapping[str, Sequence[Yield]]) -> Table:
     """Means over seeds, and beside each the ratio to the same draw without the dial."""
-    result = Table("dial", "problems", "tokens", "informative / 1,000", "", "scored steps / 1,000", "")
+    columns = [Column("dial", no_wrap=True), "problems", "tokens", "informative", "scored steps"]
+    result = Table(*columns, title="Informative problems and scored steps per 1,000 tokens")
     for name, yields in found.items():
         reference = found[FRESH if name == CURRICULUM else "as it is"]
         cells: list[str] = []
         for figure in ("informative", "scored_steps"):
             value, plain = (statistics.mean(y.per_1000_tokens()[figure] for y in of) for of in (yields, reference))
-            cells += [f"{value:.3f}", f"x {value / plain:.2f}"]
+            cells.append(f"{value:.3f}  x {value / plain:.2f}")
         counts = [statistics.mean(getattr(y, count) for y in yields) for count in ("problems", "tokens")]
         result.add_row(name, *(f"{count:,.0f}" for count in counts), *cells)
     return result
@@ -166,7 +162,7 @@ def main() -> None:
     for seed in arguments.seeds:
         for name, one in measure(config, seed):
             found.setdefault(name, []).append(one)
-            console.print(f"seed {seed}  {name}: {one}", highlight=False)
+            console.print(f"seed {seed}  {name}: {one}", highlight=False, soft_wrap=True)
     engines.close()
     console.print(table(found))
     if arguments.json is not None:
@@ -175,7 +171,8 @@ def main() -> None:
 
 
 def _counts(one: Yield) -> dict[str, float]:
-    return {name: getattr(one, name) for name in Yield.__slots__} | one.per_1000_tokens()
+    rates = {f"{name}_per_1000_tokens": rate for name, rate in one.per_1000_tokens().items()}
+    return {name: getattr(one, name) for name in Yield.__slots__} | rates
 
 
 if __name__ == "__main__":
