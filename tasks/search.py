@@ -15,7 +15,6 @@ from pipeline_lib.grading.workers.verifier import MATH
 from pipeline_lib.problems.problem_table import read_problems
 from pipeline_lib.search import (
     TreeWriter,
-    extra_simulations,
     read_counts,
     read_trees,
     read_trees_parquet,
@@ -23,6 +22,7 @@ from pipeline_lib.search import (
     step_rules,
     write_trees_parquet,
 )
+from pipeline_lib.search.simulation import extra_simulations
 from pipeline_lib.search.tree_files import TREES_FILE
 from pipeline_lib.seeding import derive_seed
 from pipeline_lib.store import PARTIAL, Entry

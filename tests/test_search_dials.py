@@ -8,7 +8,9 @@ from search_fixtures import as_dicts, babble, make_problems, search
 from tree_fixtures import flat_tree
 
 from pipeline_lib.config import SearchConfig
-from pipeline_lib.search import Step, TreeBuilder, extra_simulations, frontier_scores
+from pipeline_lib.search import Step, TreeBuilder
+from pipeline_lib.search.selection import frontier_scores
+from pipeline_lib.search.simulation import extra_simulations
 from pipeline_lib.types import ROOT, Outcome
 
 

@@ -3,8 +3,8 @@
 from pipeline_lib.search.alignment import TokenTexts
 from pipeline_lib.search.rollout import rollout_from_result
 from pipeline_lib.search.scheduler import search_trees
-from pipeline_lib.search.selection import frontier_scores, select, ucb1_scores
-from pipeline_lib.search.simulation import extra_simulations, request_at
+from pipeline_lib.search.selection import select, ucb1_scores
+from pipeline_lib.search.simulation import request_at
 from pipeline_lib.search.stats import SearchStats, total_stats
 from pipeline_lib.search.steps import Step, split_steps, step_rules
 from pipeline_lib.search.tree import TreeBuilder
@@ -23,8 +23,6 @@ __all__ = [
     "TokenTexts",
     "TreeBuilder",
     "TreeWriter",
-    "extra_simulations",
-    "frontier_scores",
     "read_counts",
     "read_roots",
     "read_trees",

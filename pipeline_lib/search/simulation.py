@@ -34,6 +34,24 @@ class Simulation:
     request: SampleRequest
 
 
+def extra_simulations(trees: Sequence[SearchTree], config: SearchConfig) -> int:
+    """Simulations that every undecided tree may add, where stopped trees leave what they saved to them.
+
+    ``floor(sum over stopped trees of (num_simulations - done) / undecided trees)``; 0 where none is undecided.
+
+    Source: our choice.
+
+    Args:
+        trees: of all problems of an iteration, whatever shards they were searched in.
+        config: what they were searched with.
+
+    Example: two trees that stopped after 4 of 16 and three undecided ones: 24 // 3 = 8 more for each of the three.
+    """
+    saved = sum(config.num_simulations - tree.num_simulations for tree in trees if not tree.is_informative)
+    num_undecided = sum(tree.is_informative for tree in trees)
+    return max(0, saved) // num_undecided if num_undecided else 0
+
+
 class SimulationWindow:
     """Starts one tree's simulations and inserts their results in order, within the tree's budget.
 
@@ -136,21 +154,3 @@ def request_at(tree: TreeBuilder, node: int, index: int, config: SearchConfig) -
     )
     request_id, seed = f"{tree.problem_id}#{index}", derive_seed(tree.seed, index)
     return SampleRequest(request_id, tree.prefix_token_ids(node), params, seed)
-
-
-def extra_simulations(trees: Sequence[SearchTree], config: SearchConfig) -> int:
-    """Simulations that every undecided tree may add, where stopped trees leave what they saved to them.
-
-    ``floor(sum over stopped trees of (num_simulations - done) / undecided trees)``; 0 where none is undecided.
-
-    Source: our choice.
-
-    Args:
-        trees: of all problems of an iteration, whatever shards they were searched in.
-        config: what they were searched with.
-
-    Example: two trees that stopped after 4 of 16 and three undecided ones: 24 // 3 = 8 more for each of the three.
-    """
-    saved = sum(config.num_simulations - tree.num_simulations for tree in trees if not tree.is_informative)
-    num_undecided = sum(tree.is_informative for tree in trees)
-    return max(0, saved) // num_undecided if num_undecided else 0

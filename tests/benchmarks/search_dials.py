@@ -27,7 +27,8 @@ from pipeline_lib.policy.protocol import Policy
 from pipeline_lib.problems.draw import DrawnProblems, draw_problems, prefer_informative
 from pipeline_lib.problems.run_sets import training_pool
 from pipeline_lib.score import score_tree
-from pipeline_lib.search import extra_simulations, search_trees
+from pipeline_lib.search import search_trees
+from pipeline_lib.search.simulation import extra_simulations
 from pipeline_lib.types import Problem, SearchTree
 from tasks.runtime.engines import engines, open_policy
 from tasks.runtime.graders import open_grader
