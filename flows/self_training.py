@@ -12,7 +12,7 @@ from tasks.audit import audit_iteration, load_audit
 from tasks.evaluate import evaluate_policy
 from tasks.finish import finish_run
 from tasks.gate import decide_gate
-from tasks.problems import draw_problems, evaluation_sets
+from tasks.problems import asked_before, draw_problems, evaluation_sets
 from tasks.record import record_iteration
 from tasks.runtime.artifacts import drop_doubles
 from tasks.runtime.flow_tracking import begin_tracking, end_log, end_unfinished
@@ -20,7 +20,7 @@ from tasks.runtime.policies import base_policy, trained_policy
 from tasks.runtime.prompts import check_prompts
 from tasks.score import score_steps
 from tasks.search import search_problems
-from tasks.train import check_training, train_policy
+from tasks.train import check_training, replayed_from, train_policy
 
 
 @flow(
@@ -69,12 +69,15 @@ def record_base(config: PipelineConfig, base: PolicyRef) -> IterationRecord:
 def run_iteration(config: PipelineConfig, parent: PolicyRef, earlier: list[IterationRecord]) -> IterationRecord:
     """Steps 2 to 6, once."""
     index, policy = len(earlier), parent
-    problems = draw_problems(config=config, iteration=index)
+    problems = draw_problems(config=config, iteration=index, asked=asked_before(config, earlier))
     stages = search_and_audit(config, problems, parent, index)
     evaluations: list[Ref] = []
     if load_audit(stages["audit"][0]).passed:
         trees, scores = stages["search"], stages["score"][0]
-        trained = train_policy(config=config, trees=trees, scores=scores, policy=parent, iteration=index)
+        again = replayed_from(config, earlier)
+        trained = train_policy(
+            config=config, trees=trees, scores=scores, policy=parent, iteration=index, replayed=again
+        )
         policy = trained_policy(config, trained, iteration=index)
         stages["train"] = (trained,)
         evaluations = evaluate_everywhere(config, policy)

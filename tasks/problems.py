@@ -10,18 +10,21 @@ from typing import Any
 
 from pipeline_lib.config import NamedSet, PipelineConfig
 from pipeline_lib.problems.draw import draw_problems as draw
-from pipeline_lib.problems.draw import draw_test, hold_out
+from pipeline_lib.problems.draw import draw_test, hold_out, prefer_informative
 from pipeline_lib.problems.hub import hub_commit, hub_name
 from pipeline_lib.problems.pools import ProblemPool
-from pipeline_lib.problems.problem_table import write_problems
+from pipeline_lib.problems.problem_table import read_problems, write_problems
 from pipeline_lib.problems.run_sets import local_files, tested_pool, training_pool
 from pipeline_lib.problems.splits import find_validation
 from pipeline_lib.problems.tiny import is_tiny
+from pipeline_lib.search import read_roots
+from pipeline_lib.search.tree_files import TREES_FILE
 from pipeline_lib.store import Entry, read_json, write_json
-from pipeline_lib.types import Problem, Ref
+from pipeline_lib.types import IterationRecord, Problem, Ref
 from tasks.runtime.keys import key_of
-from tasks.runtime.stage import Done, stage
+from tasks.runtime.stage import Done, open_store, stage
 
+Asked = tuple[tuple[Ref, ...], ...]  # for each earlier iteration its problems, then its trees
 PROBLEMS, NOTES = "problems.parquet", "notes"
 NOTES_OF_0_1_0 = "skipped.json"
 """A file of the entry, there, so in its digest. It is still written, and empty: sets without notes keep that digest."""
@@ -29,10 +32,11 @@ READING = 2  # version of how rows become sets; what is generated knows none
 LOGGER = logging.getLogger("coppice.progress")
 
 
-def _train_spec(*, config: PipelineConfig, iteration: int) -> dict[str, Any]:
+def _train_spec(*, config: PipelineConfig, iteration: int, asked: Asked = ()) -> dict[str, Any]:
     problems = config.problems
     return {
-        "problems": key_of(problems, without=("path", "validation_path", "validation_seed")),
+        "problems": key_of(problems, without=("path", "validation_path", "validation_seed", "curriculum")),
+        **({"curriculum": problems.curriculum} if asked else {}),
         "content": _digest(problems.dataset, "train", problems.path),
         "seed": problems.validation_seed if iteration == 0 else config.seed,
         "iteration": iteration,
@@ -55,8 +59,15 @@ def _beside(config: PipelineConfig) -> dict[str, Any]:
 
 
 @stage(_train_spec, run_name="problems {iteration}")
-def draw_problems(entry: Entry, *, config: PipelineConfig, iteration: int) -> Done:
-    """The iteration's training problems; number 0 are the held-out ones."""
+def draw_problems(entry: Entry, *, config: PipelineConfig, iteration: int, asked: Asked = ()) -> Done:
+    """The iteration's training problems; number 0 are the held-out ones.
+
+    Args:
+        entry: filled with ``problems.parquet``.
+        config: what is drawn from, and how much.
+        iteration: which draw.
+        asked: what `asked_before` found; the draw looks back at its solve rates.
+    """
     problems = config.problems
     pool = training_pool(config)
     if iteration == 0:
@@ -71,9 +82,33 @@ def draw_problems(entry: Entry, *, config: PipelineConfig, iteration: int) -> Do
         iteration=iteration,
         fresh=problems.fresh_each_iteration,
     )
+    if asked:
+        earlier = [problem for problems_ref, *_ in asked for problem in _problems_of(problems_ref)]
+        chosen = prefer_informative(chosen, earlier, _solve_rates(asked))
     if chosen.note:
         LOGGER.warning(chosen.note)
-    return _save(entry, pool, chosen)
+    return _save(entry, pool, chosen, [chosen.note] if asked else [])
+
+
+def asked_before(config: PipelineConfig, records: Sequence[IterationRecord]) -> Asked:
+    """Problems and trees of every earlier iteration, oldest first; none where the draw does not look back."""
+    if config.problems.curriculum == "uniform":
+        return ()
+    return tuple((record.refs["problems"], *_trees_of(record)) for record in records if "problems" in record.refs)
+
+
+def _trees_of(record: IterationRecord) -> Iterator[Ref]:
+    return (ref for name, ref in record.refs.items() if name.partition("/")[0] == "search")
+
+
+def _problems_of(ref: Ref) -> list[Problem]:
+    return read_problems(open_store().open(ref) / PROBLEMS)
+
+
+def _solve_rates(asked: Asked) -> dict[str, float]:
+    """Mean reward of each problem's rollouts, from the last iteration that asked it."""
+    roots = (root for _, *trees in asked for ref in trees for root in read_roots(open_store().open(ref) / TREES_FILE))
+    return {name: total / visits for name, visits, total, _ in roots if visits}
 
 
 def _test_spec(*, config: PipelineConfig, dataset: str, path: str | None, name: str | None = None) -> dict[str, Any]:
@@ -123,7 +158,7 @@ def notes_of(entry: Entry) -> list[str]:
     return list(observed[NOTES] if NOTES in observed else read_json(entry.path / NOTES_OF_0_1_0))
 
 
-def _save(entry: Entry, pool: ProblemPool, chosen: list[Problem]) -> Done:
+def _save(entry: Entry, pool: ProblemPool, chosen: list[Problem], more_notes: Sequence[str] = ()) -> Done:
     """Notes name places and rows that were not chosen, so they are no part of what tells two sets apart."""
     write_problems(chosen, entry.path / PROBLEMS)
     write_json(entry.path / NOTES_OF_0_1_0, [])
@@ -132,7 +167,7 @@ def _save(entry: Entry, pool: ProblemPool, chosen: list[Problem]) -> Done:
         LOGGER.warning(f"{pool.name}: {len(pool.skipped)} rows skipped; the first: {pool.skipped[0].reason}")
     for note in notes:
         LOGGER.warning(note)
-    return Done(len(chosen), {NOTES: [*(bad.reason for bad in pool.skipped), *notes]})
+    return Done(len(chosen), {NOTES: [*(bad.reason for bad in pool.skipped), *notes, *more_notes]})
 
 
 def _validation_digest(config: PipelineConfig) -> str | None:

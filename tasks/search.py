@@ -22,6 +22,8 @@ from pipeline_lib.search import (
     step_rules,
     write_trees_parquet,
 )
+from pipeline_lib.search.simulation import extra_simulations
+from pipeline_lib.search.tree_files import TREES_FILE
 from pipeline_lib.seeding import derive_seed
 from pipeline_lib.store import PARTIAL, Entry
 from pipeline_lib.types import PolicyRef, Ref, SearchTree
@@ -33,7 +35,7 @@ from tasks.runtime.progress import Progress
 from tasks.runtime.runner import run_each
 from tasks.runtime.stage import Done, open_store, stage
 
-TREES = "trees.parquet"
+TREES = TREES_FILE
 SHARDINGS = range(1, 65)  # numbers of shards whose trees are looked for before a search; more than 64 GPUs are rare
 FIRST_VERSION = 1  # of `search_shard` in version 0.1.0, which did not gather
 
@@ -45,11 +47,14 @@ def _spec(
     policy: PolicyRef,
     iteration: int,
     earlier: tuple[Ref, ...],
+    spends_saved: bool = False,
     found: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """What the trees of an iteration depend on, `found` left out: it says where equal ones are."""
+    search = config.search if spends_saved else _search_config(config, earlier)
     return {
-        "search": key_of(_search_config(config, earlier), without={"num_shards"}),
+        "search": key_of(search, without={"num_shards", "spend_saved"}),
+        **({"spends": "what stopped trees saved"} if spends_saved else {}),
         **step_rules(config.search, model=config.policy.model),
         "engine": engine_spec(config, policy, config.problems.dataset),
         "policy_id": policy.policy_id,
@@ -67,13 +72,16 @@ def _shard_spec(*, shard: int, **search: Any) -> dict[str, Any]:
 
 def _search_config(config: PipelineConfig, earlier: tuple[Ref, ...]) -> SearchConfig:
     """What a shard is searched with: twice as much of a tree where it goes on from earlier ones, the audit's remedy."""
-    if not earlier:
-        return config.search
-    budget = config.search.max_tokens_per_problem
-    doubled = {"num_simulations": 2 * config.search.num_simulations}
-    return config.search.model_copy(
-        update=doubled if budget is None else {**doubled, "max_tokens_per_problem": 2 * budget}
-    )
+    return _with_budget(config.search, 2 * config.search.num_simulations) if earlier else config.search
+
+
+def _with_budget(search: SearchConfig, num_simulations: int) -> SearchConfig:
+    """For trees that go on: so many simulations, tokens in proportion, and none stops because its first ones agree."""
+    tokens = search.max_tokens_per_problem
+    if tokens is not None:
+        tokens = tokens * num_simulations // search.num_simulations
+    more = {"num_simulations": num_simulations, "max_tokens_per_problem": tokens, "stop_after_equal": None}
+    return search.model_copy(update=more)
 
 
 def _holds_no_failure(entry: Entry, **_: Any) -> bool:
@@ -92,6 +100,7 @@ def search_shard(
     iteration: int,
     shard: int,
     earlier: tuple[Ref, ...],
+    spends_saved: bool = False,
     found: tuple[str, ...] = (),
 ) -> Done:
     """Searches every ``num_shards``-th problem; finished trees are appended as they come and outlive a kill.
@@ -103,19 +112,25 @@ def search_shard(
         policy: what is sampled.
         iteration: part of every seed.
         shard: which of ``search.num_shards``.
-        earlier: trees to go on with: informative ones are kept, the others searched further.
+        earlier: trees of all shards to go on with: informative ones are kept, the others searched further.
+        spends_saved: the other way round: informative ones are searched further, with what the others saved.
         found: URIs of entries with trees that this very search made under another ``search.num_shards``.
     """
     mine = read_problems(open_store().open(problems) / PROBLEMS)[shard :: config.search.num_shards]
     names = {problem.problem_id for problem in mine}
-    before = _by_problem(load_trees(earlier), names)
+    searched_before = load_trees(earlier)
+    before = _by_problem(searched_before, names)
+    search = _search_config(config, earlier)
+    if spends_saved:
+        more = extra_simulations(searched_before, config.search)
+        search = _with_budget(config.search, config.search.num_simulations + more)
     finished = entry.path / PARTIAL / "trees.jsonl"
     finished.parent.mkdir(exist_ok=True)
     resumed = read_trees(finished)
-    trees = {name: tree for name, tree in before.items() if tree.is_informative}
+    trees = {name: tree for name, tree in before.items() if tree.is_informative != spends_saved}
     trees |= _by_problem(load_trees(_refs(found), names), names) | _by_problem(resumed, names)
     to_do = [problem for problem in mine if problem.problem_id not in trees]
-    progress = Progress(f"search {iteration}.{shard}" + (" again" if earlier else ""), len(to_do))
+    progress = Progress(f"search {iteration}.{shard}" + _pass_name(earlier, spends_saved), len(to_do))
     observations: dict[str, float] = {}
     with TreeWriter(finished) as writer, open_grader(config, config.problems.dataset) as grader:
 
@@ -131,7 +146,7 @@ def search_shard(
                 to_do,
                 engine,
                 grader,
-                _search_config(config, earlier),
+                search,
                 seed=derive_seed(config.seed, "search", iteration),
                 on_tree=on_tree,
                 resume={p.problem_id: before[p.problem_id] for p in to_do if p.problem_id in before},
@@ -143,6 +158,11 @@ def search_shard(
     searched = [trees[problem.problem_id] for problem in mine]
     write_trees_parquet(searched, entry.path / TREES)
     return Done(len(searched), observations)
+
+
+def _pass_name(earlier: tuple[Ref, ...], spends_saved: bool) -> str:
+    """What a search is called behind its iteration: nothing, where it is the first one."""
+    return (" on" if spends_saved else " again") if earlier else ""
 
 
 def _by_problem(trees: Iterable[SearchTree], names: Collection[str]) -> dict[str, SearchTree]:
@@ -163,6 +183,7 @@ def gather_trees(
     policy: PolicyRef,
     iteration: int,
     config: PipelineConfig,
+    spends_saved: bool = False,
 ) -> Done:
     """Writes the trees of all shards into one file; its seconds, and what else was measured, are theirs together.
 
@@ -174,12 +195,14 @@ def gather_trees(
         policy: what was sampled.
         iteration: whose trees they are.
         config: of the whole run.
+        spends_saved: what was measured is that of both passes.
     """
     shards = _refs(found)
     trees = load_trees(shards)
     assert len(trees) == problems.num_rows, "all shards are there"
     write_trees_parquet(trees, entry.path / TREES)
-    return Done(len(trees), _together([open_store().observations(ref) for ref in shards]))
+    measured = (*earlier, *shards) if spends_saved else shards
+    return Done(len(trees), _together([open_store().observations(ref) for ref in measured]))
 
 
 def _together(shards: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -207,7 +230,8 @@ def search_problems(
 ) -> tuple[Ref, ...]:
     """The trees of one iteration: one entry, or the shards of a store that version 0.1.0 filled.
 
-    Shards are a task each; ``runner`` says where they run.
+    Shards are a task each; ``runner`` says where they run. With ``spend_saved=undecided`` there is a second pass: what
+    is saved is known once all shards are done, and then it does not depend on how many there are.
 
     Args:
         config: how many shards, and all that the trees depend on.
@@ -216,13 +240,20 @@ def search_problems(
         iteration: part of every seed.
         earlier: what this function returned before the audit's remedy, to go on from.
     """
-    same: dict[str, Any] = {
-        "config": config,
-        "problems": problems,
-        "policy": policy,
-        "iteration": iteration,
-        "earlier": earlier,
-    }
+    same: dict[str, Any] = {"config": config, "problems": problems, "policy": policy, "iteration": iteration}
+    trees = _search_pass({**same, "earlier": earlier})
+    if earlier or not config.search.spends_saved:
+        return trees
+    return _search_pass({**same, "earlier": trees, "spends_saved": True})
+
+
+def _search_pass(same: Mapping[str, Any]) -> tuple[Ref, ...]:
+    """Shards, and the entry that gathers them.
+
+    Args:
+        same: the arguments that all shards share.
+    """
+    config, problems = same["config"], same["problems"]
     if gather_trees.find(**same) is not None:
         return (gather_trees(**same),)
     old = list(_searched(same, version=FIRST_VERSION))
@@ -233,7 +264,8 @@ def search_problems(
     found = tuple(ref.uri for shards in (*old, *others) for ref in shards if ref is not None)
     numbers = range(min(config.search.num_shards, problems.num_rows))
     calls = [{**same, "shard": number, "found": found} for number in numbers]
-    made = run_each(config, search_shard, calls, name=f"search {iteration}" + (" again" if earlier else ""))
+    name = f"search {same['iteration']}" + _pass_name(same["earlier"], same.get("spends_saved", False))
+    made = run_each(config, search_shard, calls, name=name)
     return (gather_trees(**same, found=tuple(ref.uri for ref in made)),)
 
 

@@ -10,7 +10,8 @@ from pipeline_lib.policy.model_folders import model_folder
 from pipeline_lib.seeding import derive_seed
 from pipeline_lib.store import PARTIAL, Entry, read_json, write_json
 from pipeline_lib.training.batches.examples import build_examples, count_examples
-from pipeline_lib.types import PolicyRef, Ref, TrainingExample
+from pipeline_lib.types import IterationRecord, PolicyRef, Ref, TrainingExample
+from tasks.reporting.trees import stage_refs
 from tasks.runtime.engines import engines
 from tasks.runtime.keys import key_of
 from tasks.runtime.policies import policy_folder
@@ -20,12 +21,19 @@ from tasks.score import load_scores
 from tasks.search import load_trees
 
 HISTORY = "history.json"
+Replayed = tuple[tuple[Ref, ...], ...]  # for each iteration its scores, then its trees
 
 
 def _spec(
-    *, config: PipelineConfig, trees: tuple[Ref, ...], scores: Ref, policy: PolicyRef, iteration: int
+    *,
+    config: PipelineConfig,
+    trees: tuple[Ref, ...],
+    scores: Ref,
+    policy: PolicyRef,
+    iteration: int,
+    replayed: Replayed = (),
 ) -> dict[str, Any]:
-    train = key_of(config.train, without=config.train.without_effect())
+    train = key_of(config.train, without={*config.train.without_effect(), "replay_iterations"})
     return {
         "train": train | {"kl_beta": config.train.kl_weight},
         "dtype": config.policy.dtype,
@@ -37,18 +45,35 @@ def _spec(
 
 @stage(_spec, version=2, run_name="train {iteration}")
 def train_policy(
-    entry: Entry, *, config: PipelineConfig, trees: tuple[Ref, ...], scores: Ref, policy: PolicyRef, iteration: int
+    entry: Entry,
+    *,
+    config: PipelineConfig,
+    trees: tuple[Ref, ...],
+    scores: Ref,
+    policy: PolicyRef,
+    iteration: int,
+    replayed: Replayed = (),
 ) -> Done:
     """Trains from `policy`, which is also the KL's reference; a killed training goes on from its last checkpoint.
 
-    The entry holds ``policy/``, an adapter or full weights, ``history.json``, a row per update, and their summary.
+    Args:
+        entry: filled with ``policy/``, an adapter or full weights, and ``history.json``, a row per update.
+        config: objective, optimizer, device and seed.
+        trees: of the iteration.
+        scores: of these trees.
+        policy: what searched.
+        iteration: part of the seed.
+        replayed: what `replayed_from` found; trained on as if it were of this iteration.
     """
     from pipeline_lib.policy.tokenizers import load_tokenizer
     from pipeline_lib.training.loop import train
 
     engines.free_for_training()
-    searched = load_trees(trees)
-    examples = build_examples(searched, load_scores(scores), config.train)
+    searched, scored = load_trees(trees), load_scores(scores)
+    for scores_then, *trees_then in replayed:
+        searched += load_trees(trees_then)
+        scored += load_scores(scores_then)
+    examples = build_examples(searched, scored, config.train)
     model_dir = model_folder(policy.base_model, policy.revision)
     progress = _TokenProgress(iteration, examples, config.train.num_epochs)
     result = train(
@@ -68,6 +93,13 @@ def train_policy(
     write_json(entry.path / HISTORY, list(result.history))
     metrics = {**result.metrics(), **count_examples(searched, examples), "train/kl_beta": config.train.kl_weight}
     return Done(result.num_updates, figures={name.removeprefix("train/"): value for name, value in metrics.items()})
+
+
+def replayed_from(config: PipelineConfig, records: Sequence[IterationRecord]) -> Replayed:
+    """Scores and trees of the last ``train.replay_iterations`` iterations that have any, oldest first."""
+    searched = [record for record in records if "score" in record.refs]
+    last = searched[max(0, len(searched) - config.train.replay_iterations) :]
+    return tuple((record.refs["score"], *stage_refs(record, "search")) for record in last)
 
 
 class _TokenProgress:

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 from benchmarks.measuring import Cost, Figure, clock_for, speedup
+from benchmarks.search_dials import CURRICULUM, DIALS, FRESH, Yield, measure, table
 from benchmarks.search_throughput import throughput_figure
 from benchmarks.steps import step_figures
 
-from pipeline_lib.config import SearchConfig
+from deployments.presets import tiny
+from pipeline_lib.config import SearchConfig, apply_overrides
 from pipeline_lib.policy.protocol import SampleResult
 from pipeline_lib.policy.scripted import CharCodec, ScriptedPolicy
 from pipeline_lib.types import Problem
@@ -114,3 +116,15 @@ def test_search_and_training_are_measured_on_the_tiny_preset(monkeypatch):
     assert values["search.tokens_kept_share"] >= 0.98
     assert values["policy.batch_variance_share"] == 0
     assert report["details"]["train.speedup_vs_per_step"]["gradient_error"] <= 1e-5
+
+
+def test_the_dials_of_the_search_are_switched_alone_on_the_same_problems():
+    small = ["policy.backend=scripted", "problems.num_problems=12", "search.num_simulations=8"]
+    found = dict(measure(apply_overrides(tiny(), small), 0))
+    assert list(found) == [*DIALS, FRESH, CURRICULUM]
+    assert {one.problems for one in found.values()} == {12}
+    plain, stopped, spent = (found[name] for name in list(DIALS)[:1] + list(DIALS)[2:4])
+    assert stopped.tokens < spent.tokens <= 1.1 * plain.tokens
+    assert found[CURRICULUM].informative >= found[FRESH].informative
+    assert table({name: [one] for name, one in found.items()}).row_count == len(found)
+    assert Yield(2000, 9, 4, 6).per_1000_tokens() == {"informative": 2, "scored_steps": 3}

@@ -70,6 +70,15 @@ def training_key(**changes: object) -> str:
         ("negative_clip", None, {"relative-correctness"}),
         ("kl_beta", 0.5, {"relative-correctness", "rft", "step-dpo"}),
         ("kl_alarm", 0.5, {"relative-correctness", "rft", "step-dpo"}),
+        ("weighting", "sign", {"relative-correctness"}),
+        ("weighting_temperature", 0.5, set()),
+        ("soft_clip", 1.0, {"relative-correctness"}),
+        ("ratio_clip", 0.2, {"relative-correctness"}),
+        ("kl_on", "path", {"relative-correctness"}),
+        ("start", "base", {"relative-correctness", "rft", "step-dpo"}),
+        ("reference", "base", {"relative-correctness", "rft", "step-dpo"}),
+        ("lora_scaling", "sqrt_rank", {"relative-correctness", "rft", "step-dpo"}),
+        ("lora_targets", "attention", {"relative-correctness", "rft", "step-dpo"}),
         ("warmup_updates", 1, {"relative-correctness", "rft", "step-dpo"}),
         ("checkpoint_every", 1, set()),
         ("gradient_checkpointing", True, set()),
@@ -93,8 +102,12 @@ def test_a_kl_beta_left_open_is_in_the_key_as_the_number_that_it_stands_for() ->
 def test_settings_of_what_is_not_there_are_in_no_key() -> None:
     unmeasured = {"kl_beta": 0}
     assert training_key(**unmeasured, kl_alarm=0.5) == training_key(**unmeasured)
+    assert training_key(**unmeasured, reference="base", kl_on="path") == training_key(**unmeasured)
+    exponential = {"weighting": "exp"}
+    assert training_key(**exponential, weighting_temperature=0.5) != training_key(**exponential)
     full = {"full_finetuning": True}
-    assert training_key(**full, lora_rank=4, lora_alpha=4) == training_key(**full)
+    adapter = {"lora_rank": 4, "lora_alpha": 4, "lora_scaling": "sqrt_rank", "lora_targets": "attention"}
+    assert training_key(**full, **adapter) == training_key(**full)
     assert training_key(lora_rank=4) != training_key()
 
 

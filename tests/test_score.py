@@ -6,9 +6,11 @@ from tree_fixtures import make_tree, trees
 
 from pipeline_lib.config import ScoreConfig
 from pipeline_lib.score import relative_correctness, score_tree
+from pipeline_lib.score.formula import shrinkage, with_chain_credit
 
 BASELINES, SCALINGS = ("others", "group"), ("linear", "sqrt", "none")
 CONFIGS = [ScoreConfig(baseline=b, scaling=s) for b in BASELINES for s in SCALINGS]
+ROOTED = [ScoreConfig(baseline="root", scaling=s, chain_credit=c) for s in SCALINGS for c in (False, True)]
 
 
 def test_the_docstring_example():
@@ -105,7 +107,7 @@ def test_with_group_and_linear_every_sibling_group_sums_to_zero(tree):
 
 @given(st.sampled_from([0.0, 1.0]).flatmap(lambda reward: trees(reward=reward)))
 def test_all_right_and_all_wrong_trees_score_exactly_zero_everywhere(tree):
-    for config in CONFIGS:
+    for config in CONFIGS + ROOTED:
         assert not score_tree(tree, config).any()
 
 
@@ -124,3 +126,45 @@ def test_a_score_does_not_depend_on_the_order_of_siblings(tree, random):
         scores = relative_correctness(tree.visits[group], tree.value_sums[group])
         shuffled = relative_correctness(tree.visits[group][order], tree.value_sums[group][order])
         assert shuffled.tolist() == scores[order].tolist()
+
+
+# The root has 3 of 6 right; child 1 3 of 4, its only child 3 all of them; child 2 none of 2; below 3 stand 4 and 5.
+CHAINED = make_tree((-1, 6, 3), (0, 4, 3), (0, 2, 0), (1, 4, 3), (3, 3, 3), (3, 1, 0))
+
+
+def test_against_parent_and_root_worked_by_hand():
+    expected = [0, 0.25 + 0.25, -0.5 - 0.5, 0 + 0.25, 0.25 + 0.5, -0.75 - 0.5]
+    config = ScoreConfig(baseline="root", scaling="none")
+    assert score_tree(CHAINED, config) == pytest.approx(expected)
+    with_visits = config.model_copy(update={"scaling": "sqrt"})
+    assert score_tree(CHAINED, with_visits) == pytest.approx(np.array(expected) * np.sqrt(CHAINED.visits))
+
+
+def test_imagined_rollouts_shrink_what_few_visits_say():
+    assert shrinkage(np.array([1.0, 4.0]), 1).tolist() == [0.5, 0.8]
+    # Q = 1 of one visit against 1/3 of three: (1 + 1/3) / 2 - 1/3 is half of the difference
+    tree = make_tree((-1, 4, 2), (0, 1, 1), (0, 3, 1))
+    plain, shrunk = (score_tree(tree, ScoreConfig(prior_rollouts=k, scaling="none")) for k in (0, 1))
+    assert plain[1] == pytest.approx(2 / 3)
+    assert shrunk[1:] == pytest.approx(plain[1:] * [1 / 2, 3 / 4])
+
+
+def test_a_step_without_siblings_takes_over_the_score_of_the_step_before():
+    plain, credited = (score_tree(CHAINED, ScoreConfig(chain_credit=c)) for c in (False, True))
+    assert (plain[3], credited[3]) == (0, plain[1])
+    assert credited[[1, 2, 4, 5]].tolist() == plain[[1, 2, 4, 5]].tolist()
+    tail = make_tree((-1, 2, 1), (0, 1, 1), (0, 1, 0), (1, 1, 1), (3, 1, 1))
+    assert with_chain_credit(np.array([0, 2.0, -1, 0, 0]), tail).tolist() == [0, 2, -1, 2, 2]
+    alone = make_tree((-1, 2, 1), (0, 2, 1), (1, 1, 1), (1, 1, 0))
+    assert score_tree(alone, ScoreConfig(chain_credit=True))[1] == 0  # below the root there is nothing to take over
+    assert not score_tree(CHAINED, ScoreConfig(chain_credit=True, min_visits=5)).any()
+
+
+@given(trees())
+def test_chain_credit_scores_the_ends_of_all_branches_that_are_scored(tree):
+    plain, credited = (score_tree(tree, ScoreConfig(chain_credit=c)) for c in (False, True))
+    assert np.count_nonzero(credited) >= np.count_nonzero(plain)
+    groups = tree.sibling_groups()
+    for parent, group in groups.items():
+        expected = plain[group] if parent == 0 or len(group) > 1 else credited[[parent]]
+        assert credited[group].tolist() == expected.tolist()

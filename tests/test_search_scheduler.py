@@ -176,6 +176,8 @@ def test_simulations_draw_from_named_seeds():
         {"num_simulations": 15},
         {"num_candidates": 2},
         {"c_uct": 0.1},
+        {"selection": "frontier"},
+        {"stop_after_equal": 2},
         {"parallel_simulations": 2},
         {"max_depth": 2},
         {"max_new_tokens": 7},

@@ -10,8 +10,12 @@ from typing import Any
 import pytest
 from run_fixtures import SCRIPTED, of_content, small_config
 
+from pipeline_lib.config import Settings
 from pipeline_lib.store import Entry, Store
+from pipeline_lib.store.prune import stored_entries
+from pipeline_lib.tracking.history.past_runs import past_runs
 from pipeline_lib.types import RunResult
+from tasks.housekeeping.marks import entries_of_run, recording_runs
 
 pytestmark = [
     pytest.mark.slow,
@@ -114,3 +118,32 @@ def test_shards_that_were_finished_are_searched_no_more_by_another_number_of_the
     assert len(again) == len(set(again)) == 16 - len(finished)
     assert not set(again) & set(finished)
     assert after_the_search(home) == after_the_search(whole)
+
+
+def entries_of_search(home: Path) -> set[str]:
+    return {uri for uri in of_content(home) if uri.startswith(("search-shard", "gather-trees"))}
+
+
+def entries_of_the_run(home: Path) -> set[str]:
+    settings = Settings(home=home, tracking_uri=None, store=None)
+    (run,) = past_runs(settings)
+    return entries_of_run(settings, run, recording_runs(list(stored_entries(settings.store_root))))
+
+
+def test_what_stopped_trees_save_is_spent_alike_in_every_sharding(
+    new_home: Callable[[], Path], commits: Counter[str]
+) -> None:
+    homes = [new_home() for _ in range(2)]
+    dials = ("search.stop_after_equal=2", "search.spend_saved=undecided")
+    for home, number in zip(homes, (1, 5), strict=True):
+        counts = run_in(home, *dials, f"search.num_shards={number}").records[1].search
+        assert 8 * 16 - 16 < counts["num_rollouts"] <= 8 * 16  # all was spent, but for what is less than one a tree
+    assert commits["search-shard"] == 2 * (1 + 5)
+    assert after_the_search(homes[0]) == after_the_search(homes[1])
+    commits.clear()
+    run_in(
+        homes[0], "search.stop_after_equal=2", "search.num_shards=5"
+    )  # the first pass is that of a search that drops
+    assert commits["search-shard"] == 0
+    run_in(homes[0], *dials)
+    assert commits["search-shard"] == 0

@@ -4,11 +4,14 @@ from training_fixtures import group_scores, make_tree, random_tree
 
 from pipeline_lib.config import TrainConfig
 from pipeline_lib.training.batches.examples import (
+    MAX_EXPONENTIAL,
     build_examples,
     correct_path_weights,
     count_examples,
+    exponential_weights,
     preference_pairs,
     relative_correctness_weights,
+    soft_clipped,
 )
 from pipeline_lib.types import Outcome
 
@@ -57,6 +60,36 @@ def test_weights_do_not_depend_on_the_scale_of_the_scores():
     config = TrainConfig()
     (one,), (ten,) = (build_examples([TREE], [scale * SCORES], config) for scale in (1, 10))
     np.testing.assert_allclose(one.weights, ten.weights)
+
+
+def test_a_soft_clip_bounds_scores_and_leaves_small_ones_nearly_as_they_are():
+    (clipped,) = soft_clipped([np.array([3.0, -1.0, 0.0])], 1)
+    np.testing.assert_allclose(clipped, [2 * np.tanh(1.5), -2 * np.tanh(0.5), 0])
+    (wide,) = soft_clipped([np.array([3.0, -1.0, 0.0])], 1000)
+    np.testing.assert_allclose(wide, [3, -1, 0], atol=1e-5)
+
+
+def test_exponential_weights_are_positive_where_scored_and_bounded():
+    first, second = exponential_weights([np.array([3.0, -1.0, 0.0]), np.zeros(1)], 1)
+    np.testing.assert_allclose(first, [np.exp(1.5), np.exp(-0.5), 0])
+    assert second.tolist() == [0]
+    (cold,) = exponential_weights([np.array([3.0, -1.0])], 0.1)
+    np.testing.assert_allclose(cold, [MAX_EXPONENTIAL, np.exp(-5)])
+
+
+def test_every_weighting_takes_another_thing_of_the_same_scores():
+    def weights(**changes):
+        (example,) = build_examples([TREE], [SCORES], TrainConfig(negative_clip=None, **changes))
+        return example.weights
+
+    np.testing.assert_allclose(weights(), SCORES / 1.5)
+    np.testing.assert_allclose(weights(weighting="sign"), np.sign(SCORES))
+    raised = np.where(SCORES != 0, np.exp(SCORES / 1.5), 0)
+    np.testing.assert_allclose(weights(weighting="exp"), raised / raised[raised > 0].mean())
+    softened = np.tanh(SCORES / 1.5)
+    np.testing.assert_allclose(weights(soft_clip=1), softened / np.abs(softened[softened != 0]).mean())
+    hotter = weights(weighting="exp", weighting_temperature=10)
+    assert np.ptp(hotter[SCORES != 0]) < np.ptp(weights(weighting="exp")[SCORES != 0])
 
 
 def test_rft_takes_each_distinct_step_of_right_paths_once():

@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from training_fixtures import EOS, group_scores, random_tree, save_model
 from transformers import AutoModelForCausalLM
 
 from pipeline_lib.config import PolicyConfig, TrainConfig
+from pipeline_lib.policy.adapters import adapter_digest
 from pipeline_lib.seeding import derive_generator
 from pipeline_lib.training.batches.batching import plan_updates
 from pipeline_lib.training.batches.examples import build_examples
@@ -269,6 +271,83 @@ def test_the_reference_of_a_later_iteration_is_the_previous_policy(model_dir, ad
     assert any((previous[name] != now[name]).any() for name in now)
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "random"
+
+
+def start_of(model_dir, folder, adapter, **changes):
+    """The first update's KL, and the new policy's weights."""
+    result = run(model_dir, folder, previous=adapter, config=with_(learning_rate=1e-9, **changes))
+    return result.history[0]["kl"], load_file(folder / "out" / "adapter_model.safetensors")
+
+
+def test_training_may_start_from_the_base_and_be_held_near_it_instead(model_dir, adapter, tmp_path):
+    previous = load_file(adapter / "adapter_model.safetensors")
+    kls, kept = {}, {}
+    for start in ("previous", "base"):
+        for reference in ("previous", "base"):
+            folder = tmp_path / start / reference
+            kl, weights = start_of(model_dir, folder, adapter, start=start, reference=reference)
+            kls[start, reference] = kl
+            kept[start, reference] = max(float(np.abs(weights[name] - previous[name]).max()) for name in weights)
+    assert [kls["previous", "previous"], kls["base", "base"]] == pytest.approx([0, 0], abs=1e-6)
+    assert min(kls["previous", "base"], kls["base", "previous"]) > 1e-3
+    assert max(kept["previous", "base"], kept["previous", "previous"]) < 1e-5 < 1e-2 < kept["base", "previous"]
+
+
+@pytest.mark.parametrize(("start", "reference"), [("base", "previous"), ("previous", "base")])
+def test_full_weights_start_and_compare_where_they_are_told(model_dir, tmp_path, start, reference):
+    full = {"full_finetuning": True, "warmup_updates": 0}
+    run(model_dir, tmp_path / "1", config=with_(**full, learning_rate=1e-2))
+    second = with_(**full, start=start, reference=reference)
+    assert run(model_dir, tmp_path / "2", config=second, previous=tmp_path / "1" / "out").history[0]["kl"] > 1e-3
+
+
+def test_the_kl_on_paths_changes_the_kl_and_not_the_likelihood(model_dir, adapter):
+    found = {}
+    for kl_on in ("scored", "path"):
+        config = with_(kl_on=kl_on, reference="base")
+        found[kl_on] = add_gradients(load_policy(model_dir, adapter, config, CPU, seed=0), one_update(config), config)
+    scored, path = found["scored"], found["path"]
+    assert path["kl"] != pytest.approx(scored["kl"], rel=1e-3)
+    assert path["nll"] == pytest.approx(scored["nll"], rel=1e-5)
+    assert path["num_scored_tokens"] == scored["num_scored_tokens"]
+    assert path["loss"] - 0.1 * path["kl"] == pytest.approx(scored["loss"] - 0.1 * scored["kl"], rel=1e-4, abs=1e-6)
+
+
+def test_a_clipped_ratio_bounds_what_negatives_do(model_dir, tmp_path):
+    hard = {"negative_clip": None, "num_epochs": 8, "learning_rate": 5e-3, "kl_beta": 0, "kl_alarm": 1e9}
+    plain = run(model_dir, tmp_path / "plain", config=with_(**hard))
+    clipped = run(model_dir, tmp_path / "clipped", config=with_(**hard, ratio_clip=0.2))
+    assert clipped.history[0]["kl"] == pytest.approx(0, abs=1e-6)
+    assert clipped.history[-1]["nll"] < plain.history[-1]["nll"]
+    assert clipped.policy_change < plain.policy_change
+    assert clipped.last_loss < clipped.history[0]["loss"]
+
+
+def test_the_scale_of_an_adapter_may_go_by_the_root_of_its_rank(model_dir, tmp_path):
+    # alpha 32 and rank 4: 8 and 16 times the product
+    config = with_(learning_rate=1e-2, warmup_updates=0, lora_scaling="sqrt_rank")
+    run(model_dir, tmp_path, config=config)
+    folder = tmp_path / "out"
+    assert json.loads((folder / "adapter_config.json").read_text())["use_rslora"] is True
+    base = AutoModelForCausalLM.from_pretrained(model_dir)
+    adapted = PeftModel.from_pretrained(base, folder)
+    layer = next(m for m in adapted.modules() if isinstance(getattr(m, "scaling", None), dict))
+    assert layer.scaling == {"default": 16.0}
+    digest, saved = adapter_digest(folder), folder / "adapter_config.json"
+    plain = tmp_path / "plain"
+    shutil.copytree(folder, plain)
+    (plain / saved.name).write_text(saved.read_text().replace('"use_rslora": true', '"use_rslora": false'))
+    assert adapter_digest(plain) != digest
+    with pytest.raises(ValueError, match="its scaling is sqrt_rank and train"):
+        run(model_dir, tmp_path / "next", previous=folder)
+    again = run(model_dir, tmp_path / "again", config=config, previous=folder)
+    assert again.history[0]["kl"] == pytest.approx(0, abs=1e-6)
+
+
+def test_adapters_on_attention_alone_are_fewer(model_dir, tmp_path):
+    run(model_dir, tmp_path, config=with_(lora_targets="attention"))
+    names = {name.split(".")[-3] for name in load_file(tmp_path / "out" / "adapter_model.safetensors")}
+    assert names == {"q_proj", "k_proj", "v_proj", "o_proj"}
 
 
 def test_without_a_kl_the_reference_is_skipped(model_dir, tmp_path):

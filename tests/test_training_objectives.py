@@ -4,7 +4,12 @@ import pytest
 import torch
 
 from pipeline_lib.training.log_probs import token_terms
-from pipeline_lib.training.objectives import relative_correctness_loss, rft_loss, step_dpo_loss
+from pipeline_lib.training.objectives import (
+    clipped_surrogate_loss,
+    relative_correctness_loss,
+    rft_loss,
+    step_dpo_loss,
+)
 
 LOG_PROBS = torch.tensor([0.5, 0.25]).log()
 
@@ -45,6 +50,30 @@ def test_step_dpo_by_hand():
         torch.tensor([1.0, -1.0]), torch.zeros(2), segments, num_pairs=1, dpo_beta=0.5, num_pairs_in_update=1
     )
     assert float(apart) == pytest.approx(math.log(1 + math.exp(-1)))
+
+
+def surrogate(log_probs, reference, weights):
+    """The clipped surrogate at 0.2, and its gradient by log-probability."""
+    log_probs = log_probs.clone().requires_grad_(True)
+    loss = clipped_surrogate_loss(log_probs, reference, weights, ratio_clip=0.2, num_scored_tokens=len(weights))
+    (gradient,) = torch.autograd.grad(loss, log_probs)
+    return loss.detach(), gradient
+
+
+def test_the_clipped_surrogate_by_hand():
+    weights = torch.tensor([1.0, -1.0])
+    loss, gradient = surrogate(torch.tensor([0.6, 0.2]).log(), torch.tensor([0.4, 0.4]).log(), weights)
+    assert float(loss) == pytest.approx(-0.2)
+    assert gradient.tolist() == [0, 0]  # both have moved past the clip, to where their weights push them
+    _, back = surrogate(torch.tensor([0.2, 0.6]).log(), torch.tensor([0.4, 0.4]).log(), weights)
+    assert back.tolist() == pytest.approx([-0.5 / 2, 1.5 / 2])  # the wrong way: the pull back is not clipped
+
+
+def test_where_the_policy_is_the_reference_the_surrogate_pushes_like_the_likelihood():
+    log_probs, weights = LOG_PROBS.clone().requires_grad_(True), torch.tensor([1.0, -0.5])
+    likelihood = relative_correctness_loss(log_probs, weights, None, kl_beta=0, num_scored_tokens=2)
+    (plain,) = torch.autograd.grad(likelihood, log_probs)
+    torch.testing.assert_close(surrogate(LOG_PROBS, LOG_PROBS, weights)[1], plain)
 
 
 def test_step_dpo_sums_the_tokens_of_a_step():

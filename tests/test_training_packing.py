@@ -48,6 +48,15 @@ def test_only_scored_nodes_and_their_ancestors_are_packed():
     assert packed.targets.tolist() == [12, EOS]
 
 
+def test_with_the_kl_on_paths_the_steps_before_a_scored_one_are_there_without_a_weight():
+    example = TrainingExample(TREE, np.array([0.0, 0, 0, 3]))
+    packed = pack_example(example, eos_token_id=EOS, kl_on_path=True)
+    assert packed.targets.tolist() == [10, 11, 12, EOS]
+    assert packed.weights.tolist() == [0, 0, 3, 3]
+    plain = pack_example(example, eos_token_id=EOS)
+    assert (packed.token_ids.tolist(), plain.weights.tolist()) == (plain.token_ids.tolist(), [3, 3])
+
+
 def test_a_truncated_path_does_not_teach_to_stop():
     tree = make_tree([-1, 0], [[], [10, 11]], outcomes={1: Outcome.TRUNCATED})
     assert pack([0, 1], tree)[0].targets.tolist() == [10, 11]

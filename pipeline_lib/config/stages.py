@@ -69,6 +69,13 @@ class ProblemsConfig(ConfigGroup):
         description="Draw new problems each iteration, without replacement while they last; False searches those of "
         "iteration 1 again. Our choice: repeats overfit.",
     )
+    curriculum: Literal["uniform", "informative"] = Field(
+        "uniform",
+        json_schema_extra={"before": "uniform"},
+        description="From iteration 2 on: draw all problems alike, or half of them from those that earlier iterations "
+        "solved now and then, the nearest to half the time first, and the rest from groups (level, subject, number of "
+        "steps) whose problems were like that. Our choice: uniform; repeats overfit.",
+    )
     on_bad_row: Literal["skip", "refuse"] = Field(
         "skip",
         description="A row with a missing field or an unusable gold answer is skipped and counted, or stops the run. "
@@ -84,6 +91,27 @@ class SearchConfig(ConfigGroup):
         4, ge=1, description="Rollouts that start at a node before its children are descended into. Our choice."
     )
     c_uct: float = Field(1.0, ge=0, description="Exploration constant of UCB1. Our choice; rewards lie in [0, 1].")
+    selection: Literal["ucb", "frontier"] = Field(
+        "ucb",
+        json_schema_extra={"before": "ucb"},
+        description="Where the next rollout starts: ucb descends from the root by UCB1; frontier takes, of the whole "
+        "tree, the open node with less than num_candidates rollouts whose parent is worth most and least certain, "
+        "after DeepSearch. Paper: UCB.",
+    )
+    stop_after_equal: int | None = Field(
+        None,
+        ge=2,
+        json_schema_extra={"before": None},
+        description="A tree whose first so many rollouts are all right, or all wrong, starts no more: it would hardly "
+        "teach. The first so many are waited for. None: every tree gets its whole budget. Our choice.",
+    )
+    spend_saved: Literal["drop", "undecided"] = Field(
+        "drop",
+        json_schema_extra={"before": "drop"},
+        description="What becomes of the simulations that stop_after_equal saves: dropped, or shared out evenly among "
+        "the undecided trees, in a second pass once all shards are done, so that it is the same for any number of "
+        "them. Our choice.",
+    )
     parallel_simulations: int = Field(
         4, ge=1, description="Simulations of one tree in flight under virtual loss. Our choice: fills the engine."
     )
@@ -131,6 +159,11 @@ class SearchConfig(ConfigGroup):
     )
     num_shards: int = Field(4, ge=1, description="Prefect tasks into which one iteration's search is cut. Our choice.")
 
+    @property
+    def spends_saved(self) -> bool:
+        """Whether undecided trees get what stopped ones leave: a second pass over an iteration's trees."""
+        return self.stop_after_equal is not None and self.spend_saved == "undecided"
+
     @field_validator("step_delimiter")
     @classmethod
     def _ends_something(cls, value: str) -> str:
@@ -151,10 +184,10 @@ class SearchConfig(ConfigGroup):
 class ScoreConfig(ConfigGroup):
     """Equation 1: from visits and value sums to scores; `train` makes weights of them."""
 
-    baseline: Literal["others", "group"] = Field(
+    baseline: Literal["others", "group", "root"] = Field(
         "others",
-        description="What a step is compared with: its siblings, without or with the step itself. Paper: others is the "
-        "literal reading.",
+        description="What a step is compared with: its siblings, without (others) or with the step itself (group), or "
+        "both its parent and the root of its tree (root), after TreeRL. Paper: others is the literal reading.",
     )
     scaling: Literal["linear", "sqrt", "none"] = Field(
         "linear",
@@ -166,6 +199,19 @@ class ScoreConfig(ConfigGroup):
         ge=1,
         description="Steps with fewer rollouts score 0: they are not trained on (rft alone takes them, it reads no "
         "scores), yet count in their siblings' mean. 1 leaves none out. Our choice.",
+    )
+    prior_rollouts: float = Field(
+        0.0,
+        ge=0,
+        json_schema_extra={"before": 0.0},
+        description="Imagined rollouts that add the baseline's value to a step's own: with k of them its difference is "
+        "multiplied by N / (N + k), so that few rollouts say less. 0 takes every rollout at its word. Our choice.",
+    )
+    chain_credit: bool = Field(
+        False,
+        json_schema_extra={"before": False},
+        description="A step without siblings takes over the score of the step before it, so that the ends of answers "
+        "are taught too; else it scores 0 under others and group. Paper: it has no siblings to be compared with.",
     )
 
 

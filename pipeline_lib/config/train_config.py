@@ -35,6 +35,29 @@ class TrainConfig(ConfigGroup):
     lora_alpha: int = Field(
         32, ge=1, description="The adapter's scale is lora_alpha / lora_rank. Our choice: twice the rank."
     )
+    lora_scaling: Literal["rank", "sqrt_rank"] = Field(
+        "rank",
+        json_schema_extra={"before": "rank"},
+        description="What lora_alpha is divided by: the rank, or its square root (rsLoRA), under which one learning "
+        "rate fits adapters of every rank. Our choice.",
+    )
+    lora_targets: Literal["all", "attention"] = Field(
+        "all",
+        json_schema_extra={"before": "all"},
+        description="Linear layers that get an adapter: all but the output layer, or those in attention. Our choice.",
+    )
+    start: Literal["previous", "base"] = Field(
+        "previous",
+        json_schema_extra={"before": "previous"},
+        description="What an iteration trains on from: the policy that searched, or the base each time anew, so that "
+        "no iteration's damage is handed on by weights. Paper: the policy before.",
+    )
+    reference: Literal["previous", "base"] = Field(
+        "previous",
+        json_schema_extra={"before": "previous"},
+        description="What the KL, step-dpo and ratio_clip compare with: the policy that searched, or the base in all "
+        "iterations. Paper: the policy before.",
+    )
     learning_rate: float = Field(
         1e-3, gt=0, description="AdamW's rate after the warm-up. Our choice for LoRA on a small model."
     )
@@ -43,6 +66,13 @@ class TrainConfig(ConfigGroup):
         ge=0,
         description="Updates over which the rate rises linearly, at most: never more than a tenth of those that the "
         "training takes. Our choice: few updates shall teach too.",
+    )
+    replay_iterations: int = Field(
+        0,
+        ge=0,
+        json_schema_extra={"before": 0},
+        description="Earlier iterations whose scored trees are trained on again, the latest ones; earlier policies "
+        "sampled them. Our choice: 0, each tree once.",
     )
     num_epochs: int = Field(2, ge=1, description="Passes over the scored trees. Our choice.")
     tokens_per_update: int = Field(
@@ -63,6 +93,12 @@ class TrainConfig(ConfigGroup):
         "None takes the objective's own: 0.1 for relative-correctness, none for rft and step-dpo, where the KL is then "
         "measured only. 0 leaves it out, and unmeasured too but with step-dpo: a third less computation. Our choice.",
     )
+    kl_on: Literal["scored", "path"] = Field(
+        "scored",
+        json_schema_extra={"before": "scored"},
+        description="Tokens on which the KL is taken: those of scored steps, or all steps on their paths, which else "
+        "drift unseen. Without an effect where the loss has no KL, and under rft and step-dpo. Our choice.",
+    )
     kl_alarm: float = Field(
         1.0,
         gt=0,
@@ -75,6 +111,37 @@ class TrainConfig(ConfigGroup):
         description="A score below -negative_clip is raised to that, in units of the mean magnitude of the scores that "
         "are not 0, before scores become weights of mean magnitude 1. 0 keeps positives only; None clips nothing, the "
         "literal reading. relative-correctness alone reads it. Our choice.",
+    )
+    weighting: Literal["score", "sign", "exp"] = Field(
+        "score",
+        json_schema_extra={"before": "score"},
+        description="What of a score becomes a weight, before the clip: the score itself; sign, 1 or -1; exp, "
+        "exp(score / weighting_temperature), never negative and at most 20. Positives alone are negative_clip=0. "
+        "relative-correctness alone reads it. Paper: the score.",
+    )
+    weighting_temperature: float = Field(
+        1.0,
+        gt=0,
+        json_schema_extra={"before": 1.0},
+        description="Tau of weighting=exp, which alone reads it, in units of the scores' mean magnitude: the lower, "
+        "the more the best steps stand out. Our choice.",
+    )
+    soft_clip: float | None = Field(
+        None,
+        gt=0,
+        json_schema_extra={"before": None},
+        description="Bounds scores softly, before all else: a score s becomes c * tanh(s / c), c in units of the "
+        "scores' mean magnitude. None bounds nothing. relative-correctness alone reads it. After DeepSearch.",
+    )
+    ratio_clip: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        json_schema_extra={"before": None},
+        description="Epsilon of PPO's clipped surrogate against the policy before, which sampled: a token whose "
+        "probability has moved by more than the factor 1 + epsilon, or 1 - epsilon, to where its weight pushes it "
+        "pushes no further, so negatives are bounded by form. None: the likelihood itself. relative-correctness alone "
+        "reads it. Our choice.",
     )
     dpo_beta: float = Field(
         0.1,
@@ -104,17 +171,39 @@ class TrainConfig(ConfigGroup):
     @property
     def needs_reference(self) -> bool:
         """True when a loss or the KL on record reads the previous policy; without it a third of the time is saved."""
-        return self.kl_beta != 0 or self.objective == "step-dpo"
+        return self.kl_beta != 0 or self.objective == "step-dpo" or self.clips_ratio
+
+    @property
+    def kl_on_path(self) -> bool:
+        """Whether steps without a weight take part in the KL."""
+        return self.kl_on == "path" and self.kl_weight > 0 and self.objective == "relative-correctness"
+
+    @property
+    def clips_ratio(self) -> bool:
+        """Whether the loss is the clipped surrogate."""
+        return self.ratio_clip is not None and self.objective == "relative-correctness"
 
     def without_effect(self) -> set[str]:
         """Names of the settings that no result of this training depends on: in no store key, in no checkpoint's."""
         names = set(NEVER_IN_A_RESULT)
         if self.objective != "relative-correctness":
-            names.add("negative_clip")
+            names |= {"negative_clip", "weighting", "soft_clip", "ratio_clip"}
+        if self.objective != "relative-correctness" or self.weighting != "exp":
+            names.add("weighting_temperature")
         if self.objective != "step-dpo":
             names.add("dpo_beta")
+        if not self.kl_on_path:
+            names.add("kl_on")
         if not self.needs_reference:
-            names.add("kl_alarm")
+            names |= {"kl_alarm", "reference"}
         if self.full_finetuning:
-            names |= {"lora_rank", "lora_alpha"}
-        return names
+            names |= {"lora_rank", "lora_alpha", "lora_scaling", "lora_targets"}
+        return names | self._as_before()
+
+    def _as_before(self) -> set[str]:
+        """Names of later settings that stand as it was done before them: a training of then goes on."""
+        named = {name: field.json_schema_extra for name, field in type(self).model_fields.items()}
+        later = {
+            name: extra["before"] for name, extra in named.items() if isinstance(extra, dict) and "before" in extra
+        }
+        return {name for name, before in later.items() if getattr(self, name) == before}

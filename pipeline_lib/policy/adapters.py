@@ -84,7 +84,8 @@ def adapter_digest(folder: Path) -> str:
     weights = load_file(folder / WEIGHTS_FILE)
     if not any(bool(torch.any(weight)) for name, weight in weights.items() if "lora_A" not in name):
         return ""
-    digest = hashlib.sha256(f"{config['lora_alpha']}/{config['r']}".encode())
+    scale = f"{config['lora_alpha']}/{config['r']}" + (" of the root" if config.get("use_rslora") else "")
+    digest = hashlib.sha256(scale.encode())
     for name in sorted(weights):
         digest.update(name.encode() + weights[name].contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

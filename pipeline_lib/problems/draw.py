@@ -2,12 +2,14 @@
 
 One idea: the draws of a whole run are one endless sequence, a permutation of the pool after another,
 and iteration k takes the k-th window of it. So nothing has to be remembered between iterations, and
-a lazy pool makes only the problems that are drawn.
+a lazy pool makes only the problems that are drawn. A curriculum changes what is taken of a window, never the windows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,7 @@ from pipeline_lib.seeding import derive_generator
 from pipeline_lib.types import Problem
 
 IntArray = NDArray[np.int64]
+ASKED_AGAIN_SHARE = 0.5  # of a draw, at most: repeats overfit
 TEST_SEED = 0  # of the order of test sets: the same in every run, whatever its seed
 
 
@@ -108,6 +111,49 @@ def draw_problems(
     if fresh and num_reused:
         notes.append(f"the {size} problems of {pool.name} have run out: {num_reused} of {count} were drawn before")
     return DrawnProblems((pool[i] for i in rest[window].tolist()), num_reused, "; ".join(notes))
+
+
+def prefer_informative(
+    drawn: DrawnProblems, asked: Sequence[Problem], solve_rates: Mapping[str, float]
+) -> DrawnProblems:
+    """As many problems, where earlier solve rates promise trees with right and wrong rollouts.
+
+    First, up to half, those asked before with a rate p between 0 and 1, by ``4 p (1 - p)``; then what was drawn, by the
+    mean of ``4 p (1 - p)`` over the problems asked before that share its metadata (over all, where none does). Ties
+    go by problem id, and among the drawn ones by their order.
+
+    Source: ``p (1 - p)`` is the variance of a reward that is 1 or 0, largest where a problem is solved half the time;
+    the two halves are our choice.
+
+    Args:
+        drawn: what the iteration would ask without a curriculum.
+        asked: the problems of earlier iterations, oldest first.
+        solve_rates: share of right rollouts, or mean reward, in [0, 1] by problem id, from the last time it was asked.
+
+    Example: of 4 drawn problems two stay where two or more were undecided before; all stay where none was.
+    """
+    before = {problem.problem_id: problem for problem in asked if problem.problem_id in solve_rates}
+    promise = {name: 4 * solve_rates[name] * (1 - solve_rates[name]) for name in before}
+    ranked = sorted(before, key=lambda name: (-promise[name], name))
+    again = [name for name in ranked if promise[name] > 0][: int(ASKED_AGAIN_SHARE * len(drawn))]
+    groups: defaultdict[tuple[tuple[str, str], ...], list[float]] = defaultdict(list)
+    for name, problem in before.items():
+        groups[_group(problem)].append(promise[name])
+    overall = math.fsum(promise.values()) / max(len(promise), 1)
+    fresh = [problem for problem in drawn if problem.problem_id not in again]
+    fresh.sort(key=lambda p: -_mean(groups[_group(p)], overall))
+    chosen = [*(before[name] for name in again), *fresh][: len(drawn)]
+    num_reused = sum(problem.problem_id in before for problem in chosen)
+    note = f"{len(again)} of {len(chosen)} problems are asked again: earlier iterations solved them now and then"
+    return DrawnProblems(chosen, num_reused, "; ".join(filter(None, (drawn.note, note))))
+
+
+def _group(problem: Problem) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(problem.metadata.items()))
+
+
+def _mean(values: Sequence[float], otherwise: float) -> float:
+    return math.fsum(values) / len(values) if values else otherwise
 
 
 def _num_reused(count: int, size: int, iteration: int, *, fresh: bool) -> int:

@@ -1,10 +1,11 @@
-"""Which child a simulation descends into: UCB1.
+"""Where a simulation goes: into which child by UCB1, or to which open node of the whole tree.
 
-A step that has done well is preferred, and a step that was tried less often than its siblings gets a bonus for
-that, which shrinks as it is tried.
+UCB1 prefers a step that has done well, and gives one that was tried less often than its siblings a bonus that shrinks
+as it is tried. It compares siblings only; the frontier compares all nodes that could be continued.
 
 Departures from the paper (arXiv 2501.01478, of which we know that it selects by UCB):
-    1. Ties go to the child that was inserted first, so that equal seeds give equal trees.
+    1. Ties go to the child, or node, that was inserted first, so that equal seeds give equal trees.
+    2. The frontier is not the paper's; see `frontier_scores`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import math
 import numpy as np
 
 from pipeline_lib.types import Float64Array, Int32Array
+
+DEPTH_WEIGHT = 0.1  # below what one rollout moves the other two terms by, so it decides between near equals
 
 
 def ucb1_scores(values: Float64Array, visits: Int32Array, parent_visits: int, *, c_uct: float) -> Float64Array:
@@ -58,3 +61,32 @@ def select(value_sums: Float64Array, visits: Int32Array, parent_visits: int, *, 
     """
     values = value_sums / np.maximum(visits, 1)
     return int(ucb1_scores(values, visits, parent_visits, c_uct=c_uct).argmax())
+
+
+def frontier_scores(parent_value_sums: Float64Array, parent_visits: Int32Array, depths: Int32Array) -> Float64Array:
+    """How much each open node of a tree deserves the next rollout; the largest is continued.
+
+    ``tanh(q) + H(q) + 0.1 * sqrt(depth / deepest)`` with ``q = (W + 1) / (N + 2)`` of the node's parent and
+    ``H(q) = -q log2 q - (1 - q) log2 (1 - q)``: worth, uncertainty and depth. A parent below which all is right, or
+    all wrong, loses its uncertainty with every rollout.
+
+    Source: the three terms are those of DeepSearch's global frontier (arXiv 2509.25454). Ours: the uncertainty is that
+    of the outcome below the parent, not of the policy's tokens; q is a mean under a uniform prior, so that one rollout
+    proves nothing; the weights.
+    Shapes: A is the number of open nodes.
+
+    Args:
+        parent_value_sums: `[A]` float64, sum of rewards below each node's parent.
+        parent_visits: `[A]` int32, simulations through the parent, those in flight included (the virtual loss).
+        depths: `[A]` int32 steps on the path to each node, at least 1.
+
+    Returns:
+        `[A]` float64.
+
+    Example: parents with 1 of 2 and 2 of 2 right, both nodes at depth 1: q is 0.5 and 0.75, the scores are
+    0.462 + 1 + 0.1 and 0.635 + 0.811 + 0.1: the undecided one is next.
+    """
+    q = (parent_value_sums + 1) / (parent_visits + 2)
+    uncertainty = -q * np.log2(q) - (1 - q) * np.log2(1 - q)
+    scores: Float64Array = np.tanh(q) + uncertainty + DEPTH_WEIGHT * np.sqrt(depths / depths.max())
+    return scores

@@ -8,6 +8,7 @@ the order of problems, or of how often the run was killed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline_lib.config import SearchConfig
@@ -33,12 +34,31 @@ class Simulation:
     request: SampleRequest
 
 
+def extra_simulations(trees: Sequence[SearchTree], config: SearchConfig) -> int:
+    """Simulations that every undecided tree may add, where stopped trees leave what they saved to them.
+
+    ``floor(sum over stopped trees of (num_simulations - done) / undecided trees)``; 0 where none is undecided.
+
+    Source: our choice.
+
+    Args:
+        trees: of all problems of an iteration, whatever shards they were searched in.
+        config: what they were searched with.
+
+    Example: two trees that stopped after 4 of 16 and three undecided ones: 24 // 3 = 8 more for each of the three.
+    """
+    saved = sum(config.num_simulations - tree.num_simulations for tree in trees if not tree.is_informative)
+    num_undecided = sum(tree.is_informative for tree in trees)
+    return max(0, saved) // num_undecided if num_undecided else 0
+
+
 class SimulationWindow:
     """Starts one tree's simulations and inserts their results in order, within the tree's budget.
 
     Args:
         tree: new, or the continuation of a finished one; numbering goes on at its `num_simulations`.
-        config: `num_simulations`, `parallel_simulations`, `max_tokens_per_problem` and the sampling settings are used.
+        config: `num_simulations`, `parallel_simulations`, `max_tokens_per_problem`, `stop_after_equal` and the sampling
+            settings are used.
     """
 
     def __init__(self, tree: TreeBuilder, config: SearchConfig) -> None:
@@ -94,7 +114,17 @@ class SimulationWindow:
             self._next < self._config.num_simulations
             and self._next - self._inserted < self._config.parallel_simulations
             and (budget is None or self._tree.tokens_generated < budget)
+            and self._may_teach()
         )
+
+    def _may_teach(self) -> bool:
+        """False while the first `stop_after_equal` rollouts are waited for, and for ever once they agree."""
+        first = self._config.stop_after_equal
+        if first is None:
+            return True
+        if self._tree.num_rollouts < first:
+            return self._tree.num_rollouts + self._next - self._inserted < first
+        return not self._tree.is_unanimous
 
     def _select(self) -> Simulation:
         node, index = self._tree.select(), self._next

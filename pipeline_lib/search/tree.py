@@ -21,7 +21,7 @@ import numpy as np
 
 from pipeline_lib.config import Cutoff, SearchConfig
 from pipeline_lib.search.rollout import Rollout
-from pipeline_lib.search.selection import select
+from pipeline_lib.search.selection import frontier_scores, select
 from pipeline_lib.search.steps import Step
 from pipeline_lib.types import NO_PARENT, NO_TOKEN, ROOT, Int32Array, Outcome, SearchTree
 
@@ -41,7 +41,7 @@ class TreeBuilder:
         policy_id: id of the policy that is sampled.
         prompt_token_ids: `[P]` int32, exactly as sent to the policy.
         seed: the tree's own; simulation i draws from ``derive_seed(seed, i)``.
-        config: `num_candidates`, `c_uct`, `max_depth` and `max_new_tokens` are used.
+        config: `num_candidates`, `selection`, `c_uct`, `max_depth` and `max_new_tokens` are used.
     """
 
     def __init__(
@@ -100,6 +100,12 @@ class TreeBuilder:
         """Simulations that are done: rollouts backed up, and rollouts ignored."""
         return self.num_rollouts + sum(self._ignored)
 
+    @property
+    def is_unanimous(self) -> bool:
+        """True when all rollouts backed up earned the same, rounding aside: all right, all wrong; False without any."""
+        means = [total / visits for total, visits in zip(self._value_sums, self._visits, strict=True) if visits]
+        return bool(means) and (means[ROOT] in (0.0, 1.0) or max(means) - min(means) <= 1e-9)
+
     def depth(self, node: int) -> int:
         """Steps on the path to `node`."""
         return self._depths[node]
@@ -119,16 +125,12 @@ class TreeBuilder:
     def select(self) -> int:
         """The node that the next simulation starts at; it counts as in flight until `insert`, or `ignore`.
 
-        Descends from the root by UCB1 to the first node with fewer than `num_candidates` counts.
+        With ``selection="ucb"`` it descends from the root by UCB1 to the first node with fewer than `num_candidates`
+        counts; with ``frontier`` it is the best of all nodes with fewer, once the root has as many.
         When everything below the root is exhausted it is the root: a fresh rollout may still find
         another way.
         """
-        node = ROOT
-        while self._counts[node] >= self._config.num_candidates:
-            children = [child for child in self._children[node] if not self._is_exhausted[child]]
-            if not children:
-                break
-            node = children[self._select_child(node, children)] if len(children) > 1 else children[0]
+        node = self._descend() if self._config.selection == "ucb" else self._best_of_frontier()
         path = [ROOT, *self._path(node)]
         for n in path:
             self._counts[n] += 1
@@ -212,6 +214,31 @@ class TreeBuilder:
             cutoffs=np.array(self._cutoffs, dtype=np.int8),
             ignored=tuple(self._ignored) if any(self._ignored) else (),
         )
+
+    def _descend(self) -> int:
+        node = ROOT
+        while self._counts[node] >= self._config.num_candidates:
+            children = [child for child in self._children[node] if not self._is_exhausted[child]]
+            if not children:
+                break
+            node = children[self._select_child(node, children)] if len(children) > 1 else children[0]
+        return node
+
+    def _best_of_frontier(self) -> int:
+        if self._counts[ROOT] < self._config.num_candidates:
+            return ROOT
+        nodes = range(1, len(self._parents))
+        few = self._config.num_candidates
+        frontier = [node for node in nodes if self._counts[node] < few and not self._is_closed[node]]
+        if not frontier:
+            return ROOT
+        parents = [self._parents[node] for node in frontier]
+        scores = frontier_scores(
+            np.array([self._value_sums[parent] for parent in parents]),
+            np.array([self._counts[parent] for parent in parents], dtype=np.int32),
+            np.array([self._depths[node] for node in frontier], dtype=np.int32),
+        )
+        return frontier[int(scores.argmax())]
 
     def _select_child(self, node: int, children: list[int]) -> int:
         value_sums = np.array([self._value_sums[child] for child in children])

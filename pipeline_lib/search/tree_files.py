@@ -23,6 +23,7 @@ from pipeline_lib.store import write_parquet
 from pipeline_lib.types import JsonDict, SearchTree
 
 SYNC_INTERVAL_S = 1.0
+TREES_FILE = "trees.parquet"  # what stages call the file of an iteration's trees
 ARRAY_TYPES = {
     "prompt_token_ids": np.int32,
     "parents": np.int32,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,10 +11,38 @@ from torch import Tensor
 from pipeline_lib.config import TrainConfig
 from pipeline_lib.training.batches.batching import PackedBatch, idle_batch
 from pipeline_lib.training.log_probs import TokenTerms, token_terms
-from pipeline_lib.training.objectives import kl_penalty, relative_correctness_loss, rft_loss, step_dpo_loss
+from pipeline_lib.training.objectives import (
+    clipped_surrogate_loss,
+    kl_penalty,
+    relative_correctness_loss,
+    rft_loss,
+    step_dpo_loss,
+)
 from pipeline_lib.training.processes.team import ALONE, Team
 from pipeline_lib.training.result import UpdateMetrics
 from pipeline_lib.training.trained_policy import TrainedPolicy
+
+
+class _Counts(NamedTuple):
+    """What losses are divided by: counts over a whole update, however it is cut.
+
+    Args:
+        weighted_tokens: scored tokens with a weight, at least 1.
+        scored_tokens: all scored tokens; the KL is taken on these.
+        pairs: of step-dpo.
+    """
+
+    weighted_tokens: int
+    scored_tokens: int
+    pairs: int
+
+    @classmethod
+    def of(cls, batches: Sequence[PackedBatch]) -> _Counts:
+        return cls(
+            max(1, sum(batch.num_weighted_tokens for batch in batches)),
+            sum(batch.num_scored_tokens for batch in batches),
+            sum(batch.num_pairs for batch in batches),
+        )
 
 
 def add_gradients(
@@ -31,17 +60,17 @@ def add_gradients(
         ``loss``; ``nll``, the unweighted mean negative log-likelihood of scored tokens; ``kl`` where there
         is a reference; ``num_tokens``, ``num_unique_tokens``, ``num_scored_tokens``.
     """
-    num_scored_tokens = sum(batch.num_scored_tokens for batch in batches)
-    num_pairs = sum(batch.num_pairs for batch in batches)
+    counts = _Counts.of(batches)
     loss_sum = nll_sum = kl_sum = 0.0
     has_reference = config.needs_reference
     mine, num_idle = team.share(batches)
     for batch in mine:
         terms = batch_terms(trained, batch, with_reference=has_reference)
-        loss = _loss(terms, batch, config, num_scored_tokens, num_pairs)
+        loss = _loss(terms, batch, config, counts)
         loss.backward()
         loss_sum += float(loss.detach())
-        nll_sum -= float(terms.log_probs.detach().sum())
+        has_weight = torch.from_numpy(batch.weights != 0).to(terms.log_probs.device)
+        nll_sum -= float(terms.log_probs.detach()[has_weight].sum())
         if terms.kls is not None:
             kl_sum += float(terms.kls.detach().sum())
     for _ in range(num_idle):
@@ -50,12 +79,12 @@ def add_gradients(
     loss_sum, nll_sum, kl_sum = team.add_up((loss_sum, nll_sum, kl_sum))
     metrics = {
         "loss": loss_sum,
-        "nll": nll_sum / num_scored_tokens,
+        "nll": nll_sum / counts.weighted_tokens,
         "num_tokens": float(sum(batch.num_tokens for batch in batches)),
         "num_unique_tokens": float(sum(batch.num_unique_tokens for batch in batches)),
-        "num_scored_tokens": float(num_scored_tokens),
+        "num_scored_tokens": float(counts.weighted_tokens),
     }
-    return metrics | ({"kl": kl_sum / num_scored_tokens} if has_reference else {})
+    return metrics | ({"kl": kl_sum / counts.scored_tokens} if has_reference else {})
 
 
 def batch_terms(trained: TrainedPolicy, batch: PackedBatch, *, with_reference: bool) -> TokenTerms:
@@ -105,22 +134,35 @@ def mean_change(before: Sequence[Tensor], after: Sequence[Tensor], team: Team = 
     return moved / num_tokens
 
 
-def _loss(terms: TokenTerms, batch: PackedBatch, config: TrainConfig, num_scored_tokens: int, num_pairs: int) -> Tensor:
-    if config.objective == "relative-correctness":
-        weights = torch.from_numpy(batch.weights).to(terms.log_probs)
-        return relative_correctness_loss(
-            terms.log_probs, weights, terms.kls, kl_beta=config.kl_weight, num_scored_tokens=num_scored_tokens
-        )
+def _loss(terms: TokenTerms, batch: PackedBatch, config: TrainConfig, counts: _Counts) -> Tensor:
+    """The objective's loss of one forward pass, and the KL penalty under any."""
+    loss = _objective_loss(terms, batch, config, counts)
+    return loss + kl_penalty(terms.kls, kl_beta=config.kl_weight, num_scored_tokens=counts.scored_tokens)
+
+
+def _objective_loss(terms: TokenTerms, batch: PackedBatch, config: TrainConfig, counts: _Counts) -> Tensor:
     if config.objective == "rft":
-        loss = rft_loss(terms.log_probs, num_scored_tokens=num_scored_tokens)
-    else:
+        return rft_loss(terms.log_probs, num_scored_tokens=counts.scored_tokens)
+    if config.objective == "step-dpo":
         assert terms.reference_log_probs is not None
-        loss = step_dpo_loss(
+        return step_dpo_loss(
             terms.log_probs,
             terms.reference_log_probs,
             torch.from_numpy(batch.segments).to(terms.log_probs.device),
             num_pairs=batch.num_pairs,
             dpo_beta=config.dpo_beta,
-            num_pairs_in_update=num_pairs,
+            num_pairs_in_update=counts.pairs,
         )
-    return loss + kl_penalty(terms.kls, kl_beta=config.kl_weight, num_scored_tokens=num_scored_tokens)
+    weights = torch.from_numpy(batch.weights).to(terms.log_probs)
+    if config.ratio_clip is None:
+        return relative_correctness_loss(
+            terms.log_probs, weights, None, kl_beta=0, num_scored_tokens=counts.weighted_tokens
+        )
+    assert terms.reference_log_probs is not None
+    return clipped_surrogate_loss(
+        terms.log_probs,
+        terms.reference_log_probs,
+        weights,
+        ratio_clip=config.ratio_clip,
+        num_scored_tokens=counts.weighted_tokens,
+    )

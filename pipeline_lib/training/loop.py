@@ -76,7 +76,7 @@ def pack_examples(examples: Sequence[TrainingExample], config: TrainConfig, *, e
     Raises:
         ValueError: there is none.
     """
-    whole = [pack_example(example, eos_token_id=eos_token_id) for example in examples]
+    whole = [pack_example(one, eos_token_id=eos_token_id, kl_on_path=config.kl_on_path) for one in examples]
     trees = [part for tree in whole if tree.num_scored_tokens for part in cut_tree(tree, config.tokens_per_update)]
     if not trees:
         raise ValueError("no step to train on: every weight is 0; search more simulations or raise train.negative_clip")

@@ -1,4 +1,4 @@
-"""The three objectives as functions of log-probabilities, and the KL that may be added to each; one loop serves all.
+"""The objectives as functions of log-probabilities, and the KL that may be added to each; one loop serves all.
 
 Every loss is a sum over a forward pass divided by a count over the *update*, so that the
 gradients of an update's forward passes simply add up, however it was cut.
@@ -41,6 +41,40 @@ def relative_correctness_loss(
     """
     likelihood = -(weights * log_probs).sum() / num_scored_tokens
     return likelihood + kl_penalty(kls, kl_beta=kl_beta, num_scored_tokens=num_scored_tokens)
+
+
+def clipped_surrogate_loss(
+    log_probs: Tensor,
+    reference_log_probs: Tensor,
+    weights: Tensor,
+    *,
+    ratio_clip: float,
+    num_scored_tokens: int,
+) -> Tensor:
+    """Relative correctness under PPO's clip: the gradient of a token ends where its probability has moved enough.
+
+    ``-sum_m min(r_m w_m, clip(r_m, 1 - ratio_clip, 1 + ratio_clip) w_m) / num_scored_tokens`` with ``r = p /
+    p_reference``; `kl_penalty` comes on top. Where both policies agree its gradient is that of
+    `relative_correctness_loss`; a token of negative weight, whose loss there has no lower bound, has no gradient left
+    below ``r = 1 - ratio_clip``.
+
+    Source: Schulman et al. 2017 (arXiv 1707.06347), per token, with step weights for advantages. The reference is the
+    policy that sampled, but for temperature and top_p.
+    Shapes: M scored tokens of this forward pass.
+
+    Args:
+        log_probs: `[M]` float32.
+        reference_log_probs: `[M]` float32, no gradient.
+        weights: `[M]` float32, the weight of the token's step.
+        ratio_clip: in (0, 1).
+        num_scored_tokens: scored tokens of the whole update, at least 1.
+
+    Example: probabilities (0.6, 0.2) where the reference has (0.4, 0.4), weights (1, -1) and clip 0.2 give
+    -(1.2 - 0.8) / 2 = -0.2, without a gradient for either token.
+    """
+    ratios = (log_probs - reference_log_probs).exp()
+    clipped = ratios.clamp(1 - ratio_clip, 1 + ratio_clip)
+    return -torch.minimum(ratios * weights, clipped * weights).sum() / num_scored_tokens
 
 
 def kl_penalty(kls: Tensor | None, *, kl_beta: float, num_scored_tokens: int) -> Tensor | float:

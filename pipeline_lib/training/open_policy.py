@@ -40,12 +40,12 @@ def load_policy(
     *,
     seed: int,
 ) -> TrainedPolicy:
-    """The base with what is to be trained on it, starting from the previous iteration's policy.
+    """The base with what is to be trained on it, starting from the previous iteration's policy or from the base.
 
     Args:
         model_dir: base model folder, or hub name.
         previous_adapter: what the iteration before wrote; None in iteration 1.
-        config: LoRA's rank and scale, or full fine-tuning.
+        config: LoRA's rank and scale, or full fine-tuning; where training starts, and what it is compared with.
         policy: device, dtype and revision.
         seed: draws the adapter's first weights.
 
@@ -56,15 +56,17 @@ def load_policy(
     dtype = torch.bfloat16 if policy.dtype == "bfloat16" else torch.float32
     needs_reference = config.needs_reference
     _check_previous(previous_adapter, config)
+    start = previous_adapter if config.start == "previous" else None
+    reference = previous_adapter if config.reference == "previous" and needs_reference else None
     if config.full_finetuning:
-        source = previous_adapter or model_dir
-        model = _load(source, policy, torch.float32, device)  # bfloat16 weights would swallow small updates
-        frozen = _load(source, policy, dtype, device).requires_grad_(False) if needs_reference else None
+        model = _load(start or model_dir, policy, torch.float32, device)  # bfloat16 would swallow small updates
+        compared = reference or model_dir
+        frozen = _load(compared, policy, dtype, device).requires_grad_(False) if needs_reference else None
         trained = TrainedPolicy(model, frozen=frozen, dtype=dtype)
     else:
         base = _load(model_dir, policy, dtype, device)
-        adapters = _attach_adapters(base, previous_adapter, config, seed, needs_reference=needs_reference)
-        trained = TrainedPolicy(base, adapters=adapters, has_previous=previous_adapter is not None, dtype=dtype)
+        adapters = _attach_adapters(base, start, reference, config, seed)
+        trained = TrainedPolicy(base, adapters=adapters, has_previous=reference is not None, dtype=dtype)
     if config.gradient_checkpointing:
         _checkpoint_layers(trained.model)
     check_packable(trained)
@@ -141,29 +143,51 @@ def _load(source: Path | str, policy: PolicyConfig, dtype: torch.dtype, device: 
 
 
 def _attach_adapters(
-    base: Any, previous: Path | None, config: TrainConfig, seed: int, *, needs_reference: bool
+    base: Any, start: Path | None, reference: Path | None, config: TrainConfig, seed: int
 ) -> PeftModel:
-    if previous is not None:
-        adapters = PeftModel.from_pretrained(base, previous, adapter_name=TRAINED, is_trainable=True)
-        if needs_reference:
-            adapters.load_adapter(previous, REFERENCE, is_trainable=False)
-            adapters.set_adapter(TRAINED)
-        return adapters
-    return new_adapters(base, config, seed=seed)
+    """The base with the adapter to be trained, and with the reference's where that is not the base."""
+    if start is None:
+        adapters = new_adapters(base, config, seed=seed)
+    else:
+        adapters = PeftModel.from_pretrained(base, start, adapter_name=TRAINED, is_trainable=True)
+    if reference is not None:
+        adapters.load_adapter(reference, REFERENCE, is_trainable=False)
+        adapters.set_adapter(TRAINED)
+    return adapters
 
 
 def new_adapters(base: Any, config: TrainConfig, *, seed: int) -> PeftModel:
-    """The base with an untrained LoRA adapter on every linear layer but the output layer."""
+    """The base with an untrained LoRA adapter on its linear layers, see ``train.lora_targets``.
+
+    The adapter adds ``lora_alpha / r`` times the product of its two matrices; with ``lora_scaling=sqrt_rank`` it is
+    ``lora_alpha / sqrt(r)`` times.
+
+    Source: Hu et al. 2021 (arXiv 2106.09685); the root is that of rsLoRA, Kalajdzievski 2023 (arXiv 2312.03732).
+    """
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
         lora_dropout=0.0,
-        target_modules="all-linear",
+        use_rslora=config.lora_scaling == "sqrt_rank",
+        target_modules="all-linear" if config.lora_targets == "all" else _attention_layers(base),
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, "lora"))
         return get_peft_model(base, lora, adapter_name=TRAINED)
+
+
+def _attention_layers(base: Any) -> list[str]:
+    """Last names of the linear layers that lie in an attention module, as the libraries call these.
+
+    Raises:
+        ValueError: there is none.
+    """
+    linear = [name for name, module in base.named_modules() if isinstance(module, torch.nn.Linear)]
+    names = {name.rpartition(".")[2] for name in linear if "attn" in name or "attention" in name}
+    if not names:
+        raise ValueError(f"{type(base).__name__} has no layer called attention; set train.lora_targets=all")
+    return sorted(names)
 
 
 def _checkpoint_layers(model: Any) -> None:
@@ -188,3 +212,6 @@ def _check_previous(previous: Path | None, config: TrainConfig) -> None:
             wanted = getattr(config, field)
             if values[key] != wanted:
                 raise ValueError(f"{path}: {key} is {values[key]} and train.{field} is {wanted}; {remedy}")
+        scaling = "sqrt_rank" if values.get("use_rslora") else "rank"
+        if scaling != config.lora_scaling:
+            raise ValueError(f"{path}: its scaling is {scaling} and train.lora_scaling {config.lora_scaling}; {remedy}")

@@ -15,7 +15,7 @@ from tasks.finish import RESULT, finish_run
 from tasks.gate import decide_gate
 from tasks.record import RECORD, record_iteration
 from tasks.reporting.trees import stage_refs
-from tasks.search import search_shard
+from tasks.search import gather_trees, search_shard
 
 RECORDED_BY = {record_iteration.name: RECORD, finish_run.name: RESULT}
 
@@ -64,16 +64,22 @@ def _unnamed(config: PipelineConfig, records: Sequence[IterationRecord]) -> Iter
         parent = None if record.parent is None else policies.get(record.parent)
         if parent is None or "problems" not in record.refs:
             continue
-        first = tuple(stage_refs(record, "first_search"))
         problems = record.refs["problems"]
-        for earlier in dict.fromkeys(((), first)):
-            for shard in range(min(config.search.num_shards, problems.num_rows)):
-                same: dict[str, Any] = {"problems": problems, "policy": parent, "iteration": record.index}
-                yield from _uri_of_shard(config, shard=shard, earlier=earlier, **same)
+        same = {"config": config, "problems": problems, "policy": parent, "iteration": record.index}
+        try:
+            for arguments in _passes(same, tuple(stage_refs(record, "first_search"))):
+                yield gather_trees.uri(**arguments)
+                for shard in range(min(config.search.num_shards, problems.num_rows)):
+                    yield search_shard.uri(**arguments, shard=shard)
+        except (OSError, ValueError):  # the model is gone from this machine, whose template is part of the key
+            continue
 
 
-def _uri_of_shard(config: PipelineConfig, **arguments: Any) -> Iterator[str]:
-    try:
-        yield search_shard.uri(config=config, **arguments)
-    except (OSError, ValueError):  # the model is gone from this machine, whose template is part of the key
-        return
+def _passes(same: Mapping[str, Any], first_search: tuple[Ref, ...]) -> Iterator[dict[str, Any]]:
+    """Arguments of every pass of an iteration's search: the first, what spends its savings, the audit's remedy."""
+    yield {**same, "earlier": ()}
+    if first_search:
+        yield {**same, "earlier": first_search}
+    first = gather_trees.find(**same, earlier=()) if same["config"].search.spends_saved else None
+    if first is not None:
+        yield {**same, "earlier": (first,), "spends_saved": True}

@@ -64,6 +64,11 @@ class PackedBatch:
     def num_scored_tokens(self) -> int:
         return len(self.targets)
 
+    @property
+    def num_weighted_tokens(self) -> int:
+        """Scored tokens that the likelihood reads; the KL may read more."""
+        return int(np.count_nonzero(self.weights))
+
 
 def plan_updates(
     trees: Sequence[PackedTree],

@@ -15,12 +15,15 @@ Departures from arXiv 2501.01478, where it is silent:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from pipeline_lib.config import TrainConfig
 from pipeline_lib.types import Float64Array, Int32Array, Outcome, SearchTree, TrainingExample
+
+MAX_EXPONENTIAL = 20.0  # of the weights that weighting=exp makes
 
 
 def build_examples(
@@ -32,7 +35,7 @@ def build_examples(
         trees: the iteration's trees.
         scores: for each tree `[N]` float64 relative correctness; 0 means no signal. ``rft`` reads
             none of them; ``step-dpo`` takes a score of 0 for a step visited too seldom.
-        config: objective and negative clip.
+        config: objective, and what makes weights of scores.
 
     Raises:
         ValueError: scores do not fit the trees.
@@ -44,7 +47,7 @@ def build_examples(
         weights = (
             [correct_path_weights(tree) for tree in trees]
             if config.objective == "rft"
-            else relative_correctness_weights(scores, negative_clip=config.negative_clip)
+            else relative_correctness_weights(transformed(scores, config), negative_clip=config.negative_clip)
         )
         examples = (TrainingExample(tree, weight) for tree, weight in zip(trees, weights, strict=True))
     return [example for example in examples if example.weights.any() or len(example.pairs)]
@@ -81,6 +84,55 @@ def relative_correctness_weights(scores: Sequence[Float64Array], *, negative_cli
     clipped = scores if negative_clip is None else [np.maximum(score, -negative_clip * scale) for score in scores]
     size = mean_magnitude(clipped)
     return [score / size for score in clipped]
+
+
+def transformed(scores: Sequence[Float64Array], config: TrainConfig) -> list[Float64Array]:
+    """The scores after ``soft_clip`` and ``weighting``, which come before the clip of negatives.
+
+    Args:
+        scores: for each tree `[N]` float64.
+        config: `soft_clip`, `weighting` and `weighting_temperature` are used.
+    """
+    changed = list(scores)
+    if config.soft_clip is not None:
+        changed = soft_clipped(changed, config.soft_clip)
+    if config.weighting == "sign":
+        return [np.sign(score) for score in changed]
+    if config.weighting == "exp":
+        return exponential_weights(changed, config.weighting_temperature)
+    return changed
+
+
+def soft_clipped(scores: Sequence[Float64Array], bound: float) -> list[Float64Array]:
+    """``c * tanh(score / c)``, c being `bound` times the mean magnitude of the scores that are not 0.
+
+    Source: DeepSearch (arXiv 2509.25454) bounds its values so; the unit of c is our choice.
+
+    Args:
+        scores: for each tree `[N]` float64.
+        bound: above 0.
+
+    Example: scores (3, -1) have mean magnitude 2; with bound 1 they become 2 tanh 1.5 = 1.81 and 2 tanh -0.5 = -0.92.
+    """
+    limit = bound * mean_magnitude(scores)
+    return [limit * np.tanh(score / limit) for score in scores]
+
+
+def exponential_weights(scores: Sequence[Float64Array], temperature: float) -> list[Float64Array]:
+    """``min(exp(score / (tau * m)), 20)`` where a score is not 0, m their mean magnitude; 0 where it is.
+
+    Source: advantage-weighted regression, Peng et al. 2019 (arXiv 1910.00177), its bound of 20 included; the unit of
+    tau is our choice.
+
+    Args:
+        scores: for each tree `[N]` float64.
+        temperature: tau, above 0.
+
+    Example: scores (3, -1, 0) have mean magnitude 2; with tau 1 they become e^1.5 = 4.48, e^-0.5 = 0.61 and 0.
+    """
+    unit = temperature * mean_magnitude(scores)
+    highest = math.log(MAX_EXPONENTIAL)
+    return [np.where(score != 0, np.exp(np.minimum(score / unit, highest)), 0.0) for score in scores]
 
 
 def mean_magnitude(arrays: Sequence[Float64Array]) -> float:

@@ -36,7 +36,7 @@ class PackedTree:
         subtree_ends: `[T]` int32, index after the last token that may see this one.
         sources: `[M]` int32, index of the token whose hidden state predicts the scored token.
         targets: `[M]` int32, id of the scored token.
-        weights: `[M]` float64, what the loss multiplies its negative log-likelihood by.
+        weights: `[M]` float64, what the loss multiplies its negative log-likelihood by; 0 where the KL alone reads it.
         segments: `[M]` int32; with pairs ``2 r`` for tokens of pair r's preferred step and ``2 r + 1``
             for the other's; without, the node.
         num_pairs: R.
@@ -62,7 +62,7 @@ class PackedTree:
         return len(self.targets)
 
 
-def pack_example(example: TrainingExample, *, eos_token_id: int) -> PackedTree:
+def pack_example(example: TrainingExample, *, eos_token_id: int, kl_on_path: bool = False) -> PackedTree:
     """The example as one packed tree of whatever size, see `cutting`; steps that nothing scored needs are left out.
 
     Where the policy itself ended a rollout, the token that ended it is part of what was
@@ -72,6 +72,7 @@ def pack_example(example: TrainingExample, *, eos_token_id: int) -> PackedTree:
     Args:
         example: weights, or pairs, say which steps are scored; the rest is context.
         eos_token_id: scored where the tree does not say which token ended a rollout.
+        kl_on_path: steps before a scored one are among the scored tokens too, with weight 0: the KL alone reads them.
 
     Raises:
         ValueError: the tree has no prompt tokens.
@@ -82,7 +83,7 @@ def pack_example(example: TrainingExample, *, eos_token_id: int) -> PackedTree:
     order = depth_first(tree)
     rank = np.empty(tree.num_nodes, dtype=np.int64)
     rank[order] = np.arange(tree.num_nodes)
-    units = sorted(_units(example), key=lambda unit: int(rank[unit[0]]))
+    units = sorted(_units(example, kl_on_path), key=lambda unit: int(rank[unit[0]]))
     nodes = _with_ancestors(tree, units)
     return _lay_out(example, [int(node) for node in order if int(node) in nodes], units, eos_token_id)
 
@@ -102,11 +103,12 @@ def depth_first(tree: SearchTree) -> Int32Array:
     return np.array(order, dtype=np.int32)
 
 
-def _units(example: TrainingExample) -> list[Unit]:
+def _units(example: TrainingExample, kl_on_path: bool) -> list[Unit]:
     """What has to stay together: single steps, or both steps of a pair."""
     if len(example.pairs):
         return [(int(preferred), int(dispreferred)) for preferred, dispreferred in example.pairs]
-    return [(int(node),) for node in np.flatnonzero(example.weights)]
+    units: list[Unit] = [(int(node),) for node in np.flatnonzero(example.weights)]
+    return [(node,) for node in sorted(_with_ancestors(example.tree, units) - {ROOT})] if kl_on_path else units
 
 
 def _with_ancestors(tree: SearchTree, units: Sequence[Unit]) -> set[int]:
