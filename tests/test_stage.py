@@ -79,6 +79,8 @@ OTHER_VALUES = {
     "policy.instruction": "Think.",
     "policy.template_date": "2025-01-01",
     "policy.stop": "Question:",
+    "policy.system_prompt": "Be brief.",
+    "policy.chat_template_kwargs": '{"enable_thinking": false}',
     "search.step_delimiter": "sentence",
     "policy.vllm.kv_cache_gib": 2,
     "policy.vllm.block_tokens": 64,

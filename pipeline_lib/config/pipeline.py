@@ -83,6 +83,18 @@ class PolicyConfig(ConfigGroup):
         "they do not. Our choice: one fixed day, or the same run asks other questions tomorrow; this one is what "
         "Llama's own templates name where they cannot ask.",
     )
+    system_prompt: str | None = Field(
+        None,
+        json_schema_extra={"before": None},
+        description="What the system's turn says, before every question; None leaves it to the model's chat template, "
+        "an empty text says nothing there. Our choice: None.",
+    )
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict,
+        json_schema_extra={"before": {}},
+        description='What the model\'s chat template is told besides, as JSON: {"enable_thinking": false}. A name that '
+        "it does not ask for is refused. Our choice: nothing.",
+    )
     stop: tuple[str, ...] = Field(
         (),
         json_schema_extra={"before": []},

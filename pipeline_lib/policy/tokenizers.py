@@ -12,6 +12,7 @@ from pipeline_lib.config import ConfigError, PolicyConfig
 from pipeline_lib.config.one_line import first_line
 from pipeline_lib.policy.codec import TokenizerCodec
 from pipeline_lib.policy.model_folders import check_folder
+from pipeline_lib.policy.prompting.conversation import Conversation
 from pipeline_lib.policy.prompting.stop_rule import AnswerMark, StopRule
 
 
@@ -33,15 +34,13 @@ def load_tokenizer(model_dir: Path | str, config: PolicyConfig) -> Any:
         raise ConfigError(f"policy.model={model_dir}: cannot load its tokenizer: {first_line(error)}") from error
 
 
-def load_codec(
-    model_dir: Path | str, config: PolicyConfig, instruction: str = "", *, answer_mark: AnswerMark | None = None
-) -> TokenizerCodec:
+def load_codec(model_dir: Path | str, config: PolicyConfig, instruction: str = "") -> TokenizerCodec:
     """The codec of the tokenizer beside the model; see `make_codec`.
 
     Raises:
         ConfigError: there is no tokenizer that can be loaded, or it has no chat template.
     """
-    return make_codec(load_tokenizer(model_dir, config), config, instruction, answer_mark=answer_mark)
+    return make_codec(load_tokenizer(model_dir, config), config, instruction)
 
 
 def make_codec(
@@ -51,12 +50,18 @@ def make_codec(
 
     Args:
         tokenizer: see `load_tokenizer`.
-        config: the prompts' date and what ends answers are read.
+        config: what is said around questions, and what ends answers.
         instruction: appended to every question; "" adds nothing.
         answer_mark: of the dataset's answers; read where ``stop_after_answer`` is set.
 
     Raises:
-        ConfigError: it has no chat template.
+        ConfigError: it has no chat template, or one that drops what is said.
     """
     stop = StopRule(config.stop, answer_mark if config.stop_after_answer else None)
-    return TokenizerCodec(tokenizer, instruction, config.template_date, stop=stop)
+    conversation = Conversation(
+        instruction=instruction,
+        system=config.system_prompt,
+        template_options=config.chat_template_kwargs,
+        today=config.template_date,
+    )
+    return TokenizerCodec(tokenizer, conversation, stop=stop)
