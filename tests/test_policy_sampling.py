@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from policy_fixtures import write_tokenizer
 from transformers import AutoTokenizer
 
-from pipeline_lib.config import ConfigError
 from pipeline_lib.policy.codec import TokenizerCodec
 from pipeline_lib.policy.prompting.conversation import Conversation
 from pipeline_lib.policy.transformers_engine.sampling import draw_tokens, draw_uniforms
@@ -96,10 +95,3 @@ def test_codec_wraps_the_question_in_the_chat_template(tmp_path: Path) -> None:
     assert tokenizer.convert_ids_to_tokens(ids.tolist()) == ["<user>", *"ab\nbe brief", "<assistant>"]
     assert codec.decode(ids) == "ab\nbe brief"
     assert codec.decode(codec.encode("x 1.\n")) == "x 1.\n"
-
-
-def test_codec_without_a_chat_template_says_so_in_one_line(tmp_path: Path) -> None:
-    write_tokenizer(tmp_path, chat_template=None)
-    with pytest.raises(ConfigError, match="has no chat template") as caught:
-        TokenizerCodec(AutoTokenizer.from_pretrained(tmp_path))
-    assert "\n" not in str(caught.value)

@@ -54,14 +54,17 @@ def check_prompts(config: PipelineConfig, settings: Settings, findings: Findings
 
     assert findings.training_problems is not None  # among the check's needs
     codec = prompt_codec(config, findings.training_problems[0].dataset)
-    check_template(codec.template)
+    if not codec.template.is_plain:
+        check_template(codec.template)
     check_end_token(model_folder(config.policy.model, config.policy.revision, weights=False), codec.tokenizer)
     findings.tokenizer = codec
     tests = [pool for name, pool in findings.problems.items() if name != "training"]
     found = measure_prompts(config, problems_to_ask(config, findings.training_problems, tests))
     shown = _shortened(codec.template.text(codec.conversation.turns(findings.training_problems[0].question)))
     lengths = f"{found.mean:.0f} tokens on average, {found.longest} at most, of {found.num_prompts:,} tried"
-    return f"{lengths}; the first: {shown}"
+    kind = "the plain template, since its tokenizer has no chat template" if codec.template.is_plain else ""
+    examples = f"{config.policy.num_shots} worked examples" if config.policy.num_shots else ""
+    return "; ".join(filter(None, (lengths, kind, examples, f"the first: {shown}")))
 
 
 def _shortened(prompt: str) -> str:

@@ -89,6 +89,14 @@ class PolicyConfig(ConfigGroup):
         description="What the system's turn says, before every question; None leaves it to the model's chat template, "
         "an empty text says nothing there. Our choice: None.",
     )
+    num_shots: int = Field(
+        0,
+        ge=0,
+        json_schema_extra={"before": 0},
+        description="Worked examples before every question, as turns of a chat: always the same ones of the train "
+        "split, never held out, never the question itself. Base models need them; where there is no chat template, a "
+        "plain one of ours takes its place. Our choice: 0.",
+    )
     chat_template_kwargs: dict[str, Any] = Field(
         default_factory=dict,
         json_schema_extra={"before": {}},

@@ -1,4 +1,4 @@
-"""Text to token ids and back, through the chat template of the policy's own tokenizer.
+"""Text to token ids and back, by the policy's own tokenizer and its chat template.
 
 Search decodes every rollout, in the engine's loop, so decoding joins the bytes of tokens, which are looked up once,
 where that is all that the tokenizer's decoder does; see `spelling_of`.
@@ -24,12 +24,12 @@ class TokenizerCodec:
     """A Hugging Face tokenizer as a `Codec`.
 
     Args:
-        tokenizer: with a chat template; nothing is loaded here.
+        tokenizer: a Hugging Face one; nothing is loaded here.
         conversation: what is said around a question.
         stop: what ends an answer besides the model's own end tokens.
 
     Raises:
-        ConfigError: the tokenizer has no chat template, or one that drops what is said.
+        ConfigError: the chat template has no use for what is said.
     """
 
     def __init__(self, tokenizer: Any, conversation: Conversation | None = None, *, stop: StopRule = NO_STOP) -> None:

@@ -41,6 +41,11 @@ class ChatTemplate:
     digest: str
     reads_date: bool
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether the model has none."""
+        return self.digest == hashlib.sha256().hexdigest()
+
 
 def model_path(name: str) -> Path | str:
     """The folder behind a model's name: ``tiny`` is the base that comes with Coppice, a hub name stays one.

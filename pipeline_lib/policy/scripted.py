@@ -149,9 +149,12 @@ def _common_end(left: Int32Array, right: Int32Array) -> Int32Array:
 
 
 def _end_of(needle: Int32Array, ids: Int32Array) -> int:
-    """Where the first occurrence of `needle` in `ids` ends; the whole length when there is none."""
+    """Where the last occurrence of `needle` in `ids` ends; the whole length when there is none.
+
+    The last: worked examples before the question end alike.
+    """
     if len(needle) == 0 or len(ids) < len(needle):
         return len(ids)
     windows = np.lib.stride_tricks.sliding_window_view(ids, len(needle))
     hits = np.flatnonzero((windows == needle).all(axis=1))
-    return int(hits[0]) + len(needle) if len(hits) else len(ids)
+    return int(hits[-1]) + len(needle) if len(hits) else len(ids)

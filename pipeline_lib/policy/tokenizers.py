@@ -12,7 +12,7 @@ from pipeline_lib.config import ConfigError, PolicyConfig
 from pipeline_lib.config.one_line import first_line
 from pipeline_lib.policy.codec import TokenizerCodec
 from pipeline_lib.policy.model_folders import check_folder
-from pipeline_lib.policy.prompting.conversation import Conversation
+from pipeline_lib.policy.prompting.conversation import PLAIN_STOP, Conversation, Shot
 from pipeline_lib.policy.prompting.stop_rule import AnswerMark, StopRule
 
 
@@ -38,13 +38,18 @@ def load_codec(model_dir: Path | str, config: PolicyConfig, instruction: str = "
     """The codec of the tokenizer beside the model; see `make_codec`.
 
     Raises:
-        ConfigError: there is no tokenizer that can be loaded, or it has no chat template.
+        ConfigError: there is no tokenizer that can be loaded, or its template has no use for what is said.
     """
     return make_codec(load_tokenizer(model_dir, config), config, instruction)
 
 
 def make_codec(
-    tokenizer: Any, config: PolicyConfig, instruction: str = "", *, answer_mark: AnswerMark | None = None
+    tokenizer: Any,
+    config: PolicyConfig,
+    instruction: str = "",
+    *,
+    shots: tuple[Shot, ...] = (),
+    answer_mark: AnswerMark | None = None,
 ) -> TokenizerCodec:
     """A tokenizer's codec as the settings have it.
 
@@ -52,15 +57,18 @@ def make_codec(
         tokenizer: see `load_tokenizer`.
         config: what is said around questions, and what ends answers.
         instruction: appended to every question; "" adds nothing.
+        shots: see `Conversation`.
         answer_mark: of the dataset's answers; read where ``stop_after_answer`` is set.
 
     Raises:
-        ConfigError: it has no chat template, or one that drops what is said.
+        ConfigError: its chat template has no use for what is said.
     """
-    stop = StopRule(config.stop, answer_mark if config.stop_after_answer else None)
+    next_question = () if tokenizer.chat_template else (PLAIN_STOP,)
+    stop = StopRule((*config.stop, *next_question), answer_mark if config.stop_after_answer else None)
     conversation = Conversation(
         instruction=instruction,
         system=config.system_prompt,
+        shots=shots,
         template_options=config.chat_template_kwargs,
         today=config.template_date,
     )

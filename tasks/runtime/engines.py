@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 from pipeline_lib.config import ConfigError, PipelineConfig, Settings
 from pipeline_lib.policy.model_folders import chat_template, model_folder
+from pipeline_lib.policy.prompting.conversation import PLAIN_VERSION
 from pipeline_lib.policy.protocol import Policy, Reloadable
+from pipeline_lib.store import canonical_json
 from pipeline_lib.types import PolicyRef, Problem
 from tasks.runtime.keys import key_of
 from tasks.runtime.policies import policy_folder
-from tasks.runtime.prompts import codec_for, instruction_for
+from tasks.runtime.prompts import codec_for, instruction_for, shots_for
 
 if TYPE_CHECKING:
     from pipeline_lib.policy.adapters import Weights
@@ -151,6 +154,10 @@ def engine_spec(config: PipelineConfig, policy: PolicyRef, dataset: str) -> dict
     template = chat_template(model_folder(policy.base_model, policy.revision, weights=False))
     if policy.adapter_uri is not None and template.digest != TINY_TEMPLATE:
         spec["template"] = template.digest
+    if template.is_empty:
+        spec["plain_template"] = PLAIN_VERSION
+    if config.policy.num_shots:
+        spec["shots"] = hashlib.sha256(canonical_json(shots_for(config)).encode()).hexdigest()
     if template.reads_date:
         spec["template_date"] = config.policy.template_date.isoformat()
     return spec

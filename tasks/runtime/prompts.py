@@ -9,15 +9,18 @@ import hashlib
 import heapq
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline_lib.config import ConfigError, PipelineConfig, Settings
 from pipeline_lib.policy.model_folders import model_folder
-from pipeline_lib.problems.draw import draw_test, hold_out
+from pipeline_lib.policy.prompting.conversation import Shot
+from pipeline_lib.problems.draw import draw_shots, draw_test, hold_out
 from pipeline_lib.problems.formats import answer_mark, format_of
 from pipeline_lib.problems.pools import ProblemPool
 from pipeline_lib.problems.run_sets import tested_pool, training_pool
+from pipeline_lib.problems.sources import worked_solutions
 from pipeline_lib.problems.tiny import is_tiny
 from pipeline_lib.types import Problem
 from tasks.runtime.policies import base_policy
@@ -52,7 +55,35 @@ def codec_for(config: PipelineConfig, tokenizer: Any, dataset: str) -> Tokenizer
     from pipeline_lib.policy.tokenizers import make_codec
 
     instruction = instruction_for(config, dataset)
-    return make_codec(tokenizer, config.policy, instruction, answer_mark=answer_mark(dataset, instruction))
+    mark = answer_mark(dataset, instruction)
+    return make_codec(tokenizer, config.policy, instruction, shots=shots_for(config), answer_mark=mark)
+
+
+def shots_for(config: PipelineConfig) -> tuple[Shot, ...]:
+    """The worked examples of every prompt and one in reserve, from the run's train split whatever set is asked.
+
+    Raises:
+        ProblemsError: the split cannot be read, or is too small.
+    """
+    if not config.policy.num_shots:
+        return ()
+    return _shots(config.model_dump_json(include={"problems", "evaluation", "policy"}))
+
+
+@lru_cache(maxsize=4)
+def _shots(settings: str) -> tuple[Shot, ...]:
+    """The same of settings as JSON: a large train split is read once."""
+    config = PipelineConfig.model_validate_json(settings)
+    problems, dataset = config.problems, config.problems.dataset
+    drawn = draw_shots(
+        training_pool(config),
+        config.policy.num_shots + 1,
+        num_validation=problems.num_validation,
+        validation_seed=problems.validation_seed,
+    )
+    mark = answer_mark(dataset, instruction_for(config, dataset))
+    solutions = worked_solutions(drawn, path=problems.path, columns=problems.columns, mark=mark)
+    return tuple(Shot(problem.question, solution) for problem, solution in zip(drawn, solutions, strict=True))
 
 
 def prompt_codec(config: PipelineConfig, dataset: str) -> TokenizerCodec:
@@ -90,7 +121,7 @@ def _digest(config: PipelineConfig, asked: Sequence[Asked]) -> str:
         version("transformers"),
         policy.template_date.isoformat(),
     )
-    told = (*told, MAX_PROMPTS, policy.system_prompt, policy.chat_template_kwargs)
+    told = (*told, MAX_PROMPTS, policy.system_prompt, policy.chat_template_kwargs, shots_for(config))
     digest = hashlib.sha256(repr((limits, told)).encode())
     for group, problems in asked:
         digest.update(repr((group, instruction_for(config, problems[0].dataset), len(problems))).encode())
@@ -128,7 +159,8 @@ def measure_prompts(config: PipelineConfig, asked: Iterable[Asked]) -> PromptLen
             raise ConfigError(
                 f"{culprit.problem_id}: a prompt of {longest} tokens and {group}.max_new_tokens="
                 f"{answer_tokens} do not fit into policy.max_context_tokens={config.policy.max_context_tokens}; raise "
-                f"it to {longest + answer_tokens}{', or drop the row' if _is_in_file(config, culprit) else ''}"
+                f"it to {longest + answer_tokens}{', lower policy.num_shots' if config.policy.num_shots else ''}"
+                f"{', or drop the row' if _is_in_file(config, culprit) else ''}"
             )
         lengths += own
     return PromptLengths(len(lengths), sum(lengths) / len(lengths), max(lengths))
