@@ -48,6 +48,12 @@ class PolicyConfig(ConfigGroup):
         description="Hub revision of the model: branch, tag or commit; None is its main branch. Results are kept under "
         "the commit that it meant when the run began.",
     )
+    trust_remote_code: bool = Field(
+        False,
+        json_schema_extra={"before": False},
+        description="Runs the Python code that comes with the model, which may do anything that you may. Models that "
+        "transformers knows need none; others are refused while this is False. Read the code first. Our choice: False.",
+    )
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
+from transformers import CONFIG_MAPPING, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from pipeline_lib.config import ConfigError, PolicyConfig
@@ -24,14 +25,41 @@ def load_tokenizer(model_dir: Path | str, config: PolicyConfig) -> Any:
         config: the hub revision is read.
 
     Raises:
-        ConfigError: there is none that can be loaded.
+        ConfigError: there is none that can be loaded, or the model comes with code that must not be run.
     """
     check_folder(model_dir, "model")
+    refuse_own_code(model_dir, config)
     transformers_logging.disable_progress_bar()  # the trainer's bar per load would tear the run's own apart
     try:
-        return AutoTokenizer.from_pretrained(model_dir, revision=config.revision or "main")
+        return AutoTokenizer.from_pretrained(
+            model_dir, revision=config.revision or "main", trust_remote_code=config.trust_remote_code
+        )
     except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise _own_code(config, "its tokenizer is") from None
         raise ConfigError(f"policy.model={model_dir}: cannot load its tokenizer: {first_line(error)}") from error
+
+
+def refuse_own_code(model_dir: Path | str, config: PolicyConfig) -> None:
+    """Raises ConfigError where only Python code that lies beside a model can make it, and nobody has allowed that.
+
+    Args:
+        model_dir: a folder; a hub name is let through.
+        config: ``trust_remote_code`` is read.
+    """
+    file = Path(model_dir) / "config.json"
+    if config.trust_remote_code or not file.is_file():
+        return
+    layout = json.loads(file.read_text(encoding="utf-8"))
+    if layout.get("auto_map") and layout.get("model_type") not in CONFIG_MAPPING:
+        raise _own_code(config, "it is")
+
+
+def _own_code(config: PolicyConfig, what: str) -> ConfigError:
+    return ConfigError(
+        f"policy.model={config.model}: {what} made by Python code that comes with it, which could do anything here; "
+        "read that code, then allow it by policy.trust_remote_code=true, or take a model that transformers knows"
+    )
 
 
 def load_codec(model_dir: Path | str, config: PolicyConfig, instruction: str = "") -> TokenizerCodec:

@@ -6,7 +6,7 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 from pipeline_lib.config import ConfigError, PipelineConfig, Settings
-from pipeline_lib.policy.model_folders import chat_template, model_folder
+from pipeline_lib.policy.model_folders import chat_template, code_digest, model_folder
 from pipeline_lib.policy.prompting.conversation import PLAIN_VERSION
 from pipeline_lib.policy.protocol import Policy, Reloadable
 from pipeline_lib.store import canonical_json
@@ -154,6 +154,7 @@ def engine_spec(config: PipelineConfig, policy: PolicyRef, dataset: str) -> dict
     template = chat_template(model_folder(policy.base_model, policy.revision, weights=False))
     if policy.adapter_uri is not None and template.digest != TINY_TEMPLATE:
         spec["template"] = template.digest
+    spec |= code_spec(config, policy)
     if template.is_empty:
         spec["plain_template"] = PLAIN_VERSION
     if config.policy.num_shots:
@@ -161,6 +162,13 @@ def engine_spec(config: PipelineConfig, policy: PolicyRef, dataset: str) -> dict
     if template.reads_date:
         spec["template_date"] = config.policy.template_date.isoformat()
     return spec
+
+
+def code_spec(config: PipelineConfig, policy: PolicyRef) -> dict[str, str]:
+    """The model's own code, where it is run; its id says nothing of it."""
+    if not config.policy.trust_remote_code:
+        return {}
+    return {"code": code_digest(model_folder(policy.base_model, policy.revision, weights=False))}
 
 
 def open_policy(config: PipelineConfig, policy: PolicyRef, problems: list[Problem]) -> Policy:
