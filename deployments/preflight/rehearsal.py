@@ -137,7 +137,7 @@ def _throughput(engine: Policy, problem: Problem, config: PipelineConfig) -> tup
         for i in range(engine.capacity)
     ]
     answers = draw_all(engine, requests, max_failed_share=config.policy.max_failed_share)
-    num_tokens = sum(len(answer.token_ids) for answer in answers.values())
+    num_tokens = sum(len(answer.token_ids) + answer.num_beyond for answer in answers.values())
     return num_tokens / (time.perf_counter() - started), num_tokens / engine.capacity
 
 

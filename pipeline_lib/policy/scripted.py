@@ -132,7 +132,7 @@ class ScriptedPolicy:
         rule = rule_of(self.codec)
         end = end_of_answer(token_ids[:room], request, self.codec, rule) if rule else None
         if end is not None:
-            self._in_flight.stop(request.request_id, token_ids, end)
+            self._in_flight.stop(request.request_id, token_ids[:room], end)
         elif len(token_ids) < room:
             ended_by = self.end_token_ids[request.seed % len(self.end_token_ids)] if self.end_token_ids else None
             self._in_flight.finish(request.request_id, token_ids, FinishReason.STOP, ended_by)
