@@ -6,6 +6,7 @@ can be asked before (the place, the hub's token, whether others could load it) i
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -25,7 +26,7 @@ from pipeline_lib.policy.export.exported_model import (
     write_merged,
     write_tokenizer,
 )
-from pipeline_lib.policy.model_folders import fingerprint, model_folder, model_path
+from pipeline_lib.policy.model_folders import chat_template, fingerprint, model_folder, model_path
 from pipeline_lib.problems.formats import format_of
 from pipeline_lib.registry.model_card import ExportedFiles, Kind, model_card
 from pipeline_lib.tracking import (
@@ -133,6 +134,7 @@ def export_version(
             dtype=config.policy.dtype,
             lora_rank=served_rank(trained) if is_adapter(trained) else 0,
             instruction=_instruction(config),
+            told=_told(config, base),
             coppice=installed_version() or "from its source",
         )
         card = model_card(champion.model, champion.version, champion.tags, files)
@@ -216,3 +218,18 @@ def _licence_on_hub(champion: Champion) -> str | None:
 def _instruction(config: PipelineConfig) -> str:
     chosen = config.policy.instruction
     return format_of(config.problems.dataset).instruction if chosen is None else chosen
+
+
+def _told(config: PipelineConfig, base: Path) -> tuple[str, ...]:
+    """What the policy was asked with besides question and instruction, for whoever asks it elsewhere."""
+    policy = config.policy
+    told = {
+        "the system prompt": policy.system_prompt,
+        "the chat template's options": policy.chat_template_kwargs or None,
+        "texts that ended its answers": list(policy.stop) or None,
+    }
+    lines = [f"{name} `{json.dumps(value, ensure_ascii=False)}`" for name, value in told.items() if value is not None]
+    shots = [f"{policy.num_shots} worked examples of the train split"] if policy.num_shots else []
+    if chat_template(base).is_empty:
+        shots.append("`Question: …`, then `Answer:` on a line of its own, since its tokenizer has no chat template")
+    return (*lines, *shots, *(["an end at the line with the answer"] if policy.stop_after_answer else []))

@@ -12,7 +12,7 @@ from pipeline_lib.store import PARTIAL, Entry, read_json, write_json
 from pipeline_lib.training.batches.examples import build_examples, count_examples
 from pipeline_lib.types import IterationRecord, PolicyRef, Ref, TrainingExample
 from tasks.reporting.trees import stage_refs
-from tasks.runtime.engines import engines
+from tasks.runtime.engines import code_spec, engines
 from tasks.runtime.keys import key_of
 from tasks.runtime.policies import policy_folder
 from tasks.runtime.progress import Progress
@@ -37,6 +37,7 @@ def _spec(
     return {
         "train": train | {"kl_beta": config.train.kl_weight},
         "dtype": config.policy.dtype,
+        **code_spec(config, policy),
         "policy_id": policy.policy_id,
         "seed": config.seed,
         "iteration": iteration,

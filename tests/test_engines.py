@@ -14,9 +14,9 @@ from pipeline_lib.config import PipelineConfig, apply_overrides
 from pipeline_lib.policy import SampleRequest, SamplingParams, sample_all
 from pipeline_lib.policy.model_folders import TINY_BASE
 from pipeline_lib.types import Problem
-from tasks.runtime.engines import engines, instruction_for, open_policy
+from tasks.runtime.engines import engines, open_policy
 from tasks.runtime.policies import base_policy
-from tasks.runtime.prompts import prompt_codec
+from tasks.runtime.prompts import instruction_for, prompt_codec
 
 WORD = [Problem("w/0", "What is 2 plus 3?", "5", "tiny-word")]
 GSM8K = [Problem("g/0", "What is 2 plus 3?", "5", "gsm8k")]

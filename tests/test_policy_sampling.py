@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from policy_fixtures import write_tokenizer
 from transformers import AutoTokenizer
 
-from pipeline_lib.config import ConfigError
 from pipeline_lib.policy.codec import TokenizerCodec
+from pipeline_lib.policy.prompting.conversation import Conversation
 from pipeline_lib.policy.transformers_engine.sampling import draw_tokens, draw_uniforms
 
 LOGITS = torch.log(torch.tensor([0.2, 0.5, 0.3]))
@@ -89,16 +89,9 @@ def test_a_row_is_drawn_alike_whatever_stands_beside_it(data: st.DataObject) -> 
 def test_codec_wraps_the_question_in_the_chat_template(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    codec = TokenizerCodec(tokenizer, "be brief")
+    codec = TokenizerCodec(tokenizer, Conversation("be brief"))
     ids = codec.encode_prompt("ab")
     assert ids.dtype == np.int32
     assert tokenizer.convert_ids_to_tokens(ids.tolist()) == ["<user>", *"ab\nbe brief", "<assistant>"]
     assert codec.decode(ids) == "ab\nbe brief"
     assert codec.decode(codec.encode("x 1.\n")) == "x 1.\n"
-
-
-def test_codec_without_a_chat_template_says_so_in_one_line(tmp_path: Path) -> None:
-    write_tokenizer(tmp_path, chat_template=None)
-    with pytest.raises(ConfigError, match="has no chat template") as caught:
-        TokenizerCodec(AutoTokenizer.from_pretrained(tmp_path), "")
-    assert "\n" not in str(caught.value)

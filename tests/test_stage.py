@@ -79,6 +79,8 @@ OTHER_VALUES = {
     "policy.instruction": "Think.",
     "policy.template_date": "2025-01-01",
     "policy.stop": "Question:",
+    "policy.system_prompt": "Be brief.",
+    "policy.chat_template_kwargs": '{"enable_thinking": false}',
     "search.step_delimiter": "sentence",
     "policy.vllm.kv_cache_gib": 2,
     "policy.vllm.block_tokens": 64,
@@ -110,7 +112,9 @@ OTHER_VALUES = {
 
 
 def write_problems(path: Path, question: str) -> Path:
-    path.write_text(json.dumps({"question": question, "problem": question, "answer": "1"}) + "\n", encoding="utf-8")
+    texts = [question, *(f"{question} {number}" for number in range(5))]
+    rows = [json.dumps({"question": text, "problem": text, "answer": "1"}) + "\n" for text in texts]
+    path.write_text("".join(rows), encoding="utf-8")
     return path
 
 
@@ -125,10 +129,8 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
 
 
 def config_for(path: Path) -> PipelineConfig:
-    return apply_overrides(
-        PipelineConfig(),
-        ["problems.dataset=file", f"problems.path={path}", "policy.model=owner/name", "evaluation.num_samples=2"],
-    )
+    data = ["problems.dataset=file", f"problems.path={path}", "problems.num_validation=1"]
+    return apply_overrides(PipelineConfig(), [*data, "policy.model=owner/name", "evaluation.num_samples=2"])
 
 
 def entries(config: PipelineConfig) -> set[str]:

@@ -31,7 +31,7 @@ from pipeline_lib.policy.model_folders import TINY_BASE
 from pipeline_lib.policy.prompting.stop_rule import AnswerEnd, StopRule, end_of_answer
 from pipeline_lib.policy.protocol import text_of
 from pipeline_lib.policy.scripted import CharCodec, ScriptedPolicy
-from pipeline_lib.policy.tokenizers import load_codec
+from pipeline_lib.policy.tokenizers import load_codec, load_tokenizer, make_codec
 from pipeline_lib.policy.transformers_engine.transformers_policy import TransformersPolicy
 from pipeline_lib.problems.formats import answer_mark
 from pipeline_lib.problems.tiny import make_problem
@@ -107,12 +107,12 @@ def test_a_stop_may_begin_in_the_prefix_but_not_in_the_prompt() -> None:
 def test_the_last_steps_text_ends_with_the_answer() -> None:
     codec = TableCodec("1+1=2\n", "#### 2.", ".\n\nQ")
     steps = [Step("1+1=2\n", np.array([0], np.int32)), Step("#### 2..\n\nQ", np.array([1, 2], np.int32))]
-    result = SampleResult("a", np.array([0, 1, 2], np.int32), FinishReason.STOP, num_chars=14)
+    result = SampleResult("a", np.array([0, 1, 2], np.int32), FinishReason.STOP, num_chars=14, num_beyond=2)
     limits = {"depth": 0, "max_new_tokens": 9, "config": SearchConfig()}
     rollout = rollout_from_result(result, lambda _: list(steps), codec, **limits)  # type: ignore[arg-type]
     assert [step.text for step in rollout.steps] == ["1+1=2\n", "#### 2.."]
     assert [step.token_ids.tolist() for step in rollout.steps] == [[0], [1, 2]]
-    assert (rollout.end_token_id, rollout.outcome) == (STOPPED, Outcome.OPEN)
+    assert (rollout.end_token_id, rollout.outcome, rollout.num_tokens) == (STOPPED, Outcome.OPEN, 5)
 
 
 # --- engines -------------------------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def test_with_the_tokens_bytes_known_it_stops_at_the_same_places() -> None:
     line = next(text for r in whole.values() if "\n" in (text := free.codec.decode(r.token_ids)))
     for rule in (StopRule(("=",)), StopRule((line[2:5], "\n###")), HASHES):
         config = PolicyConfig(model="tiny", device="cpu", stop=rule.strings, stop_after_answer=bool(rule.answer_mark))
-        codec = load_codec(TINY_BASE, config, answer_mark=rule.answer_mark)
+        codec = make_codec(load_tokenizer(TINY_BASE, config), config, answer_mark=rule.answer_mark)
         stopped = TransformersPolicy(TINY_BASE, policy_id="test", config=config, codec=codec)
         assert codec.spelling is not None
         assert as_sampled(stopped, requests) == cut_afterwards(free, requests, rule)
@@ -184,7 +184,7 @@ def test_a_script_is_cut_and_not_truncated() -> None:
     request = SampleRequest("a", codec.encode_prompt("q"), SamplingParams(20), 0)
     result = sample_all(policy, [request])["a"]
     assert (result.finish_reason, text_of(result, codec)) == (FinishReason.STOP, "#### 2")
-    assert (result.end_token_id, len(result.token_ids)) == (None, 6)
+    assert (result.end_token_id, len(result.token_ids), result.num_beyond) == (None, 6, 14)
     short = SampleRequest("b", codec.encode_prompt("q"), SamplingParams(5), 0)
     assert sample_all(policy, [short])["b"].finish_reason is FinishReason.LENGTH
 
@@ -260,6 +260,10 @@ def test_a_tree_holds_the_answer_and_no_end_token(trees: list[SearchTree]) -> No
         assert tree.steps[node] in ("#1", "#2")
         assert CharCodec().decode(tree.token_ids[node]) == tree.steps[node]
         assert not tree.cutoffs[node]
+
+
+def test_tokens_past_a_stop_are_counted_as_sampled_and_not_kept(trees: list[SearchTree]) -> None:
+    assert all(tree.tokens_generated > tree.tokens_kept for tree in trees)
 
 
 def test_no_token_is_taught_as_the_end_of_what_a_stop_string_ended(trees: list[SearchTree]) -> None:

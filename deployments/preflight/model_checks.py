@@ -18,11 +18,13 @@ def check_model(config: PipelineConfig, settings: Settings, findings: Findings) 
     """The model's layout loads, its context is long enough, and it has the layers that adapters attach to."""
     from transformers import AutoConfig
 
+    from pipeline_lib.policy.tokenizers import refuse_own_code
     from pipeline_lib.training.training_memory import training_memory
 
     model = model_folder(config.policy.model, config.policy.revision, weights=False)
+    refuse_own_code(model, config.policy)
     try:
-        layout = AutoConfig.from_pretrained(model).get_text_config()
+        layout = AutoConfig.from_pretrained(model, trust_remote_code=config.policy.trust_remote_code).get_text_config()
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(f"policy.model={config.policy.model}: cannot read its configuration: {reason}") from None

@@ -11,9 +11,9 @@ from pipeline_lib.policy.model_folders import model_folder
 from pipeline_lib.problems.pools import ProblemPool
 from pipeline_lib.problems.run_sets import tested_pool, training_pool
 from pipeline_lib.types import Problem
-from tasks.runtime.engines import prompt_codec
-from tasks.runtime.prompts import measure_prompts, problems_to_ask
+from tasks.runtime.prompts import measure_prompts, problems_to_ask, prompt_codec
 
+SHOWN_CHARS = 1000  # of a prompt
 MAX_PROBLEMS = 2000  # of each dataset, whose gold answers are graded
 OTHER_ANSWER = "#### 7"  # compared with every gold answer: tells one that cannot be read from one that differs
 
@@ -54,12 +54,23 @@ def check_prompts(config: PipelineConfig, settings: Settings, findings: Findings
 
     assert findings.training_problems is not None  # among the check's needs
     codec = prompt_codec(config, findings.training_problems[0].dataset)
-    check_template(codec.tokenizer)
+    if not codec.template.is_plain:
+        check_template(codec.template)
     check_end_token(model_folder(config.policy.model, config.policy.revision, weights=False), codec.tokenizer)
     findings.tokenizer = codec
     tests = [pool for name, pool in findings.problems.items() if name != "training"]
     found = measure_prompts(config, problems_to_ask(config, findings.training_problems, tests))
-    return f"{found.mean:.0f} tokens on average, {found.longest} at most, of {found.num_prompts:,} tried"
+    shown = _shortened(codec.template.text(codec.conversation.turns(findings.training_problems[0].question)))
+    lengths = f"{found.mean:.0f} tokens on average, {found.longest} at most, of {found.num_prompts:,} tried"
+    kind = "the plain template, since its tokenizer has no chat template" if codec.template.is_plain else ""
+    examples = f"{config.policy.num_shots} worked examples" if config.policy.num_shots else ""
+    return "; ".join(filter(None, (lengths, kind, examples, f"the first: {shown}")))
+
+
+def _shortened(prompt: str) -> str:
+    """A prompt in one line, with escapes for its line breaks, and without its middle where it is long."""
+    text = repr(prompt)
+    return text if len(text) <= SHOWN_CHARS else f"{text[: SHOWN_CHARS // 2]} … {text[-SHOWN_CHARS // 2 :]}"
 
 
 def _describe(pool: ProblemPool) -> str:

@@ -140,7 +140,8 @@ def _sample(engine: Policy, problem: Problem, config: PipelineConfig, max_new_to
         for i in range(engine.capacity)
     ]
     answers = draw_all(engine, requests, max_failed_share=config.policy.max_failed_share)
-    return sum(len(answer.token_ids) for answer in answers.values()), time.perf_counter() - started
+    num_tokens = sum(len(answer.token_ids) + answer.num_beyond for answer in answers.values())
+    return num_tokens, time.perf_counter() - started
 
 
 def _search(config: PipelineConfig, problem: Problem, engine: Policy, grader: Grader) -> SearchTree:

@@ -48,6 +48,12 @@ class PolicyConfig(ConfigGroup):
         description="Hub revision of the model: branch, tag or commit; None is its main branch. Results are kept under "
         "the commit that it meant when the run began.",
     )
+    trust_remote_code: bool = Field(
+        False,
+        json_schema_extra={"before": False},
+        description="Runs the Python code that comes with the model, which may do anything that you may. Models that "
+        "transformers knows need none; others are refused while this is False. Read the code first. Our choice: False.",
+    )
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
@@ -82,6 +88,26 @@ class PolicyConfig(ConfigGroup):
         description="Day, as 2024-07-26, that chat templates are told when they ask for today's; without effect where "
         "they do not. Our choice: one fixed day, or the same run asks other questions tomorrow; this one is what "
         "Llama's own templates name where they cannot ask.",
+    )
+    system_prompt: str | None = Field(
+        None,
+        json_schema_extra={"before": None},
+        description="What the system's turn says, before every question; None leaves it to the model's chat template, "
+        "an empty text says nothing there. Our choice: None.",
+    )
+    num_shots: int = Field(
+        0,
+        ge=0,
+        json_schema_extra={"before": 0},
+        description="Worked examples before every question, as turns of a chat: always the same ones of the train "
+        "split, never held out, never the question itself. Base models need them; where there is no chat template, a "
+        "plain one of ours takes its place. Our choice: 0.",
+    )
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict,
+        json_schema_extra={"before": {}},
+        description='What the model\'s chat template is told besides, as JSON: {"enable_thinking": false}. A name that '
+        "it does not ask for is refused. Our choice: nothing.",
     )
     stop: tuple[str, ...] = Field(
         (),

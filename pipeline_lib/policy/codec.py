@@ -1,4 +1,4 @@
-"""Text to token ids and back, through the chat template of the policy's own tokenizer.
+"""Text to token ids and back, by the policy's own tokenizer and its chat template.
 
 Search decodes every rollout, in the engine's loop, so decoding joins the bytes of tokens, which are looked up once,
 where that is all that the tokenizer's decoder does; see `spelling_of`.
@@ -10,13 +10,12 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import date, datetime, time
 from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
-from pipeline_lib.config import TEMPLATE_DATE, ConfigError
+from pipeline_lib.policy.prompting.conversation import Conversation, PromptTemplate
 from pipeline_lib.policy.prompting.stop_rule import NO_STOP, StopRule
 from pipeline_lib.types import Int32Array, Int64Array
 
@@ -25,39 +24,24 @@ class TokenizerCodec:
     """A Hugging Face tokenizer as a `Codec`.
 
     Args:
-        tokenizer: with a chat template; nothing is loaded here.
-        instruction: appended to every question on a line of its own; "" adds nothing.
-        today: what the template's ``strftime_now`` tells, so that a prompt is the same on every day.
+        tokenizer: a Hugging Face one; nothing is loaded here.
+        conversation: what is said around a question.
         stop: what ends an answer besides the model's own end tokens.
 
     Raises:
-        ConfigError: the tokenizer has no chat template.
+        ConfigError: the chat template has no use for what is said.
     """
 
-    def __init__(
-        self, tokenizer: Any, instruction: str = "", today: date = TEMPLATE_DATE, *, stop: StopRule = NO_STOP
-    ) -> None:
-        if not tokenizer.chat_template:
-            raise ConfigError(
-                f"policy.model: the tokenizer of {tokenizer.name_or_path!r} has no chat template;"
-                " use an instruction-tuned model, or add a chat_template.jinja to its folder"
-            )
+    def __init__(self, tokenizer: Any, conversation: Conversation | None = None, *, stop: StopRule = NO_STOP) -> None:
         self.tokenizer = tokenizer
-        self.instruction, self.stop = instruction, stop
-        self._now = datetime.combine(today, time())
+        self.conversation = conversation or Conversation()
+        self.template = PromptTemplate(tokenizer, self.conversation)
+        self.stop = stop
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
         self.spelling = None if self._backend is None else spelling_of(self._backend)
 
     def encode_prompt(self, question: str) -> Int32Array:
-        content = f"{question}\n{self.instruction}" if self.instruction else question
-        ids = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=False,
-            strftime_now=self._now.strftime,  # a value of the template's takes the place of the library's own
-        )
-        return np.asarray(ids, dtype=np.int32)
+        return np.asarray(self.template.ids(self.conversation.turns(question)), dtype=np.int32)
 
     def encode(self, text: str) -> Int32Array:
         return np.asarray(self.tokenizer.encode(text, add_special_tokens=False), dtype=np.int32)

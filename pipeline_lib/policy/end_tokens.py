@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, GenerationConfig
+from transformers import CONFIG_MAPPING, AutoConfig, GenerationConfig, PretrainedConfig
 
 from pipeline_lib.policy.protocol import FinishReason
 
@@ -22,6 +22,8 @@ _REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}  # in vLLM
 def declared_end_ids(model_dir: Path | str, revision: str | None = None) -> DeclaredIds:
     """``eos_token_id`` of a model's generation config, or of its configuration where it has none; None for neither.
 
+    No code that comes with a model is run for it: where only that knows the configuration, its file is read.
+
     Args:
         model_dir: folder or hub name.
         revision: of a hub model; None is its main branch.
@@ -32,7 +34,11 @@ def declared_end_ids(model_dir: Path | str, revision: str | None = None) -> Decl
     try:
         declared: DeclaredIds = GenerationConfig.from_pretrained(model_dir, revision=revision or "main").eos_token_id
     except OSError:
-        model = AutoConfig.from_pretrained(model_dir, revision=revision or "main")
+        values, _ = PretrainedConfig.get_config_dict(model_dir, revision=revision or "main")
+        if values.get("model_type") not in CONFIG_MAPPING:
+            own: DeclaredIds = values.get("eos_token_id")
+            return own
+        model = AutoConfig.from_pretrained(model_dir, revision=revision or "main", trust_remote_code=False)
         declared = getattr(model.get_text_config(), "eos_token_id", None)
     return declared
 

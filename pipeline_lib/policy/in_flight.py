@@ -69,11 +69,10 @@ class InFlight:
         token_ids: Sequence[int] | Int32Array,
         reason: FinishReason,
         end_token_id: int | None = None,
-        num_chars: int | None = None,
     ) -> None:
         """Keeps a result until `hand_over`; see `SampleResult`."""
         ids = np.array(token_ids, dtype=np.int32)
-        self._results.append(SampleResult(request_id, ids, reason, end_token_id, num_chars))
+        self._results.append(SampleResult(request_id, ids, reason, end_token_id))
 
     def stop(self, request_id: str, token_ids: Sequence[int] | Int32Array, end: AnswerEnd) -> None:
         """Keeps the result of an answer that ended by the stop rule.
@@ -83,7 +82,9 @@ class InFlight:
             token_ids: all that was sampled, past the end too.
             end: see `prompting.stop_rule`.
         """
-        self.finish(request_id, token_ids[: end.num_tokens], FinishReason.STOP, num_chars=end.num_chars)
+        kept, num_beyond = np.array(token_ids[: end.num_tokens], dtype=np.int32), len(token_ids) - end.num_tokens
+        stopped = SampleResult(request_id, kept, FinishReason.STOP, num_chars=end.num_chars, num_beyond=num_beyond)
+        self._results.append(stopped)
 
     def needs_pass(self, capacity: int) -> bool:
         """Whether an engine with `capacity` rows works on before it hands over what has finished.

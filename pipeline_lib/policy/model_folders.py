@@ -22,7 +22,7 @@ from pipeline_lib.policy.gguf import folder_of_gguf, packaged_smollm2
 
 TINY_BASE = Path(__file__).parent / "tiny_base"
 WEIGHT_SUFFIXES = (".safetensors", ".json", ".jinja")
-LAYOUT_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]  # configuration and tokenizer
+LAYOUT_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.py"]  # configuration and tokenizer; code is run if allowed
 WEIGHT_FILES = ["*.safetensors"]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")  # any of them
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -40,6 +40,11 @@ class ChatTemplate:
 
     digest: str
     reads_date: bool
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the model has none."""
+        return self.digest == hashlib.sha256().hexdigest()
 
 
 def model_path(name: str) -> Path | str:
@@ -165,6 +170,14 @@ def _has_weights(folder: Path) -> bool:
         return (folder / WEIGHTS).is_file()
     parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     return all((folder / part).is_file() for part in parts)
+
+
+def code_digest(folder: Path) -> str:
+    """SHA-256 of the Python code that lies in a model's folder."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*.py")):
+        digest.update(f"{file.relative_to(folder)}:{hashlib.sha256(file.read_bytes()).hexdigest()};".encode())
+    return digest.hexdigest()
 
 
 @lru_cache(maxsize=64)

@@ -73,6 +73,7 @@ class SampleResult:
         finish_reason: why it ended.
         end_token_id: which token ended it, of the several that may; None where none did, or the engine does not tell.
         num_chars: where a stop string ended it, how many characters of what its tokens spell are the answer's.
+        num_beyond: tokens that were sampled past such an end, those of the stop string included.
     """
 
     request_id: str
@@ -80,6 +81,7 @@ class SampleResult:
     finish_reason: FinishReason
     end_token_id: int | None = None
     num_chars: int | None = None
+    num_beyond: int = 0
 
 
 def text_of(result: SampleResult, codec: Codec) -> str:

@@ -132,7 +132,7 @@ class ScriptedPolicy:
         rule = rule_of(self.codec)
         end = end_of_answer(token_ids[:room], request, self.codec, rule) if rule else None
         if end is not None:
-            self._in_flight.stop(request.request_id, token_ids, end)
+            self._in_flight.stop(request.request_id, token_ids[:room], end)
         elif len(token_ids) < room:
             ended_by = self.end_token_ids[request.seed % len(self.end_token_ids)] if self.end_token_ids else None
             self._in_flight.finish(request.request_id, token_ids, FinishReason.STOP, ended_by)
@@ -149,9 +149,12 @@ def _common_end(left: Int32Array, right: Int32Array) -> Int32Array:
 
 
 def _end_of(needle: Int32Array, ids: Int32Array) -> int:
-    """Where the first occurrence of `needle` in `ids` ends; the whole length when there is none."""
+    """Where the last occurrence of `needle` in `ids` ends; the whole length when there is none.
+
+    The last: worked examples before the question end alike.
+    """
     if len(needle) == 0 or len(ids) < len(needle):
         return len(ids)
     windows = np.lib.stride_tricks.sliding_window_view(ids, len(needle))
     hits = np.flatnonzero((windows == needle).all(axis=1))
-    return int(hits[0]) + len(needle) if len(hits) else len(ids)
+    return int(hits[-1]) + len(needle) if len(hits) else len(ids)

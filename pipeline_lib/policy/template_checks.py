@@ -7,25 +7,24 @@ from typing import Any
 
 from pipeline_lib.config import ConfigError
 from pipeline_lib.policy.end_tokens import declared_end_ids, end_token_ids
+from pipeline_lib.policy.prompting.conversation import PromptTemplate
 
 QUESTION, ANSWER = "What is 1+1?", "It is 2."
 
 
-def check_template(tokenizer: Any) -> None:
+def check_template(template: PromptTemplate) -> None:
     """Raises ConfigError where the prompt does not lead up to the answer.
 
     A template that ignores ``add_generation_prompt`` is right where nothing stands between the question and the
     answer (``[/INST]`` ends the one and begins the other); where a header does, the model would have to write it.
     """
     asked = [{"role": "user", "content": QUESTION}]
-    prompt, without = (
-        tokenizer.apply_chat_template(asked, add_generation_prompt=wanted, tokenize=False) for wanted in (True, False)
-    )
+    prompt, without = (template.text(asked, leads_to_answer=wanted) for wanted in (True, False))
     if QUESTION not in prompt:
         raise ConfigError("policy.model: its chat template drops the user's question; mend the template")
     if prompt != without:
         return
-    whole = tokenizer.apply_chat_template([*asked, {"role": "assistant", "content": ANSWER}], tokenize=False)
+    whole = template.text([*asked, {"role": "assistant", "content": ANSWER}], leads_to_answer=False)
     header = whole[len(prompt) :].partition(ANSWER)[0].strip() if whole.startswith(prompt) else ""
     if header:
         raise ConfigError(

@@ -21,7 +21,7 @@ from pipeline_lib.types import Problem
 
 IntArray = NDArray[np.int64]
 ASKED_AGAIN_SHARE = 0.5  # of a draw, at most: repeats overfit
-TEST_SEED = 0  # of the order of test sets: the same in every run, whatever its seed
+TEST_SEED = 0  # of the order of test sets, and of worked examples: the same in every run, whatever its seed
 
 
 class DrawnProblems(list[Problem]):
@@ -68,6 +68,28 @@ def draw_test(pool: ProblemPool, num_problems: int) -> list[Problem]:
     if pool.is_generated:
         return list(pool[:num_problems])
     return [pool[i] for i in _permutation(len(pool), TEST_SEED, "test", 0)[:num_problems].tolist()]
+
+
+def draw_shots(pool: ProblemPool, num_problems: int, *, num_validation: int, validation_seed: int) -> list[Problem]:
+    """Problems for worked examples: the same ones in every run, none of them held out.
+
+    Args:
+        pool: the train split.
+        num_problems: problems to draw.
+        num_validation: how many problems `hold_out` takes from the pool.
+        validation_seed: the seed that `hold_out` was given.
+
+    Raises:
+        ProblemsError: there are not that many.
+    """
+    rest = np.arange(len(pool)) if pool.validation is not None else _cut(pool, num_validation, validation_seed)[1]
+    if num_problems > len(rest):
+        raise ProblemsError(
+            f"policy.num_shots={num_problems - 1}: {pool.name} has {len(rest)} problems that are not held out, and one "
+            "more than shots is needed; lower it"
+        )
+    chosen = rest[_permutation(len(rest), TEST_SEED, "shots", 0)[:num_problems]]
+    return [pool[i] for i in chosen.tolist()]
 
 
 def draw_problems(

@@ -14,11 +14,12 @@ not shift when another row is dropped. Of rows that ask the same the first is ke
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 from pipeline_lib.config import ColumnsConfig
+from pipeline_lib.policy.prompting.stop_rule import AnswerMark
 from pipeline_lib.problems.formats import format_of, gold_after_hashes, gold_in_box
 from pipeline_lib.problems.hub import hub_name, hub_rows, load_hub
 from pipeline_lib.problems.pools import GeneratedProblems, ProblemPool
@@ -26,7 +27,7 @@ from pipeline_lib.problems.questions import Repeats
 from pipeline_lib.problems.row_files import read_rows
 from pipeline_lib.problems.rows import BadRow, ProblemsError, Row, is_blank, text_of
 from pipeline_lib.problems.splits import find_files, find_validation
-from pipeline_lib.problems.tiny import is_tiny
+from pipeline_lib.problems.tiny import is_tiny, make_worked_problem
 from pipeline_lib.types import Problem
 
 MAX_GOLD_CHARS = 1000
@@ -82,6 +83,39 @@ def load_problems(
     rows, validation_rows = _rows(known, split, path)
     pool = read(rows, split)
     return pool if validation_rows is None else pool.with_validation(read(validation_rows, "validation"))
+
+
+def worked_solutions(
+    problems: Sequence[Problem], *, path: str | Path | None, columns: ColumnsConfig, mark: AnswerMark
+) -> list[str]:
+    """The solution of each problem as its row has it; of a row with the answer alone, that, announced.
+
+    Args:
+        problems: of one split, as `load_problems` read it.
+        path: where it read them.
+        columns: where the rows keep their answers.
+        mark: how an answer alone is announced.
+
+    Raises:
+        ProblemsError: the rows cannot be read any more.
+    """
+    dataset, split = problems[0].dataset, problems[0].problem_id.split("/")[1]
+    numbers = [int(problem.problem_id.rpartition("/")[2]) for problem in problems]
+    if is_tiny(dataset):
+        return ["\n".join(make_worked_problem(dataset, split, number).lines) for number in numbers]
+    wanted, rows = set(numbers), _rows(dataset, split, path)[0]
+    found = {number: row for number, row in enumerate(rows) if number in wanted and isinstance(row, Row)}
+    return [_solution(found[n], problem, columns, mark) for n, problem in zip(numbers, problems, strict=True)]
+
+
+def _solution(row: Row, problem: Problem, columns: ColumnsConfig, mark: AnswerMark) -> str:
+    """What a row says about its answer; GSM8K's notes for calculators are left out."""
+    named = text_of(row, _column(row, columns.answer, "answer"))
+    whole = text_of(row, "solution") if problem.dataset == "math" else named
+    text = named if isinstance(whole, BadRow) else whole
+    if isinstance(text, BadRow) or text == problem.answer:
+        return f"#### {problem.answer}" if mark == "hashes" else rf"\boxed{{{problem.answer}}}"
+    return re.sub("<<[^<>]*>>", "", text)
 
 
 def _read(rows: Rows, parse: Parse, name: str, dataset: str, *, refuses: bool) -> ProblemPool:

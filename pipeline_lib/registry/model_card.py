@@ -36,6 +36,7 @@ class ExportedFiles:
         dtype: of the computation that was measured.
         lora_rank: of an adapter; 0 for none.
         instruction: what was appended to every question; "" for nothing.
+        told: what else its prompts said, and what ended its answers, each in a few words.
         coppice: version of Coppice.
     """
 
@@ -47,6 +48,7 @@ class ExportedFiles:
     dtype: str
     lora_rank: int
     instruction: str
+    told: tuple[str, ...]
     coppice: str
 
 
@@ -69,6 +71,7 @@ def model_card(name: str, version: str, tags: Mapping[str, str], files: Exported
         f"- **Licence of the base**: {licence}. These weights derive from it.",
         f"- **Policy**: `{tags.get(POLICY_ID, '?')}`, computed and measured in {files.dtype}.",
         f"- **Prompt**: the question through the chat template{_instruction(files.instruction)}.",
+        *(f"- **Asked with**: {each}." for each in files.told),
     ]
     sections = [
         _head(files),

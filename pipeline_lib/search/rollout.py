@@ -33,7 +33,7 @@ class Rollout:
     Args:
         steps: the steps within the limits, at least one.
         outcome: how it ended; OPEN while its answer is still to be graded.
-        num_tokens: tokens that were sampled, also those past a limit.
+        num_tokens: tokens that were sampled, also those past a limit or a stop string.
         reward: in [0, 1], what is backed up; 1 or 0 unless a verifier gives a number in between.
         timed_out: its grading passed the deadline.
         end_token_id: the token that ended it; `STOPPED` where a stop string did, None where nothing did or the engine
@@ -113,7 +113,7 @@ def rollout_from_result(
     return Rollout(
         tuple(kept),
         Outcome.TRUNCATED if is_cut and truncated != "grade" else Outcome.OPEN,
-        len(result.token_ids),
+        len(result.token_ids) + result.num_beyond,
         end_token_id=None if is_cut else result.end_token_id if result.num_chars is None else STOPPED,
         cutoff=cutoff,
         is_ignored=is_cut and truncated == "ignore",

@@ -137,7 +137,12 @@ def _probe(token_ids: list[int], positions: list[int], subtree_ends: list[int]) 
 def _load(source: Path | str, policy: PolicyConfig, dtype: torch.dtype, device: torch.device) -> Any:
     revision = None if Path(source).is_dir() else policy.revision
     model = AutoModelForCausalLM.from_pretrained(
-        source, revision=revision, dtype=dtype, attn_implementation="sdpa", use_safetensors=True
+        source,
+        revision=revision,
+        dtype=dtype,
+        attn_implementation="sdpa",
+        use_safetensors=True,
+        trust_remote_code=policy.trust_remote_code,
     )
     return model.to(device)
 

@@ -114,11 +114,13 @@ def _gathered_bytes(trained: TrainedPolicy) -> int:
 def _without_data(model_dir: Path | str, config: TrainConfig, policy: PolicyConfig) -> TrainedPolicy:
     """The policy under training as `open_policy.load_policy` makes it, its tensors being shapes."""
     revision = None if Path(model_dir).is_dir() else policy.revision
-    layout = AutoConfig.from_pretrained(model_dir, revision=revision)
+    trusted = policy.trust_remote_code
+    layout = AutoConfig.from_pretrained(model_dir, revision=revision, trust_remote_code=trusted)
     device, dtype = resolve_device(policy.device), getattr(torch, policy.dtype)
 
     def load(dtype: torch.dtype) -> Any:
-        return AutoModelForCausalLM.from_config(layout, dtype=dtype, attn_implementation="sdpa")
+        own = {"dtype": dtype, "attn_implementation": "sdpa", "trust_remote_code": trusted}
+        return AutoModelForCausalLM.from_config(layout, **own)
 
     with torch.device("meta"):
         if config.full_finetuning:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 from pipeline_lib.config import ConfigError, PipelineConfig, Settings
-from pipeline_lib.policy.model_folders import chat_template, model_folder
+from pipeline_lib.policy.model_folders import chat_template, code_digest, model_folder
+from pipeline_lib.policy.prompting.conversation import PLAIN_VERSION
 from pipeline_lib.policy.protocol import Policy, Reloadable
-from pipeline_lib.problems.formats import answer_mark, format_of
+from pipeline_lib.store import canonical_json
 from pipeline_lib.types import PolicyRef, Problem
 from tasks.runtime.keys import key_of
 from tasks.runtime.policies import policy_folder
+from tasks.runtime.prompts import codec_for, instruction_for, shots_for
 
 if TYPE_CHECKING:
     from pipeline_lib.policy.adapters import Weights
@@ -18,6 +21,11 @@ if TYPE_CHECKING:
 
 TINY_TEMPLATE = "cbc01494bf074f747f64548dd43ec26c92e226c02bc9e52180699e3b2b69ff17"
 """Digest of the chat template of the base that comes with Coppice, as in version 0.1.0."""
+SAMPLED_WITH = {
+    *("backend", "dtype", "max_context_tokens"),
+    *("system_prompt", "chat_template_kwargs", "stop", "stop_after_answer"),
+}
+"""Settings of the policy that say how it is asked and where its answers end."""
 
 
 class _Engines:
@@ -45,10 +53,10 @@ class _Engines:
         if self._policy is None or self._key != key or self._policy.num_in_flight:
             self.close()
             self._tokenizer = load_tokenizer(weights.model_dir, config.policy)
-            codec = _codec(config, self._tokenizer, dataset)
+            codec = codec_for(config, self._tokenizer, dataset)
             self._policy, self._key = _open_engine(config, weights, policy.policy_id, codec), key
             return self._policy
-        self._policy.codec = _codec(config, self._tokenizer, dataset)
+        self._policy.codec = codec_for(config, self._tokenizer, dataset)
         if isinstance(self._policy, Reloadable):
             self._policy.load(weights.model_dir, adapter_dir=weights.adapter_dir, policy_id=policy.policy_id)
         return self._policy
@@ -69,22 +77,6 @@ class _Engines:
 
 
 engines = _Engines()
-
-
-def _codec(config: PipelineConfig, tokenizer: Any, dataset: str) -> TokenizerCodec:
-    """What makes prompts of a dataset's questions and ends the answers to them."""
-    from pipeline_lib.policy.tokenizers import make_codec
-
-    instruction = instruction_for(config, dataset)
-    return make_codec(tokenizer, config.policy, instruction, answer_mark=answer_mark(dataset, instruction))
-
-
-def prompt_codec(config: PipelineConfig, dataset: str) -> TokenizerCodec:
-    """The base's tokenizer with all that goes around a dataset's questions."""
-    from pipeline_lib.policy.tokenizers import load_tokenizer
-
-    model = model_folder(config.policy.model, config.policy.revision, weights=False)
-    return _codec(config, load_tokenizer(model, config.policy), dataset)
 
 
 def _weights(policy: PolicyRef, *, needed: bool) -> Weights:
@@ -151,26 +143,32 @@ def engine_spec(config: PipelineConfig, policy: PolicyRef, dataset: str) -> dict
     for the base that comes with Coppice, the key is that of 0.1.0.
 
     Args:
-        config: backend, number type, context, instruction, date and what ends an answer.
+        config: backend, number type, context, what is said around a question and what ends an answer.
         policy: what is sampled.
         dataset: whose format says what is appended to a question, if the configuration does not.
     """
-    spec = key_of(config.policy, only={"backend", "dtype", "max_context_tokens", "stop", "stop_after_answer"})
+    spec = key_of(config.policy, only=SAMPLED_WITH)
     spec["instruction"] = instruction_for(config, dataset) or None
     if config.policy.vllm.quantization is not None:
         spec["quantization"] = config.policy.vllm.quantization
     template = chat_template(model_folder(policy.base_model, policy.revision, weights=False))
     if policy.adapter_uri is not None and template.digest != TINY_TEMPLATE:
         spec["template"] = template.digest
+    spec |= code_spec(config, policy)
+    if template.is_empty:
+        spec["plain_template"] = PLAIN_VERSION
+    if config.policy.num_shots:
+        spec["shots"] = hashlib.sha256(canonical_json(shots_for(config)).encode()).hexdigest()
     if template.reads_date:
         spec["template_date"] = config.policy.template_date.isoformat()
     return spec
 
 
-def instruction_for(config: PipelineConfig, dataset: str) -> str:
-    """What is appended to every question of `dataset`: what the user sets, else what the dataset's format does."""
-    chosen = config.policy.instruction
-    return format_of(dataset).instruction if chosen is None else chosen
+def code_spec(config: PipelineConfig, policy: PolicyRef) -> dict[str, str]:
+    """The model's own code, where it is run; its id says nothing of it."""
+    if not config.policy.trust_remote_code:
+        return {}
+    return {"code": code_digest(model_folder(policy.base_model, policy.revision, weights=False))}
 
 
 def open_policy(config: PipelineConfig, policy: PolicyRef, problems: list[Problem]) -> Policy:
@@ -193,7 +191,7 @@ def _open_scripted(config: PipelineConfig, policy: PolicyRef, problems: list[Pro
     from pipeline_lib.problems.tiny import error_prone_script
 
     base = model_folder(policy.base_model, policy.revision, weights=False)
-    codec = _codec(config, load_tokenizer(base, config.policy), problems[0].dataset)
+    codec = codec_for(config, load_tokenizer(base, config.policy), problems[0].dataset)
     script = error_prone_script(problems, lambda question: codec.decode(codec.encode_prompt(question)))
     return ScriptedPolicy(
         script,

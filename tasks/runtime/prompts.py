@@ -1,4 +1,7 @@
-"""Whether prompts and answers fit into the context: what `coppice check` says, and a run before any GPU time."""
+"""How a dataset's questions are asked, and whether prompts and answers fit into the context.
+
+The second is what `coppice check` says, and a run before any GPU time.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,24 @@ import hashlib
 import heapq
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import version
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline_lib.config import ConfigError, PipelineConfig, Settings
-from pipeline_lib.problems.draw import draw_test, hold_out
+from pipeline_lib.policy.model_folders import model_folder
+from pipeline_lib.policy.prompting.conversation import Shot
+from pipeline_lib.problems.draw import draw_shots, draw_test, hold_out
+from pipeline_lib.problems.formats import answer_mark, format_of
 from pipeline_lib.problems.pools import ProblemPool
 from pipeline_lib.problems.run_sets import tested_pool, training_pool
+from pipeline_lib.problems.sources import worked_solutions
 from pipeline_lib.problems.tiny import is_tiny
 from pipeline_lib.types import Problem
-from tasks.runtime.engines import instruction_for, prompt_codec
 from tasks.runtime.policies import base_policy
+
+if TYPE_CHECKING:
+    from pipeline_lib.policy.codec import TokenizerCodec
 
 MAX_PROMPTS = 20_000  # of a split that was read: the longest by characters; a tokenizer does some 5,000 a second
 MAX_GENERATED = 200  # of a generated one, whose prompts are all alike
@@ -32,6 +42,56 @@ class PromptLengths:
     num_prompts: int
     mean: float
     longest: int
+
+
+def instruction_for(config: PipelineConfig, dataset: str) -> str:
+    """What is appended to every question of `dataset`: what the user sets, else what the dataset's format does."""
+    chosen = config.policy.instruction
+    return format_of(dataset).instruction if chosen is None else chosen
+
+
+def codec_for(config: PipelineConfig, tokenizer: Any, dataset: str) -> TokenizerCodec:
+    """What makes prompts of a dataset's questions and ends the answers to them."""
+    from pipeline_lib.policy.tokenizers import make_codec
+
+    instruction = instruction_for(config, dataset)
+    mark = answer_mark(dataset, instruction)
+    return make_codec(tokenizer, config.policy, instruction, shots=shots_for(config), answer_mark=mark)
+
+
+def shots_for(config: PipelineConfig) -> tuple[Shot, ...]:
+    """The worked examples of every prompt and one in reserve, from the run's train split whatever set is asked.
+
+    Raises:
+        ProblemsError: the split cannot be read, or is too small.
+    """
+    if not config.policy.num_shots:
+        return ()
+    return _shots(config.model_dump_json(include={"problems", "evaluation", "policy"}))
+
+
+@lru_cache(maxsize=4)
+def _shots(settings: str) -> tuple[Shot, ...]:
+    """The same of settings as JSON: a large train split is read once."""
+    config = PipelineConfig.model_validate_json(settings)
+    problems, dataset = config.problems, config.problems.dataset
+    drawn = draw_shots(
+        training_pool(config),
+        config.policy.num_shots + 1,
+        num_validation=problems.num_validation,
+        validation_seed=problems.validation_seed,
+    )
+    mark = answer_mark(dataset, instruction_for(config, dataset))
+    solutions = worked_solutions(drawn, path=problems.path, columns=problems.columns, mark=mark)
+    return tuple(Shot(problem.question, solution) for problem, solution in zip(drawn, solutions, strict=True))
+
+
+def prompt_codec(config: PipelineConfig, dataset: str) -> TokenizerCodec:
+    """The same of the base's own tokenizer, which is loaded."""
+    from pipeline_lib.policy.tokenizers import load_tokenizer
+
+    model = model_folder(config.policy.model, config.policy.revision, weights=False)
+    return codec_for(config, load_tokenizer(model, config.policy), dataset)
 
 
 def check_prompts(config: PipelineConfig, splits: Collection[str] = ("train", "validation", "test")) -> None:
@@ -56,7 +116,12 @@ def _digest(config: PipelineConfig, asked: Sequence[Asked]) -> str:
     """Of all that the lengths of prompts and their limits depend on."""
     policy = config.policy
     limits = (policy.max_context_tokens, config.search.max_new_tokens, config.evaluation.max_new_tokens)
-    told = (base_policy(config).policy_id, version("transformers"), policy.template_date.isoformat(), MAX_PROMPTS)
+    told: tuple[object, ...] = (
+        base_policy(config).policy_id,
+        version("transformers"),
+        policy.template_date.isoformat(),
+    )
+    told = (*told, MAX_PROMPTS, policy.system_prompt, policy.chat_template_kwargs, shots_for(config))
     digest = hashlib.sha256(repr((limits, told)).encode())
     for group, problems in asked:
         digest.update(repr((group, instruction_for(config, problems[0].dataset), len(problems))).encode())
@@ -94,7 +159,8 @@ def measure_prompts(config: PipelineConfig, asked: Iterable[Asked]) -> PromptLen
             raise ConfigError(
                 f"{culprit.problem_id}: a prompt of {longest} tokens and {group}.max_new_tokens="
                 f"{answer_tokens} do not fit into policy.max_context_tokens={config.policy.max_context_tokens}; raise "
-                f"it to {longest + answer_tokens}{', or drop the row' if _is_in_file(config, culprit) else ''}"
+                f"it to {longest + answer_tokens}{', lower policy.num_shots' if config.policy.num_shots else ''}"
+                f"{', or drop the row' if _is_in_file(config, culprit) else ''}"
             )
         lengths += own
     return PromptLengths(len(lengths), sum(lengths) / len(lengths), max(lengths))

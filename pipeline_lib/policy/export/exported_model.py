@@ -52,13 +52,16 @@ def write_merged(folder: Path, adapter: Path, base_folder: Path, policy: PolicyC
         folder: to write to.
         adapter: as training wrote it.
         base_folder: the base's.
-        policy: the number type is read.
+        policy: the number type, and whether the model's own code may run.
     """
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, GenerationConfig
 
-    base = AutoModelForCausalLM.from_pretrained(base_folder, dtype=getattr(torch, policy.dtype), use_safetensors=True)
+    dtype, trusted = getattr(torch, policy.dtype), policy.trust_remote_code
+    base = AutoModelForCausalLM.from_pretrained(
+        base_folder, dtype=dtype, use_safetensors=True, trust_remote_code=trusted
+    )
     merged: Any = PeftModel.from_pretrained(base, str(adapter), torch_device="cpu").merge_and_unload()
     merged.generation_config = GenerationConfig()  # `write_tokenizer` writes the model's own; some cannot be saved
     merged.save_pretrained(folder, max_shard_size=WEIGHT_FILE_LIMIT)

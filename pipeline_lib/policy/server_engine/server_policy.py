@@ -193,7 +193,9 @@ class ServerPolicy:
 def _limits(model_dir: Path | str, config: PolicyConfig) -> ModelLimits:
     """The longest context in use, and the size of the vocabulary."""
     try:
-        model = AutoConfig.from_pretrained(model_dir, revision=config.revision or "main").get_text_config()
+        revision, trusted = config.revision or "main", config.trust_remote_code
+        layout = AutoConfig.from_pretrained(model_dir, revision=revision, trust_remote_code=trusted)
+        model = layout.get_text_config()
     except (OSError, ValueError) as error:
         raise ConfigError(f"policy.model={model_dir}: cannot load its configuration: {first_line(error)}") from error
     longest = getattr(model, "max_position_embeddings", None) or config.max_context_tokens

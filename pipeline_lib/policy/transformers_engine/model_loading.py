@@ -44,6 +44,7 @@ def load_model(
             dtype=getattr(torch, config.dtype),
             attn_implementation=ATTENTION_NAME,
             use_safetensors=True,
+            trust_remote_code=config.trust_remote_code,
         )
     except (OSError, ValueError) as error:
         raise ConfigError(f"policy.model={model_dir}: cannot load it: {first_line(error)}") from error

@@ -47,9 +47,11 @@ def sampling_memory(
         context_tokens: longest row; None takes ``policy.max_context_tokens``.
     """
     revision = None if Path(model_dir).is_dir() else policy.revision
-    layout = AutoConfig.from_pretrained(model_dir, revision=revision)
+    trusted = policy.trust_remote_code
+    layout = AutoConfig.from_pretrained(model_dir, revision=revision, trust_remote_code=trusted)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(layout, dtype=getattr(torch, policy.dtype))
+        dtype = getattr(torch, policy.dtype)
+        model = AutoModelForCausalLM.from_config(layout, dtype=dtype, trust_remote_code=trusted)
     item = torch.finfo(model.dtype).bits // 8
     text: Any = layout.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads

@@ -78,11 +78,12 @@ def engine_arguments(vllm: Any, model_dir: Path | str, config: PolicyConfig, *, 
     options, on_cpu = config.vllm, runs_on_cpu(config)
     revision = config.revision if isinstance(model_dir, str) else None
     cache_gib = CPU_CACHE_GIB if on_cpu and options.kv_cache_gib is None else options.kv_cache_gib
-    context = _context(model_dir, revision, config.max_context_tokens)
+    context = _context(model_dir, revision, config)
     return vllm.EngineArgs(
         model=str(model_dir),
         revision=revision,
         skip_tokenizer_init=True,
+        trust_remote_code=config.trust_remote_code,
         load_format="safetensors",
         use_tqdm_on_load=False,
         disable_log_stats=True,
@@ -126,8 +127,10 @@ def threads_stay_settable(config: PolicyConfig) -> Iterator[None]:
         torch.set_num_threads = setter
 
 
-def _context(model_dir: Path | str, revision: str | None, wanted: int) -> int:
-    model = AutoConfig.from_pretrained(model_dir, revision=revision or "main").get_text_config()
+def _context(model_dir: Path | str, revision: str | None, config: PolicyConfig) -> int:
+    trusted, wanted = config.trust_remote_code, config.max_context_tokens
+    layout = AutoConfig.from_pretrained(model_dir, revision=revision or "main", trust_remote_code=trusted)
+    model = layout.get_text_config()
     return min(wanted, getattr(model, "max_position_embeddings", None) or wanted)
 
 
