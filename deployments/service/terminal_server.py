@@ -67,7 +67,7 @@ def prefect_of_run(settings: Settings) -> Iterator[PrefectOfRun]:
     Args:
         settings: where the home is.
     """
-    if _is_named():
+    if is_named():
         yield PrefectOfRun(None)
         return
     server = _join(settings.home.resolve())
@@ -83,7 +83,7 @@ def prefect_of_run(settings: Settings) -> Iterator[PrefectOfRun]:
         _leave(server)
 
 
-def _is_named() -> bool:
+def is_named() -> bool:
     """Whether the user names a server, in the environment or in a file of Prefect's (only then Prefect is imported)."""
     if "prefect.settings" in sys.modules:
         return _prefect_names_one()
