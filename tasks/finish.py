@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from prefect.context import FlowRunContext
-
 from pipeline_lib.config import PipelineConfig
 from pipeline_lib.report import findings_markdown
 from pipeline_lib.report.notes import run_note
 from pipeline_lib.store import Entry, read_json, write_json
 from pipeline_lib.tracking import TrackingOutage, model_name
 from pipeline_lib.types import GateDecision, IterationRecord, RunResult
+from tasks.orchestration.context import flow_context
 from tasks.record import MEASURED, records_spec
 from tasks.reporting.announce import announce_result
 from tasks.reporting.gather import MATERIAL_FILE, gather_material, render_report
@@ -88,5 +87,5 @@ def _stopped_because(records: Sequence[IterationRecord], decision: GateDecision)
 
 def _wall_s() -> float:
     """Seconds since the flow began; 0 outside a flow."""
-    context = FlowRunContext.get()
+    context = flow_context()
     return (datetime.now(UTC) - context.start_time).total_seconds() if context else 0.0

@@ -23,7 +23,12 @@ from deployments.interrupts import says_how_to_go_on
 
 if TYPE_CHECKING:
     from pipeline_lib.config import PipelineConfig, Settings
+    from pipeline_lib.types import RunResult
 
+NOTHING_TO_DO = (
+    "nothing is left to do: the store has every stage of this run; --refresh STAGE makes one again "
+    "(problems, search, score, audit, train or evaluate)"
+)
 SummaryOption = Annotated[Path | None, typer.Option(help="Write the results to this file as JSON.")]
 
 
@@ -75,17 +80,36 @@ def resume(
 
 
 def _run(config: PipelineConfig, settings: Settings, summary: Path | None, refresh: list[str] | None = None) -> None:
-    """Runs the flow with a server of its own where none is named, and prints what came of it."""
+    """Finds the run in the store, or runs the flow with a server of its own where none is named; prints the results."""
     if config.runner == "ray":  # a server of ours is not one that its workers reach
         from tasks.runtime.runner import check_runner
 
         check_runner(config)
+    with says_how_to_go_on():
+        known = None if refresh else _known_result(config, settings)
+        if known is not None:
+            typer.echo(NOTHING_TO_DO)
+            _tell(known, config, settings, summary)
+        else:
+            _run_flow(config, settings, summary, refresh or [])
+
+
+def _known_result(config: PipelineConfig, settings: Settings) -> RunResult | None:
+    """What the run came to, where nothing of it is left to do; a server that the user names hears of every run."""
+    from deployments.service.terminal_server import is_named
+
+    if config.runner != "local" or is_named():
+        return None
+    from deployments.preflight.finished import finished_run
+
+    return finished_run(config, settings)
+
+
+def _run_flow(config: PipelineConfig, settings: Settings, summary: Path | None, refresh: list[str]) -> None:
     from deployments.service.terminal_server import prefect_of_run
 
-    with says_how_to_go_on(), prefect_of_run(settings) as prefect:
-        from deployments.command.output.closing import print_result
+    with prefect_of_run(settings) as prefect:
         from deployments.command.output.progress_bar import show_progress
-        from deployments.command.output.summary import summary_json
         from deployments.command.refresh import refresh_of
         from flows.self_training import self_training
         from tasks.runtime.flow_tracking import run_key
@@ -95,15 +119,26 @@ def _run(config: PipelineConfig, settings: Settings, summary: Path | None, refre
 
         check_training(config)
         check_prompts(config)  # a dataset that is not there leaves no failed run behind
-        again = refresh_of(config, settings, refresh or [])
+        again = refresh_of(config, settings, refresh)
         if again is not None:
-            config = config.model_copy(update={"name": f"{config.label}, again {' '.join(refresh or [])}"[:200]})
+            config = config.model_copy(update={"name": f"{config.label}, again {' '.join(refresh)}"[:200]})
         prefect.wait()
         with refreshing(again), the_only_one(settings, run_key(config)), show_progress():
             result = self_training(config)
+        page = prefect.page()
+    _tell(result, config, settings, summary, page)
+
+
+def _tell(
+    result: RunResult, config: PipelineConfig, settings: Settings, summary: Path | None, page: str | None = None
+) -> None:
+    """Writes what ``--summary`` asks for, and prints the tables; `page` is that of a Prefect server that goes on."""
+    from deployments.command.output.closing import print_result
+    from deployments.command.output.summary import summary_json
+
     if summary is not None:
         write_json(summary, summary_json(result, config, settings))
-    print_result(result, config, settings=settings, prefect_page=prefect.page())
+    print_result(result, config, settings=settings, prefect_page=page)
 
 
 def evaluate(

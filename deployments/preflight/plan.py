@@ -52,7 +52,7 @@ def plan_run(config: PipelineConfig) -> list[PlannedStage]:
 
     Records and the gate's decisions cost nothing and are worked out where they are not there, so the plan goes on.
     """
-    from flows.self_training import self_training
+    from flows.loop import improve_policy
     from tasks.runtime.stage import NotInStoreError, Stage, looking_only
 
     stages: dict[str, PlannedStage] = {}
@@ -73,7 +73,7 @@ def plan_run(config: PipelineConfig) -> list[PlannedStage]:
 
     with looking_only(look):
         try:
-            self_training.fn(config)
+            improve_policy(config)
         except NotInStoreError:
             return [*stages.values(), *_what_follows(config, gates, missing)]
     return list(stages.values())

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from huggingface_hub import constants, snapshot_download
-
 from pipeline_lib.config import ConfigError, Settings
 from pipeline_lib.config.one_line import first_line
 from pipeline_lib.policy.gguf import folder_of_gguf, packaged_smollm2
@@ -83,6 +81,8 @@ def model_folder(name: str, revision: str | None = None, *, weights: bool = True
     path = model_path(name)
     if isinstance(path, Path):
         return path
+    from huggingface_hub import snapshot_download
+
     files = [*LAYOUT_FILES, *(WEIGHT_FILES if weights else ())]
     with suppress(OSError, ValueError):  # not there, or no name that the hub allows
         cached = Path(snapshot_download(name, revision=revision, allow_patterns=files, local_files_only=True))
@@ -118,6 +118,8 @@ def model_commit(name: str, revision: str | None = None) -> str | None:
         return None
     if revision is not None and COMMIT.fullmatch(revision):
         return revision
+    from huggingface_hub import constants
+
     return _commit(name, revision, constants.HF_HUB_CACHE)
 
 

@@ -1,6 +1,7 @@
 """What a run leaves in MLflow, and how it is read back.
 
 client.py            the way to MLflow, and the only import of it: address, clients, experiment
+database.py          a look into its database, where that is a file, without loading it
 outage.py            a server that does not answer, told from one that refuses; errors in one line
 links.py             files of the store as artifacts without a second copy
 tracked_run.py       one MLflow run, written so that writing twice equals writing once

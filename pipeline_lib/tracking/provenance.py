@@ -18,6 +18,7 @@ import psutil
 
 from pipeline_lib.distribution import DISTRIBUTION
 
+ROOT = Path(__file__).resolve().parents[2]
 LIBRARIES = ("torch", "transformers", "peft", "prefect", "mlflow", "numpy")
 
 
@@ -40,17 +41,19 @@ def _described() -> dict[str, str]:
     tags["hardware/memory_gib"] = f"{psutil.virtual_memory().total / 2**30:.1f}"
     if gpus := _output("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"):
         tags["hardware/gpu"] = "; ".join(gpus.splitlines())
-    return tags | _git_tags(Path(__file__).resolve().parents[2])
+    return tags | _git_tags()
 
 
-def _git_tags(root: Path) -> dict[str, str]:
-    # An installed copy may lie inside somebody else's repository: only a checkout of Coppice counts.
-    if not (root / ".git").exists():
+def checkout_commit() -> str | None:
+    """The commit of the checkout that this code lies in; None for an installed copy."""
+    # That may lie inside somebody else's repository: only a checkout of Coppice counts.
+    return (_output("git", "-C", str(ROOT), "rev-parse", "HEAD") or None) if (ROOT / ".git").exists() else None
+
+
+def _git_tags() -> dict[str, str]:
+    if (commit := checkout_commit()) is None:
         return {}
-    commit = _output("git", "-C", str(root), "rev-parse", "HEAD")
-    if not commit:
-        return {}
-    changes = _output("git", "-C", str(root), "status", "--porcelain", "--untracked-files=no")
+    changes = _output("git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no")
     return {"mlflow.source.git.commit": commit, "git/dirty": str(bool(changes)).lower()}
 
 

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from pipeline_lib.config import PipelineConfig, Settings, known_fields
 from pipeline_lib.tracking.client import find_experiment, import_mlflow, open_client, tracking_uri
+from pipeline_lib.tracking.database import UnreadableError, finished_tags
 from pipeline_lib.tracking.outage import TrackingError, TrackingOutage, without_password
 from pipeline_lib.types import RunResult
 
@@ -64,6 +65,10 @@ def load_text(settings: Settings, run_id: str, name: str) -> str | None:
 
 def has_finished(settings: Settings, run_id: str) -> bool:
     """Whether the run is there and ended well; False also where the server does not say."""
+    try:
+        return finished_tags(settings, run_id) is not None
+    except UnreadableError:
+        pass
     try:
         info = open_client(settings).get_run(run_id).info
     except TrackingOutage:

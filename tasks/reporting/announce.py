@@ -9,12 +9,10 @@ from __future__ import annotations
 import logging
 from uuid import NAMESPACE_URL, uuid5
 
-from prefect.context import FlowRunContext
-from prefect.events import emit_event
-
 from pipeline_lib.config import PipelineConfig
 from pipeline_lib.tracking import model_name
 from pipeline_lib.types import RunResult
+from tasks.orchestration.context import flow_context
 from tasks.runtime.flow_tracking import run_key
 from tasks.runtime.stage import open_store
 
@@ -65,8 +63,10 @@ def _emit(event: str, result: RunResult, *, about: str, resource: str, payload: 
 
     Whatever goes wrong here is no reason to fail a run that is done.
     """
-    if FlowRunContext.get() is None:  # without an orchestrator nobody listens, and asking would start a server
+    if flow_context() is None:  # without an orchestrator nobody listens, and asking would start a server
         return
+    from prefect.events import emit_event
+
     try:
         announced = open_store().entry("announce", {"event": event, "resource": resource, "about": about}, version=1)
         if announced.is_complete():

@@ -1,33 +1,13 @@
-"""Artifacts for the Prefect UI: at most one per flow run, key and description, and never in the way of the work.
-
-One idea: look before writing. A stage that runs again after a failure brings its artifact up to date
-instead of adding a version; a server that does not answer costs the picture, not the stage. One that answers too late
-has written all the same, and what was then sent once more stands there twice until `drop_doubles`.
-"""
+"""Artifacts for the Prefect UI, where there is a flow run to show them in; elsewhere they are left out."""
 
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-import httpx
-from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
-from prefect.client.schemas.objects import Artifact
-from prefect.client.schemas.sorting import ArtifactSort
-from prefect.context import FlowRunContext, TaskRunContext
-from prefect.exceptions import PrefectHTTPStatusError
-
-LOGGER = logging.getLogger("coppice.show")
-SHORT_TIMEOUT = {
-    "timeout": 5.0
-}  # seconds; with settings of its own a client is a new one, which does not wait for a server
-SERVER_ERRORS = (httpx.HTTPError, PrefectHTTPStatusError)
+from tasks.orchestration.context import flow_context, task_context
 
 
 def show_markdown(text: str, *, key: str, description: str) -> None:
@@ -47,80 +27,27 @@ def show_table(rows: Sequence[Mapping[str, Any]], *, key: str, description: str)
 
 
 def show_progress(percent: float, *, key: str, description: str, known: UUID | None) -> UUID | None:
-    """Shows a bar and returns its id, to be handed in as `known` the next time; None when it could not be shown.
+    """Shows a bar and returns its id, to be handed in as `known` the next time; None when it could not be shown."""
+    if task_context() is None:
+        return None
+    from tasks.orchestration.artifact_writer import put_progress
 
-    A search waits for this, so a server that does not answer is asked just once.
-    """
-    if TaskRunContext.get() is None:
-        return None
-    try:
-        with get_client(httpx_settings=SHORT_TIMEOUT, sync_client=True) as client:
-            if known is None:
-                return _put(client, "progress", percent, key, description)
-            client.update_artifact(known, ArtifactUpdate(data=percent))
-    except SERVER_ERRORS as error:
-        LOGGER.warning(f"progress of {description} is not shown: {type(error).__name__}")
-        return None
-    return known
+    return put_progress(percent, key, description, known)
 
 
 def drop_doubles() -> None:
     """Keeps of the artifacts with one key and description the one written last; outside a flow it does nothing."""
-    context = FlowRunContext.get()
+    context = flow_context()
     if context is None or context.flow_run is None:
         return
-    client = context.client
-    assert isinstance(client, SyncPrefectClient)
-    mine = ArtifactFilter(
-        key=ArtifactFilterKey(exists_=True), flow_run_id=ArtifactFilterFlowRunId(any_=[context.flow_run.id])
-    )
-    try:
-        found: list[Artifact] = []
-        while page := client.read_artifacts(artifact_filter=mine, sort=ArtifactSort.ID_DESC, offset=len(found)):
-            found += page
-        kept = {(artifact.key, artifact.description): artifact.id for artifact in sorted(found, key=_last_written)}
-        for artifact in found:
-            if artifact.id not in kept.values():
-                client.delete_artifact(artifact.id)
-    except SERVER_ERRORS as error:
-        LOGGER.warning(f"artifacts may be shown twice: {type(error).__name__}")
+    from tasks.orchestration.artifact_writer import drop_doubles_of
 
-
-def _last_written(artifact: Artifact) -> datetime:
-    assert artifact.updated is not None  # of what a server has sent
-    return artifact.updated
+    drop_doubles_of(context)
 
 
 def _show(kind: str, data: str, key: str, description: str) -> None:
-    context = TaskRunContext.get() or FlowRunContext.get()
-    if context is None:
+    if task_context() is None and flow_context() is None:
         return
-    client = context.client
-    assert isinstance(client, SyncPrefectClient)
-    try:
-        _put(client, kind, data, key, description)  # this client has answered before and is patient for a minute
-    except SERVER_ERRORS as error:
-        LOGGER.warning(f"{key} ({description}) is not shown: {type(error).__name__}")
+    from tasks.orchestration.artifact_writer import put_artifact
 
-
-def _put(client: SyncPrefectClient, kind: str, data: str | float, key: str, description: str) -> UUID:
-    flow_run_id, task_run_id = _run_ids()
-    if flow_run_id is not None:
-        of_run = ArtifactFilterFlowRunId(any_=[flow_run_id])
-        of_key = ArtifactFilter(key=ArtifactFilterKey(any_=[key]), flow_run_id=of_run)
-        for artifact in client.read_artifacts(artifact_filter=of_key):
-            if artifact.description == description:
-                client.update_artifact(artifact.id, ArtifactUpdate(data=data))
-                return artifact.id
-    new = ArtifactCreate(
-        type=kind, key=key, description=description, data=data, task_run_id=task_run_id, flow_run_id=flow_run_id
-    )
-    return client.create_artifact(new).id
-
-
-def _run_ids() -> tuple[UUID | None, UUID | None]:
-    """The flow run and the task run that this is called in."""
-    task, flow = TaskRunContext.get(), FlowRunContext.get()
-    if task is not None:
-        return task.task_run.flow_run_id, task.task_run.id
-    return flow.flow_run.id if flow is not None and flow.flow_run is not None else None, None
+    put_artifact(kind, data, key, description)

@@ -5,12 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable
-from typing import Any
-
-from prefect import Flow, State
-from prefect.client.schemas.objects import FlowRun
-from prefect.context import FlowRunContext
-from prefect.utilities.urls import url_for
+from typing import TYPE_CHECKING, Any
 
 from pipeline_lib.config import PipelineConfig, Settings
 from pipeline_lib.store import Entry
@@ -18,10 +13,15 @@ from pipeline_lib.store.disk import DiskFullError
 from pipeline_lib.tracking import Tracker, TrackingOutage, has_finished
 from pipeline_lib.tracking.history.run_folder import CONFIG_FILE, keep_config, log_file
 from pipeline_lib.tracking.provenance import describe_environment
+from tasks.orchestration.context import flow_context
 from tasks.runtime.keys import key_text
 from tasks.runtime.policies import base_policy
 from tasks.runtime.progress_lines import run_log
 from tasks.runtime.stage import refresh_id
+
+if TYPE_CHECKING:
+    from prefect import Flow, State
+    from prefect.client.schemas.objects import FlowRun
 
 NO_COMMIT = ""  # where version 0.1.0 had the commit of a checkout; an installed copy has none
 LOGGER = logging.getLogger("coppice.tracking")
@@ -46,7 +46,7 @@ def run_key(config: PipelineConfig, flow_run: FlowRun | None = None) -> str:
 
 
 def _flow_run() -> FlowRun | None:
-    context = FlowRunContext.get()
+    context = flow_context()
     return context.flow_run if context else None
 
 
@@ -55,6 +55,8 @@ def open_tracker(config: PipelineConfig, flow_run: FlowRun | None = None) -> Tra
     flow_run = flow_run or _flow_run()
     tags = describe_environment()
     if flow_run is not None:
+        from prefect.utilities.urls import url_for
+
         tags["prefect.flow_run_id"] = str(flow_run.id)
         if (page := url_for("flow-run", obj_id=flow_run.id)) is not None:
             tags["prefect.flow_run_url"] = page

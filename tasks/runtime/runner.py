@@ -14,12 +14,9 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
-from prefect import State
-from prefect.settings import PREFECT_API_URL
-from prefect.task_runners import TaskRunner
 
 from pipeline_lib.config import ConfigError, PipelineConfig, RayConfig, Settings
 from pipeline_lib.distribution import missing_module
@@ -27,6 +24,10 @@ from pipeline_lib.types import Ref
 from tasks.runtime.engines import engines
 from tasks.runtime.progress import Progress
 from tasks.runtime.stage import Stage, is_looking_only
+
+if TYPE_CHECKING:
+    from prefect import State
+    from prefect.task_runners import TaskRunner
 
 Call = Mapping[str, Any]
 LOGGER = logging.getLogger("coppice.progress")
@@ -67,6 +68,8 @@ def check_runner(config: PipelineConfig) -> None:
         return
     if missing := missing_module("ray", "prefect_ray"):
         raise ConfigError(f"runner=ray: {missing}")
+    from prefect.settings import PREFECT_API_URL
+
     if PREFECT_API_URL.value() is None:  # each worker would start a server of its own
         raise ConfigError(
             "runner=ray: the workers need a Prefect server; start one with `prefect server start` and set "

@@ -5,11 +5,12 @@ together they are the store key. A rerun, from the terminal or from the UI, exec
 store does not hold; what it holds ends at once, in the state Cached. Prefect's own cache is left out: it never
 checks that what a cached result points to still exists, and its files can be lost or torn on their own.
 An entry that was damaged since it was made is no result: it is moved aside and made again.
+
+Keys, and what the store has, are known without Prefect: it is loaded when a stage is first run.
 """
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 import os
@@ -18,16 +19,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
-
-from prefect import State, Task, task
-from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import TaskRun
-from prefect.context import FlowRunContext
-from prefect.futures import PrefectFuture
-from prefect.states import Completed
-from prefect.task_runners import TaskRunner
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from pipeline_lib.config import Settings
 from pipeline_lib.store import Entry, Store, read_json, write_json
@@ -35,10 +28,16 @@ from pipeline_lib.store.disk import explain_disk_full
 from pipeline_lib.store.patience import doubling_delays
 from pipeline_lib.store.refresh import Refresh
 from pipeline_lib.types import Ref
+from tasks.orchestration.context import flow_context
+
+if TYPE_CHECKING:
+    from prefect.futures import PrefectFuture
+    from prefect.task_runners import TaskRunner
+
+    from tasks.orchestration.stage_task import StageTask
 
 P = ParamSpec("P")
 R = TypeVar("R")
-StageTask = Task[..., dict[str, Any] | State[Any]]
 
 LOGGER = logging.getLogger("coppice.progress")
 STAGE_SECONDS = "stage_seconds"
@@ -167,14 +166,15 @@ class Stage(Generic[P, R]):
         self._body: Callable[..., Done] = body
         self._spec, self._version, self._run_name = spec, version, run_name
         self._result, self._still_holds, self._transient = result, still_holds, transient
-        make_task = task(
-            name=self.name,
-            task_run_name=run_name,
-            cache_policy=NO_CACHE,
-            persist_result=False,
-            retry_condition_fn=self._retry_condition(),
+
+    @cached_property
+    def _task(self) -> StageTask:
+        """Prefect's task, made when the stage is first run."""
+        from tasks.orchestration.stage_task import make_task
+
+        return make_task(
+            self._find_or_make, self._body, name=self.name, run_name=self._run_name, transient=self._transient
         )
-        self._task: StageTask = make_task(self._task_function())
 
     def entry(self, **arguments: Any) -> Entry:
         """Where the stage's result lies, or will lie, for these arguments."""
@@ -235,33 +235,19 @@ class Stage(Generic[P, R]):
         patient: StageTask = self._task.with_options(retries=len(delays), retry_delay_seconds=delays)
         return patient
 
-    def _retry_condition(self) -> Callable[..., bool]:
-        def is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-            return isinstance(state.data, self._transient)
-
-        return is_transient
-
-    def _task_function(self) -> Callable[..., dict[str, Any] | State[Any]]:
-        """The body without its first parameter, skipped when the store is complete."""
-
-        def run(**arguments: Any) -> dict[str, Any] | State[Any]:
-            entry = self.entry(**arguments)
-            if self._is_done(entry, arguments) and not _is_wanted_anew(entry):
-                return Completed(name="Cached", message=f"{entry.uri} is in the store")
-            waiting = entry.lock(_settings().lock_wait_s, owner=_this_run(), on_wait=self._say_for_whom)
-            with self._naming_full_disk(), waiting:
-                entry.set_aside_damage()
-                if _is_wanted_anew(entry):
-                    self._make_again(entry, arguments)
-                elif not self._is_done(entry, arguments):  # another process may have made it meanwhile
-                    self._fill(entry, arguments)
-            return entry.ref().model_dump()
-
-        parameters = list(inspect.signature(self._body).parameters.values())[1:]
-        keyword_only = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=Any) for p in parameters]
-        run.__signature__ = inspect.Signature(keyword_only)  # type: ignore[attr-defined]  # inspect reads it
-        run.__name__, run.__doc__ = self.name.replace("-", "_"), self._body.__doc__
-        return run
+    def _find_or_make(self, arguments: dict[str, Any]) -> tuple[str, Ref | None]:
+        """The entry's URI, and its reference once the body has filled it; None where it was there before."""
+        entry = self.entry(**arguments)
+        if self._is_done(entry, arguments) and not _is_wanted_anew(entry):
+            return entry.uri, None
+        waiting = entry.lock(_settings().lock_wait_s, owner=_this_run(), on_wait=self._say_for_whom)
+        with self._naming_full_disk(), waiting:
+            entry.set_aside_damage()
+            if _is_wanted_anew(entry):
+                self._make_again(entry, arguments)
+            elif not self._is_done(entry, arguments):  # another process may have made it meanwhile
+                self._fill(entry, arguments)
+        return entry.uri, entry.ref()
 
     def _fill(self, entry: Entry, arguments: Mapping[str, Any]) -> None:
         """Runs the body and commits what it wrote, with the seconds that it took."""
@@ -355,7 +341,7 @@ def _settings_of(_environment: tuple[tuple[str, str], ...]) -> Settings:
 
 def _this_run() -> str:
     """How other runs call this one while they wait for it."""
-    context = FlowRunContext.get()
+    context = flow_context()
     run = context.flow_run.name if context is not None and context.flow_run is not None else "another run"
     return f"{run} (process {os.getpid()} on {socket.gethostname()})"
 

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import sympy
 
 from pipeline_lib.problems.tiny.arithmetic import Operation
 
@@ -189,6 +188,8 @@ _SOLVERS = {
 
 def sympy_answer(problem: AlgebraProblem) -> str:
     """The answer as sympy finds it from the task alone, by another way than `solve`."""
+    import sympy
+
     n = [sympy.Integer(value) for value in problem.numbers]
     match problem.kind:
         case "linear":

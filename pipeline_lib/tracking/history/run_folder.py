@@ -37,3 +37,10 @@ def keep_config(home: Path, run_id: str, config: PipelineConfig) -> str:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text, encoding="utf-8")
     return text
+
+
+def runs_told(home: Path, config: PipelineConfig) -> list[str]:
+    """Ids of the runs that were last begun with this very configuration, the name included."""
+    text = config_yaml(config)
+    files = run_folder(home, "").glob(f"*/{CONFIG_FILE}")
+    return [file.parent.name for file in files if file.read_text(encoding="utf-8") == text]
