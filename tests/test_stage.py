@@ -31,6 +31,8 @@ OUTSIDE_THE_STAGES = {
     "policy.max_batch": "how many rows share a decode step; a row's result does not depend on the others",
     "policy.num_threads": "how many cores compute the same numbers",
     "runner": "where the same shards are searched",
+    "search.spend_saved": "read with stop_after_equal alone: test_shards.py",
+    "problems.curriculum": "what was asked before is in the keys: test_looking_back.py",
     "search.num_shards": "how many tasks search the same trees: test_shards.py",
     "ray.cpus_per_shard": "likewise",
     "ray.gpus_per_shard": "likewise",
@@ -53,6 +55,8 @@ OUTSIDE_THE_STAGES = {
     "gate.continue_from": "whose policy the next iteration searches with; that policy's id is in its keys",
     "train.checkpoint_every": "how much a killed training repeats",
     "train.dpo_beta": "step-dpo alone reads it: test_keys.py",
+    "train.weighting_temperature": "weighting=exp alone reads it: test_keys.py",
+    "train.replay_iterations": "the trees that are replayed are in its keys: test_looking_back.py",
     "train.tokens_per_microbatch": "how much of the same update is computed at a time",
     "train.gradient_checkpointing": "how much memory the same gradients take",
     "train.num_processes": "where the same gradients are computed",
@@ -82,6 +86,10 @@ OTHER_VALUES = {
     "policy.system_prompt": "Be brief.",
     "policy.chat_template_kwargs": '{"enable_thinking": false}',
     "search.step_delimiter": "sentence",
+    "search.selection": "frontier",
+    "search.stop_after_equal": 4,
+    "search.spend_saved": "undecided",
+    "problems.curriculum": "informative",
     "policy.vllm.kv_cache_gib": 2,
     "policy.vllm.block_tokens": 64,
     "policy.vllm.quantization": "fp8",
@@ -91,6 +99,14 @@ OTHER_VALUES = {
     "policy.server.model_name": "base",
     "search.max_tokens_per_problem": 9,
     "score.baseline": "group",
+    "train.lora_scaling": "sqrt_rank",
+    "train.lora_targets": "attention",
+    "train.start": "base",
+    "train.reference": "base",
+    "train.kl_on": "path",
+    "train.weighting": "sign",
+    "train.soft_clip": 2,
+    "train.ratio_clip": 0.2,
     "score.scaling": "sqrt",
     "train.objective": "rft",
     "train.kl_beta": 0.5,
@@ -257,8 +273,11 @@ def test_every_search_dial_changes_the_search() -> None:
         "max_step_tokens": 10,
         "max_tokens_per_problem": 200,
         "step_delimiter": "=",
+        "selection": "frontier",
+        "stop_after_equal": 2,
     }
-    elsewhere = {"num_shards", "markdown_steps"}  # the latter in test_search_markdown.py: nothing here is left open
+    # markdown_steps in test_search_markdown.py: nothing here is left open; spend_saved in test_shards.py
+    elsewhere = {"num_shards", "markdown_steps", "spend_saved"}
     assert set(changes) == set(SearchConfig.model_fields) - elsewhere
     plain = searched(config)
     assert searched(config) == plain
