@@ -16,7 +16,18 @@ from server_fixtures import Service, mlflow_database, mlflow_service, prefect_da
 
 ROOT = Path(__file__).resolve().parents[1]
 SLOW_TO_START = ("served: ServedHome", "from forked_run import")
-LONGEST = ("ray", "browser", "alerts", "flow", "rerun", "kill_sweep", "rerun_after_kills", "postgres", "memory")
+LONGEST = (
+    "smollm2",
+    "ray",
+    "browser",
+    "alerts",
+    "flow",
+    "rerun",
+    "kill_sweep",
+    "rerun_after_kills",
+    "postgres",
+    "memory",
+)
 
 settings.register_profile("untimed", deadline=None)  # how long an example takes says nothing on a shared machine
 settings.load_profile("untimed")
