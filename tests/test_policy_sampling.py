@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 from pipeline_lib.policy.codec import TokenizerCodec
 from pipeline_lib.policy.prompting.conversation import Conversation
+from pipeline_lib.policy.transformers_engine import sampling
 from pipeline_lib.policy.transformers_engine.sampling import draw_tokens, draw_uniforms
 
 LOGITS = torch.log(torch.tensor([0.2, 0.5, 0.3]))
@@ -55,6 +56,30 @@ def test_logits_that_are_not_numbers_are_marked() -> None:
     logits = torch.tensor([[0.0, torch.nan], [0.0, 1.0], [torch.inf, 0.0]])
     ones = torch.ones(3)
     assert draw_tokens(logits, torch.full((3,), 0.9, dtype=torch.float64), ones, ones).tolist() == [-1, 1, -1]
+
+
+@pytest.mark.parametrize("levels", [3, 50, 100_000])
+@pytest.mark.parametrize("sharpness", [0.0, 1.0, 8.0])
+def test_sorting_the_most_probable_tokens_alone_draws_as_sorting_all(
+    monkeypatch: pytest.MonkeyPatch, levels: int, sharpness: float
+) -> None:
+    """Rows of few levels are full of ties, flat ones need more tokens than are sorted at first, sharp ones fewer."""
+    generator = torch.Generator().manual_seed(levels)
+    count, vocabulary = 48, 700
+    logits = sharpness * torch.randint(levels, (count, vocabulary), generator=generator).float() / levels
+    uniforms = torch.rand(count, dtype=torch.float64, generator=generator)
+    turns = torch.arange(count)
+    parameters = (
+        torch.tensor([0.0, 0.6, 1.0])[turns % 3],
+        torch.tensor([1.0, 0.3, 0.9, 0.999])[turns % 4],
+        torch.tensor([0, 0, 5, 64, 65, 600])[turns % 6],
+        torch.tensor([0.0, 0.0, 0.2, 0.0, 0.01])[turns % 5],
+    )
+    drawn = []
+    for at_first in (64, vocabulary):
+        monkeypatch.setattr(sampling, "MOST_PROBABLE", at_first)
+        drawn.append(draw_tokens(logits, uniforms, *parameters).tolist())
+    assert drawn[0] == drawn[1]
 
 
 def test_frequencies_follow_the_distribution() -> None:

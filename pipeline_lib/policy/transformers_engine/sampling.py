@@ -15,6 +15,8 @@ from torch import Tensor
 
 from pipeline_lib.types import Float64Array
 
+MOST_PROBABLE = 1024  # tokens of a row that are sorted at first
+
 
 class _Philox(threading.local):
     """One generator a thread, and the state in which a new one starts."""
@@ -67,13 +69,14 @@ def draw_tokens(
         # One branch per row kind, chosen by the row's own parameters: the sums of one row never depend on another.
         scaled = (logits - largest[:, None]) / torch.where(sampled, temperatures, 1.0)[:, None]
         probs = torch.softmax(scaled, dim=-1)
-        drawn = _invert(probs, uniforms)
         top_ks = torch.zeros_like(uniforms, dtype=torch.int64) if top_ks is None else top_ks
         min_ps = torch.zeros_like(top_ps) if min_ps is None else min_ps
-        cut = torch.nonzero((top_ps < 1) | (top_ks > 0) | (min_ps > 0)).squeeze(1)
+        is_cut = (top_ps < 1) | (top_ks > 0) | (min_ps > 0)
+        cut, whole = (torch.nonzero(sampled & which).squeeze(1) for which in (is_cut, ~is_cut))
+        if len(whole):
+            tokens[whole] = _invert(probs[whole], uniforms[whole])
         if len(cut):
-            drawn[cut] = _draw_likely(probs[cut], uniforms[cut], top_ps[cut], top_ks[cut], min_ps[cut])
-        tokens = torch.where(sampled, drawn, tokens)
+            tokens[cut] = _draw_likely(probs[cut], uniforms[cut], top_ps[cut], top_ks[cut], min_ps[cut])
     return torch.where(torch.isfinite(largest), tokens, -1)
 
 
@@ -85,13 +88,42 @@ def _invert(probs: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def _draw_likely(probs: Tensor, uniforms: Tensor, top_ps: Tensor, top_ks: Tensor, min_ps: Tensor) -> Tensor:
-    """`[B]` the token at u among the likely ones of each row; see `draw_tokens`."""
-    ordered, indices = torch.sort(probs, dim=-1, descending=True, stable=True)
-    ranks = torch.arange(probs.shape[-1], device=probs.device)
+    """`[B]` the token at u among the likely ones of each row; see `draw_tokens`.
+
+    To sort 49,152 tokens takes longer than to compute their logits with a model of 135M, so only the most probable ones
+    are; a row that may need more has all of them sorted, and every row comes to what it would come to then.
+    """
+    ordered, indices = _most_probable(probs)
+    kept, is_certain = _kept(ordered, top_ps, top_ks, min_ps)
+    drawn = indices.gather(1, _invert(kept, uniforms)[:, None]).squeeze(1)
+    if probs.shape[-1] > MOST_PROBABLE and not bool(is_certain.all()):
+        rest = torch.nonzero(~is_certain).squeeze(1)
+        ordered, indices = torch.sort(probs[rest], dim=-1, descending=True, stable=True)
+        kept, _ = _kept(ordered, top_ps[rest], top_ks[rest], min_ps[rest])
+        drawn[rest] = indices.gather(1, _invert(kept, uniforms[rest])[:, None]).squeeze(1)
+    return drawn
+
+
+def _most_probable(probs: Tensor) -> tuple[Tensor, Tensor]:
+    """Values and indices of each row's `MOST_PROBABLE` largest, as a stable sort orders them, last ties apart."""
+    found = torch.topk(probs, min(MOST_PROBABLE, probs.shape[-1]), dim=-1, sorted=False).indices.sort(dim=-1).values
+    ordered, order = torch.sort(probs.gather(1, found), dim=-1, descending=True, stable=True)
+    return ordered, found.gather(1, order)
+
+
+def _kept(ordered: Tensor, top_ps: Tensor, top_ks: Tensor, min_ps: Tensor) -> tuple[Tensor, Tensor]:
+    """The probabilities that take part, 0 elsewhere, and the rows in which no less probable token can take part.
+
+    Shapes: ordered and the first result `[B, K]`, descending; the second result `[B]` bool.
+    """
+    ranks = torch.arange(ordered.shape[-1], device=ordered.device)
     is_within = (ranks < top_ks[:, None]) | (top_ks == 0)[:, None]
     left = torch.where(is_within & (ordered >= min_ps[:, None] * ordered[:, :1]), ordered, 0.0)
     mass_before = torch.cumsum(left, dim=-1, dtype=torch.float64) - left
     # A softmax adds up to 1, so rows that nothing was taken from need no sum, whose rounding would move their nucleus.
-    mass = torch.where((top_ks > 0) | (min_ps > 0), left.sum(dim=-1, dtype=torch.float64), 1.0)
+    is_reduced = (top_ks > 0) | (min_ps > 0)
+    mass = torch.where(is_reduced, left.sum(dim=-1, dtype=torch.float64), 1.0)
     kept = torch.where(mass_before < (top_ps * mass)[:, None], left, 0.0)
-    return indices.gather(1, _invert(kept, uniforms)[:, None]).squeeze(1)
+    # Tokens as probable as the last one may have others of their kind beyond it.
+    ends_within = ~((kept > 0) & (ordered == ordered[:, -1:])).any(dim=-1)
+    return kept, ends_within & (~is_reduced | (left[:, -1] == 0))
