@@ -202,7 +202,10 @@ def gather_trees(
     assert len(trees) == problems.num_rows, "all shards are there"
     write_trees_parquet(trees, entry.path / TREES)
     measured = (*earlier, *shards) if spends_saved else shards
-    return Done(len(trees), _together([open_store().observations(ref) for ref in measured]))
+    together = _together([open_store().observations(ref) for ref in measured])
+    if spends_saved and "num_problems" in together:  # both passes went through them
+        together["num_problems"] = min(together["num_problems"], float(len(trees)))
+    return Done(len(trees), together)
 
 
 def _together(shards: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -242,7 +245,7 @@ def search_problems(
     """
     same: dict[str, Any] = {"config": config, "problems": problems, "policy": policy, "iteration": iteration}
     trees = _search_pass({**same, "earlier": earlier})
-    if earlier or not config.search.spends_saved:
+    if earlier or not config.search.spends_saved or not extra_simulations(load_trees(trees), config.search):
         return trees
     return _search_pass({**same, "earlier": trees, "spends_saved": True})
 

@@ -93,6 +93,12 @@ def test_a_model_that_never_answers_is_no_surprise_later(home: Path) -> None:
     assert found["cost"] == CheckLine("cost", "skipped", "needs the rehearsal")
 
 
+def test_a_model_that_always_says_the_same_is_trained_all_the_same(home: Path) -> None:
+    found = check_lines("search.temperature=0.001", "search.stop_after_equal=2")
+    assert found["one problem"].verdict == "ok"
+    assert "graded in turns" in found["one problem"].text
+
+
 def test_prompts_that_fitted_are_not_measured_again_and_others_are(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tasks.runtime import prompts
 

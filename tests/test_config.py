@@ -92,6 +92,19 @@ def test_a_single_test_set_needs_no_list_and_none_stands_twice():
         apply_overrides(PipelineConfig(), ['evaluation.datasets=["gsm8k=/a", "gsm8k=/b"]'])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("train.ratio_clip=0.2", "train.reference=base"), r"train\.reference makes another one"),
+        (("train.ratio_clip=0.2", "train.replay_iterations=1"), r"train\.replay_iterations makes another one"),
+        (("search.spend_saved=undecided", "search.max_tokens_per_problem=500"), "set one of them"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        apply_overrides(PipelineConfig(), overrides)
+
+
 def test_a_test_set_may_have_a_name_of_its_own():
     datasets = ["tiny-word@2", "gsm8k=/a=b", "math=hub:owner/name:main", "aime:math=hub:owner/aime", "big:file=/a:b"]
     config = apply_overrides(PipelineConfig(), [f"evaluation.datasets={json.dumps(datasets)}"])

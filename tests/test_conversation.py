@@ -27,7 +27,7 @@ from pipeline_lib.problems.sources import load_problems, worked_solutions
 from pipeline_lib.problems.tiny import make_problem
 from tasks.runtime.engines import engine_spec, open_policy
 from tasks.runtime.policies import base_policy
-from tasks.runtime.prompts import measure_prompts, problems_to_ask, shots_for
+from tasks.runtime.prompts import instruction_for, measure_prompts, problems_to_ask, shots_for
 
 TURNS = "{% for m in messages %}[{{ m.role }}]{{ m.content | trim }}{% endfor %}"
 ANSWER = "{% if add_generation_prompt %}[assistant]{% endif %}"
@@ -208,6 +208,14 @@ def test_generated_problems_are_solved_step_by_step() -> None:
     shots = shots_for(apply_overrides(PipelineConfig(), ["policy.num_shots=2"]))
     assert [len(shots), *("####" in shot.solution for shot in shots)] == [3, True, True, True]
     assert all("\n" in shot.solution for shot in shots)
+
+
+def test_beside_worked_examples_every_set_is_asked_as_they_are() -> None:
+    """A prompt that shows answers behind ``####`` and asks for a box would be answered in either way."""
+    config = apply_overrides(PipelineConfig(), ["problems.dataset=gsm8k"])
+    with_examples = apply_overrides(config, ["policy.num_shots=2"])
+    assert "boxed" in instruction_for(config, "math")
+    assert instruction_for(with_examples, "math") == instruction_for(config, "gsm8k")
 
 
 def test_a_scripted_policy_answers_the_last_question(tmp_path: Path) -> None:

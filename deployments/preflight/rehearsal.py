@@ -8,9 +8,9 @@ wrong, the rollouts are graded in turns, so that training is tried all the same.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from pipeline_lib.score.score_audit import audit_scores, count_cut_rollouts
 from pipeline_lib.search import sampling_params, search_trees, write_trees_parquet
 from pipeline_lib.seeding import derive_seed
 from pipeline_lib.training.batches.examples import build_examples
-from pipeline_lib.types import Outcome, PolicyRef, Problem, SearchTree
+from pipeline_lib.types import Grade, Outcome, PolicyRef, Problem, SearchTree
 from tasks.runtime.engines import engines, open_policy
 from tasks.runtime.graders import extractor, open_grader
 from tasks.runtime.policies import base_policy
@@ -64,37 +64,49 @@ class Rehearsal:
     graded_in_turns: bool
 
 
-def rehearse(
-    config: PipelineConfig, problem: Problem, folder: Path, on_part: Callable[[str], None] = lambda _: None
-) -> Rehearsal:
+class AlternatingGrader(Grader):
+    """Calls every other answer right, whatever it says."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._finished: list[tuple[str, Grade]] = []
+
+    @property
+    def num_in_flight(self) -> int:
+        return len(self._finished)
+
+    def submit(self, key: str, prediction: str, gold: str) -> None:
+        self._count += 1
+        self._finished.append((key, Grade.CORRECT if self._count % 2 else Grade.WRONG))
+
+    def poll(self, *, block: bool) -> list[tuple[str, Grade]]:
+        finished, self._finished = self._finished, []
+        return finished
+
+
+def rehearse(config: PipelineConfig, problem: Problem, folder: Path) -> Rehearsal:
     """Samples, searches, scores, audits, trains, loads what was trained, and answers with it.
 
     Args:
         config: what the run will use.
         problem: the one that goes through.
         folder: empty; gets what training writes.
-        on_part: told in a word or two what begins.
 
     Raises:
         ConfigError: no rollout has an answer that can be graded.
     """
     base = base_policy(config)
     with _closing_engines(), open_grader(config, problem.dataset) as grader:
-        on_part("loading the model")
         engine = open_policy(config, base, [problem])
-        on_part("sampling")
         sampled_per_s, tokens_per_answer = _throughput(engine, problem, config)
-        on_part("searching")
         tree = _search(config, problem, engine, grader)
-        informative = tree if tree.is_informative else graded_in_turns(tree)
+        informative = tree if tree.is_informative else _search(config, problem, engine, AlternatingGrader())
         if not informative.is_informative:
             raise ConfigError(
                 f"none of {tree.num_simulations} rollouts has an answer that can be graded ({_outcomes(tree)}): raise "
                 f"{dial_to_raise(count_cut_rollouts([tree]))}, or take a model that follows the instruction"
             )
-        on_part("training")
         trained_tokens, seconds = _train(config, informative, folder)
-        on_part("answering with what was trained")
         trained = base.model_copy(update={"policy_id": "rehearsal", "adapter_uri": str(folder / "policy")})
         _evaluate(config, problem, trained, grader)
     write_trees_parquet([tree], folder / "trees.parquet")
@@ -152,24 +164,13 @@ def _search(config: PipelineConfig, problem: Problem, engine: Policy, grader: Gr
         [problem],
         engine,
         grader,
-        config.search.model_copy(update={"num_simulations": num_simulations}),
+        config.search.model_copy(update={"num_simulations": num_simulations, "stop_after_equal": None}),
         seed=derive_seed(config.seed, "rehearsal"),
         on_tree=trees.append,
         truncated=config.truncated,
         max_failed_share=config.policy.max_failed_share,
     )
     return trees[0]
-
-
-def graded_in_turns(tree: SearchTree) -> SearchTree:
-    """The tree with every other of its answers called right, whatever it says, and the others wrong."""
-    graded = np.isin(tree.outcomes, (Outcome.CORRECT, Outcome.WRONG, Outcome.UNPARSED)).nonzero()[0]
-    outcomes, sums = tree.outcomes.copy(), np.zeros(tree.num_nodes)
-    outcomes[graded[::2]], outcomes[graded[1::2]] = Outcome.CORRECT, Outcome.WRONG
-    sums[graded[::2]] = tree.visits[graded[::2]]
-    for node in range(tree.num_nodes - 1, 0, -1):
-        sums[tree.parents[node]] += sums[node]
-    return replace(tree, outcomes=outcomes, value_sums=sums)
 
 
 def _mean_path_tokens(tree: SearchTree) -> float:

@@ -43,7 +43,9 @@ def check_cost(config: PipelineConfig, settings: Settings, findings: Findings) -
     rehearsal, num_problems = findings.rehearsal, config.problems.num_problems
     sampled = num_problems * config.search.num_simulations * rehearsal.tokens_per_rollout
     sampled += _num_evaluation_answers(config, findings) * rehearsal.tokens_per_answer
-    trained = num_problems * rehearsal.trained_tokens * config.train.num_epochs
+    replayed = [min(earlier, config.train.replay_iterations) for earlier in range(config.num_iterations)]
+    trees = num_problems * (1 + sum(replayed) / config.num_iterations)
+    trained = trees * rehearsal.trained_tokens * config.train.num_epochs
     hours = (sampled / rehearsal.sampled_per_s + trained / rehearsal.trained_per_s) / 3600
     disk = num_copies(settings) * (num_problems * rehearsal.tree_bytes + rehearsal.policy_bytes) * config.num_iterations
     free = shutil.disk_usage(_nearest_existing(settings.home)).free

@@ -164,6 +164,13 @@ class SearchConfig(ConfigGroup):
         """Whether undecided trees get what stopped ones leave: a second pass over an iteration's trees."""
         return self.stop_after_equal is not None and self.spend_saved == "undecided"
 
+    @field_validator("max_tokens_per_problem")
+    @classmethod
+    def _knows_what_is_saved(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("spend_saved") == "undecided":
+            raise ValueError("limits tokens, and spend_saved=undecided shares out simulations; set one of them")
+        return value
+
     @field_validator("step_delimiter")
     @classmethod
     def _ends_something(cls, value: str) -> str:

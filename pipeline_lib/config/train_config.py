@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from pipeline_lib.config.group import ConfigGroup
 
@@ -55,7 +55,7 @@ class TrainConfig(ConfigGroup):
     reference: Literal["previous", "base"] = Field(
         "previous",
         json_schema_extra={"before": "previous"},
-        description="What the KL, step-dpo and ratio_clip compare with: the policy that searched, or the base in all "
+        description="What the KL and step-dpo compare with: the policy that searched, or the base in all "
         "iterations. Paper: the policy before.",
     )
     learning_rate: float = Field(
@@ -163,6 +163,15 @@ class TrainConfig(ConfigGroup):
         "process holds all of them.",
     )
 
+    @field_validator("ratio_clip")
+    @classmethod
+    def _compares_with_who_sampled(cls, value: float | None, info: ValidationInfo) -> float | None:
+        others = [name for name in ("start", "reference") if info.data.get(name) == "base"]
+        others += ["replay_iterations"] if info.data.get("replay_iterations") else []
+        if value is not None and others:
+            raise ValueError(f"compares with the policy that sampled, which train.{others[0]} makes another one")
+        return value
+
     @property
     def kl_weight(self) -> float:
         """What the loss multiplies the KL by: `kl_beta`, or the objective's own."""
@@ -192,6 +201,10 @@ class TrainConfig(ConfigGroup):
             names.add("weighting_temperature")
         if self.objective != "step-dpo":
             names.add("dpo_beta")
+        if self.weighting == "sign":
+            names.add("soft_clip")
+        if self.weighting == "exp":  # never negative
+            names.add("negative_clip")
         if not self.kl_on_path:
             names.add("kl_on")
         if not self.needs_reference:

@@ -174,10 +174,13 @@ def _has_weights(folder: Path) -> bool:
     return all((folder / part).is_file() for part in parts)
 
 
-def code_digest(folder: Path) -> str:
-    """SHA-256 of the Python code that lies in a model's folder."""
+def code_digest(folder: Path) -> str | None:
+    """SHA-256 of the Python code that lies in a model's folder; None where none does."""
+    files = sorted(folder.rglob("*.py"))
+    if not files:
+        return None
     digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*.py")):
+    for file in files:
         digest.update(f"{file.relative_to(folder)}:{hashlib.sha256(file.read_bytes()).hexdigest()};".encode())
     return digest.hexdigest()
 

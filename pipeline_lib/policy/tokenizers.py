@@ -48,9 +48,17 @@ def refuse_own_code(model_dir: Path | str, config: PolicyConfig) -> None:
         config: ``trust_remote_code`` is read.
     """
     file = Path(model_dir) / "config.json"
-    if config.trust_remote_code or not file.is_file():
+    if not file.is_file():
         return
     layout = json.loads(file.read_text(encoding="utf-8"))
+    elsewhere = [place for place in (layout.get("auto_map") or {}).values() if "--" in str(place)]
+    if config.trust_remote_code and elsewhere:
+        raise ConfigError(
+            f"policy.model={config.model}: its code lies in another repository, {elsewhere[0]}, whose state no result "
+            "could name; put that code beside the model"
+        )
+    if config.trust_remote_code:
+        return
     if layout.get("auto_map") and layout.get("model_type") not in CONFIG_MAPPING:
         raise _own_code(config, "it is")
 

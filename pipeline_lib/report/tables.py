@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pipeline_lib.config import PipelineConfig
+from pipeline_lib.config import EvaluationConfig, PipelineConfig
 from pipeline_lib.types import EvalReport, GateDecision, IterationRecord, PairedTest, RunResult
 
 DASH = "–"
@@ -165,6 +165,12 @@ def key_figures(config: PipelineConfig, result: RunResult) -> list[KeyFigure]:
         rollouts = sum(record.search.get("num_rollouts", 0.0) for record in result.records)
         figures.append(KeyFigure("Tokens searched", _short(tokens), f"in {rollouts:,.0f} rollouts" if rollouts else ""))
     return [*figures, KeyFigure("Time", format_seconds(result.wall_s), "from start to end")]
+
+
+def samples_in_words(config: EvaluationConfig) -> str:
+    """How many samples a problem gets and how they are drawn: ``4 samples at temperature 0.6 and top_p 0.9``."""
+    nucleus = f" and top_p {config.top_p:g}" if config.top_p < 1 else ""
+    return f"{config.num_samples} samples at temperature {config.temperature:g}{nucleus}"
 
 
 def sampled_rows(records: Sequence[IterationRecord]) -> tuple[list[str], list[list[str]]]:

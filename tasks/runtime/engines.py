@@ -168,7 +168,8 @@ def code_spec(config: PipelineConfig, policy: PolicyRef) -> dict[str, str]:
     """The model's own code, where it is run; its id says nothing of it."""
     if not config.policy.trust_remote_code:
         return {}
-    return {"code": code_digest(model_folder(policy.base_model, policy.revision, weights=False))}
+    digest = code_digest(model_folder(policy.base_model, policy.revision, weights=False))
+    return {} if digest is None else {"code": digest}
 
 
 def open_policy(config: PipelineConfig, policy: PolicyRef, problems: list[Problem]) -> Policy:

@@ -45,9 +45,14 @@ class PromptLengths:
 
 
 def instruction_for(config: PipelineConfig, dataset: str) -> str:
-    """What is appended to every question of `dataset`: what the user sets, else what the dataset's format does."""
+    """What is appended to every question of `dataset`: what the user sets, else what a dataset's format does."""
     chosen = config.policy.instruction
-    return format_of(dataset).instruction if chosen is None else chosen
+    return format_of(_asked_as(config, dataset)).instruction if chosen is None else chosen
+
+
+def _asked_as(config: PipelineConfig, dataset: str) -> str:
+    """The dataset whose format prompts and answers have: beside worked examples that of the examples, for all sets."""
+    return config.problems.dataset if config.policy.num_shots else dataset
 
 
 def codec_for(config: PipelineConfig, tokenizer: Any, dataset: str) -> TokenizerCodec:
@@ -55,7 +60,7 @@ def codec_for(config: PipelineConfig, tokenizer: Any, dataset: str) -> Tokenizer
     from pipeline_lib.policy.tokenizers import make_codec
 
     instruction = instruction_for(config, dataset)
-    mark = answer_mark(dataset, instruction)
+    mark = answer_mark(_asked_as(config, dataset), instruction)
     return make_codec(tokenizer, config.policy, instruction, shots=shots_for(config), answer_mark=mark)
 
 

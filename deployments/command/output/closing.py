@@ -21,6 +21,7 @@ from pipeline_lib.report.tables import (
     sampled_cells,
     sampled_names,
     sampled_rows,
+    samples_in_words,
     tested_datasets,
 )
 from pipeline_lib.tracking.client import tracking_uri
@@ -51,9 +52,8 @@ def sampled_table(result: RunResult, config: PipelineConfig) -> Table | None:
     if not rows:
         return None
     evaluation = config.evaluation
-    nucleus = f" and top_p {evaluation.top_p:g}" if evaluation.top_p < 1 else ""
-    samples = f"{evaluation.num_samples} samples at temperature {evaluation.temperature:g}{nucleus}"
-    title = f"{samples} for each of the first {evaluation.sampled_problems} problems, beside greedy on all, in %"
+    count = evaluation.sampled_problems
+    title = f"{samples_in_words(evaluation)} for each of the first {count} problems, beside greedy on all, in %"
     table = Table("iteration", "test set", title=title, title_justify="left")
     for name in names:
         table.add_column(name, justify="right")
