@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from multiprocessing import get_context
@@ -65,6 +66,7 @@ def _run(home: str, api: str, settings: tuple[str, ...]) -> None:
 
 def _run_in_terminal(environment: dict[str, str], output: str, arguments: tuple[str, ...]) -> None:
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests themselves run in the background
     for stream in (1, 2):
         os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     os.environ.update(environment)

@@ -85,7 +85,7 @@ def test_outside_a_flow_nothing_is_announced(monkeypatch: pytest.MonkeyPatch) ->
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("emitted")
 
-    monkeypatch.setattr(announce, "emit_event", fail)
+    monkeypatch.setattr("prefect.events.emit_event", fail)
     announce.announce_result(small_served(), promoted())
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline_lib.config import SearchConfig
 from pipeline_lib.store import Store, StoreError, canonical_json, read_json, write_json, write_parquet
+from pipeline_lib.store.local import OWNER
 from pipeline_lib.store.refresh import Refresh
 from pipeline_lib.types import Ref
 
@@ -201,6 +202,17 @@ def test_a_killed_process_leaves_no_lock(tmp_path):
             pass
         process.kill()
     with entry.lock(timeout_s=10):
+        assert not entry.is_complete()
+
+
+def test_a_lock_that_cannot_say_whose_it_is_is_given_back(store):
+    """As on a full disk: the stage is tried again in the same process."""
+    entry = store.entry("s", {}, version=1)
+    (entry.path / OWNER).mkdir(parents=True)
+    with pytest.raises(IsADirectoryError), entry.lock():
+        pass
+    (entry.path / OWNER).rmdir()
+    with entry.lock():
         assert not entry.is_complete()
 
 

@@ -23,9 +23,11 @@ from pipeline_lib.tracking import (
     page_url,
     tracking_uri,
 )
+from pipeline_lib.tracking.client import open_client
 from pipeline_lib.tracking.links import local_folder
 from pipeline_lib.tracking.provenance import describe_environment
-from pipeline_lib.types import GateDecision, IterationRecord, RunResult
+from pipeline_lib.tracking.tracked_run import TrackedRun
+from pipeline_lib.types import GateDecision, IterationRecord, Ref, RunResult
 
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 
@@ -116,6 +118,29 @@ def test_a_finished_run_can_be_read_back(settings: Settings) -> None:
 
 
 @pytest.mark.slow
+def test_two_runs_that_log_one_dataset_at_once_both_log_it(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow looks for a dataset and adds it where it is not: here the other run adds it in between."""
+    import uuid
+    from types import SimpleNamespace
+
+    import mlflow
+
+    client = open_client(settings)
+    first, second = (TrackedRun(client, mlflow.entities, client.create_run("0")) for _ in range(2))
+    shared = {"race": Ref(uri="draw-problems/race", sha256="5" * 64, num_rows=1, schema_version=1)}
+
+    def draws_after_the_other_run() -> uuid.UUID:
+        monkeypatch.undo()
+        second.log_datasets(shared, root="store")
+        return uuid.uuid4()
+
+    store = "mlflow.store.tracking.sqlalchemy_store.uuid"
+    monkeypatch.setattr(store, SimpleNamespace(uuid4=draws_after_the_other_run))
+    first.log_datasets(shared, root="store")
+    for run in (first, second):
+        assert [each.dataset.name for each in client.get_run(run.run_id).inputs.dataset_inputs] == ["race"]
+
+
 def test_one_key_for_two_configurations_is_refused(settings: Settings) -> None:
     open_tracker(settings, "reused", PipelineConfig(seed=1))
     with pytest.raises(TrackingError, match="seed=1, now 2"):

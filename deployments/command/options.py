@@ -151,8 +151,8 @@ def the_only_one(settings: Settings, key: str) -> Iterator[None]:
     except Timeout:
         raise ConfigError("this very run is going on in another process; wait for it, or end that one first") from None
     note = folder / f"{key}.json"
-    write_json(note, {"pid": os.getpid(), "born": _born(os.getpid())})  # for `coppice status`
     try:
+        write_json(note, {"pid": os.getpid(), "born": _born(os.getpid())})  # for `coppice status`
         yield
     finally:
         note.unlink(missing_ok=True)

@@ -207,8 +207,8 @@ class Entry:
                 raise StoreError(
                     f"store: {self.uri} is being made by {holder}; wait for it or stop it, then run again"
                 ) from None
-        (self.path / OWNER).write_text(owner, encoding="utf-8")
         try:
+            (self.path / OWNER).write_text(owner, encoding="utf-8")
             yield
         finally:
             lock.release()

@@ -7,11 +7,14 @@ MLflow raises its own errors, requests' or the database's, depending on the call
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
 from pipeline_lib.store.disk import DiskFullError, error_chain, is_disk_full
 from pipeline_lib.store.patience import is_outage
+
+MAX_RACES = 16  # runs of a sweep that come to the same data set at once
 
 
 class TrackingError(ValueError):
@@ -53,6 +56,30 @@ class ErrorTranslatingClient:
                 raise
 
         return named
+
+
+def once_nobody_else_writes(write: Callable[[], None]) -> None:
+    """Writes rows that MLflow looks for before it adds them, again where another run added one in between.
+
+    Runs of a sweep share data sets. Whoever comes second breaks the database's rule that a row is there once, and finds
+    the row at the next attempt.
+
+    Args:
+        write: may be called again after it failed.
+    """
+    for _ in range(MAX_RACES):
+        try:
+            return write()
+        except Exception as error:
+            if not _is_there_already(error):
+                raise
+    write()
+
+
+def _is_there_already(error: BaseException) -> bool:
+    """Whether SQLite, PostgreSQL, or a server before one of them, says that a row stands there."""
+    said = " ".join(str(each) for each in error_chain(error))
+    return "UNIQUE constraint failed" in said or "duplicate key value" in said
 
 
 def without_password(uri: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline_lib.report.metrics import metric_key
 from pipeline_lib.tracking.links import link_into
-from pipeline_lib.tracking.outage import TrackingError
+from pipeline_lib.tracking.outage import TrackingError, once_nobody_else_writes
 from pipeline_lib.types import Ref
 
 MAX_BATCH_METRICS = 800  # of the 1,000 entries that MLflow takes in one request
@@ -122,22 +122,20 @@ class TrackedRun:
     def log_datasets(self, refs: Mapping[str, Ref], *, root: str) -> None:
         """Logs each store entry as an input with its digest; the name becomes its context."""
         entities = self._entities
-        self._client.log_inputs(
-            self.run_id,
-            datasets=[
-                entities.DatasetInput(
-                    dataset=entities.Dataset(
-                        name=name,
-                        digest=ref.sha256[:MAX_DIGEST_CHARS],
-                        source_type="local",
-                        source=json.dumps({"uri": f"{root}/{ref.uri}"}),
-                        profile=json.dumps({"num_rows": ref.num_rows, "sha256": ref.sha256}),
-                    ),
-                    tags=[entities.InputTag("mlflow.data.context", name)],
-                )
-                for name, ref in refs.items()
-            ],
-        )
+        datasets = [
+            entities.DatasetInput(
+                dataset=entities.Dataset(
+                    name=name,
+                    digest=ref.sha256[:MAX_DIGEST_CHARS],
+                    source_type="local",
+                    source=json.dumps({"uri": f"{root}/{ref.uri}"}),
+                    profile=json.dumps({"num_rows": ref.num_rows, "sha256": ref.sha256}),
+                ),
+                tags=[entities.InputTag("mlflow.data.context", name)],
+            )
+            for name, ref in refs.items()
+        ]
+        once_nobody_else_writes(lambda: self._client.log_inputs(self.run_id, datasets=datasets))
 
     def log_files(self, artifacts: Mapping[str, Path], texts: Mapping[str, str]) -> None:
         """Links or copies files and folders under their names, and writes texts to theirs (``figures/audit.html``)."""
