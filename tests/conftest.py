@@ -17,10 +17,10 @@ from server_fixtures import Service, mlflow_database, mlflow_service, prefect_da
 ROOT = Path(__file__).resolve().parents[1]
 SLOW_TO_START = ("served: ServedHome", "from forked_run import")
 LONGEST = (
-    "smollm2",
+    "alerts",  # before any other flow of its process: Prefect's thread for events keeps to the first server it talks to
     "ray",
     "browser",
-    "alerts",
+    "smollm2",
     "flow",
     "rerun",
     "kill_sweep",
