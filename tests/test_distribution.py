@@ -29,6 +29,8 @@ def lacking(monkeypatch: pytest.MonkeyPatch) -> None:
     """An installation without any extra: importing one of their modules fails, and none can be found."""
     for name in EXTRA_OF:
         monkeypatch.setitem(sys.modules, name, None)
+    for protocol in ("s3", "s3a"):  # fsspec keeps what an earlier test of this process has loaded
+        monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, protocol, raising=False)
 
 
 def test_the_name_is_that_of_pyproject_and_every_extra_that_is_named_is_there() -> None:

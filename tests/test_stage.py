@@ -51,6 +51,7 @@ OUTSIDE_THE_STAGES = {
     "policy.server.patience_s": "when a run without servers gives up",
     "policy.server.recheck_s": "how soon a server is used again",
     "policy.server.retries": "how often a request that servers die of is tried",
+    "policy.trust_remote_code": "the model has no code of its own: test_own_code.py",
     "policy.max_failed_share": "when a stage ends without a result",
     "gate.continue_from": "whose policy the next iteration searches with; that policy's id is in its keys",
     "train.checkpoint_every": "how much a killed training repeats",
