@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import logging
+import logging.config
 import time
 from pathlib import Path
 
@@ -47,6 +48,18 @@ def test_the_clock_speaks_while_nothing_finishes_and_is_silent_after_the_end() -
     assert " tokens/s, " in lines[0]
     assert lines[told_so_far - 1].startswith("search 1: 2/2 in ")
     assert len(lines) == told_so_far
+
+
+def test_the_clock_goes_on_after_a_library_has_configured_logging_anew() -> None:
+    lines: list[str] = []
+    with lines_of(lines.append, interval_s=0.05) as handler:
+        handler.emit(logging.makeLogRecord({"stage": "search 1", "completed": 0, "total": 2}))
+        logging.config.dictConfig({"version": 1, "disable_existing_loggers": False})  # vLLM does, when it is imported
+        told_so_far, deadline = len(lines), time.monotonic() + 10
+        while len(lines) < told_so_far + 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert set(lines) == {"search 1: 0 % (0/2)"}
 
 
 def test_a_runs_log_keeps_each_line_once_with_its_time(tmp_path: Path) -> None:

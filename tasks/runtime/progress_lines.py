@@ -83,7 +83,9 @@ def duration(seconds: float) -> str:
 
 
 class LineHandler(logging.Handler):
-    """Hands progress records on as lines; `close` ends its clock.
+    """Hands progress records on as lines; `end` ends its clock.
+
+    Not `close`: whoever configures logging anew, as vLLM does when it is imported, closes every handler there is.
 
     Args:
         write: gets each line.
@@ -120,9 +122,10 @@ class LineHandler(logging.Handler):
             if total:
                 self._write(f"{stage}: {state.describe_end(time.monotonic())}")
 
-    def close(self) -> None:
+    def end(self) -> None:
+        """Ends the clock: nothing more is said of what goes on."""
         self._ended.set()
-        super().close()
+        self.close()
 
     def _tick(self) -> None:
         while not self._ended.wait(self._interval_s):
@@ -169,7 +172,7 @@ class RunLog:
             return
         logging.getLogger("coppice").removeHandler(self._handler)
         logging.getLogger(PROGRESS_LOGGER).removeFilter(self._keep)
-        self._handler.close()
+        self._handler.end()
         self._file = self._handler = None
 
 
@@ -183,4 +186,4 @@ def lines_of(write: Callable[[str], None], *, interval_s: float = INTERVAL_S) ->
     try:
         yield handler
     finally:
-        handler.close()
+        handler.end()

@@ -44,6 +44,7 @@ def summary_json(result: RunResult, config: PipelineConfig, settings: Settings |
         "seed": config.seed,
         "wall_s": result.wall_s,
         "base": _accuracies(base),
+        "base_validation": _validation(base),
         "base_sampled": _samples(base),
         "base_truncated": _truncated(base),
         "iterations": [_iteration_json(record) for record in iterations],
@@ -94,6 +95,7 @@ def _iteration_json(record: IterationRecord) -> JsonDict:
     return {
         "index": record.index,
         "accuracy": _accuracies(record),
+        "validation": _validation(record),
         "interval": {e.dataset: list(e.interval) for e in record.evaluations if e.split == "test"},
         "sampled": _samples(record),
         "truncated": _truncated(record),
@@ -112,6 +114,11 @@ def _iteration_json(record: IterationRecord) -> JsonDict:
 
 def _accuracies(record: IterationRecord) -> dict[str, float]:
     return {e.dataset: e.accuracy for e in record.evaluations if e.split == "test"}
+
+
+def _validation(record: IterationRecord) -> float | None:
+    """Accuracy on the validation set, which the gate reads; None where nothing was measured."""
+    return next((e.accuracy for e in record.evaluations if e.split == "validation"), None)
 
 
 def _truncated(record: IterationRecord) -> JsonDict:

@@ -1,0 +1,64 @@
+"""Studies, by name: which methods are compared, and with which settings each was tried.
+
+Every method gets as many tries as any other, and validation chooses among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from deployments.presets import preset
+from pipeline_lib.config import ConfigError, PipelineConfig, apply_overrides
+from pipeline_lib.study.grid import Method, StudyConfig
+
+FAMILIES = ("tiny-word", "tiny-algebra")
+INDEPENDENT = "search.num_candidates=1000"  # every rollout starts at the problem, none in the middle of a tree
+QUICK = (
+    "num_iterations=2",
+    "problems.num_problems=60",
+    "problems.num_validation=100",
+    "search.num_simulations=8",
+    "evaluation.num_problems=200",
+    "evaluation.num_samples=0",
+    "train.num_epochs=2",
+)
+
+
+def tiny(base: PipelineConfig, *, quick: bool) -> StudyConfig:
+    """The shipped objective against those that it is compared with, on both generated families."""
+    common = ['evaluation.datasets=["tiny-word", "tiny-algebra"]', f"gate.patience={base.num_iterations + 1}"]
+    sizes = QUICK if quick else ("num_iterations=4", "evaluation.num_problems=1500", "problems.num_validation=500")
+    return StudyConfig(
+        name="tiny-quick" if quick else "tiny",
+        base=apply_overrides(base, [*common, *sizes]),
+        families=FAMILIES[:1] if quick else FAMILIES,
+        seeds=(0, 1) if quick else (0, 1, 2),
+        methods=METHODS,
+        reference="rft",
+    )
+
+
+METHODS = (
+    Method(name="coppice", settings=("train.objective=relative-correctness",)),
+    Method(name="positives", settings=("train.negative_clip=0",)),
+    Method(name="rft", settings=("train.objective=rft",)),
+    Method(name="rft-independent", settings=("train.objective=rft", INDEPENDENT)),
+    Method(name="step-dpo", settings=("train.objective=step-dpo", "train.learning_rate=1e-4")),
+    Method(name="grpo", kind="grpo"),
+)
+STUDIES: dict[str, Callable[..., StudyConfig]] = {"tiny": tiny}
+
+
+def study_of(preset_name: str, *, quick: bool) -> StudyConfig:
+    """The study of a preset.
+
+    Args:
+        preset_name: the preset's.
+        quick: smaller, in minutes.
+
+    Raises:
+        ConfigError: there is none for that preset.
+    """
+    if preset_name not in STUDIES:
+        raise ConfigError(f"--preset {preset_name}: there is no study of it; there is one of {', '.join(STUDIES)}")
+    return STUDIES[preset_name](preset(preset_name), quick=quick)

@@ -1,0 +1,67 @@
+"""A study: which method is worth what, measured at equal budgets with seeds and intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from prefect import flow
+
+from pipeline_lib.study.cell_result import CellResult
+from pipeline_lib.study.comparison import choose_tries
+from pipeline_lib.study.grid import Cell, StudyConfig
+from pipeline_lib.study.study_tables import study_json, study_markdown
+from tasks.runtime.artifacts import show_markdown
+from tasks.study import cell_result, end_cells, run_cell
+
+
+@flow(name="study", flow_run_name="study-{study.name}", validate_parameters=True)
+def run_study(study: StudyConfig) -> dict[str, Any]:
+    """Runs methods against each other.
+
+    1. Run every try of a method with the first seed; validation chooses one for each family.
+    2. Run what was chosen with every seed.
+    3. Let methods from outside sample as many tokens as the reference did, in the same two steps.
+    4. Make the tables.
+    """
+    try:
+        trials, results = run_methods(study, "run", [])
+        more_trials, more_results = run_methods(study, "grpo", results)
+    finally:
+        end_cells()
+    found = study_json(study, [*trials, *more_trials], [*results, *more_results])
+    show_markdown(study_markdown(found), key="study", description=study.name)
+    return found
+
+
+def run_methods(study: StudyConfig, kind: str, earlier: list[CellResult]) -> tuple[list[CellResult], list[CellResult]]:
+    """Steps 1 and 2 for one kind of method: results of the tries, and of what was chosen."""
+    trials = run_cells(study, with_budgets(study, study.trials(kind), earlier))
+    results = run_cells(study, with_budgets(study, study.cells(kind, choose_tries(trials)), earlier))
+    return trials, results
+
+
+def run_cells(study: StudyConfig, cells: Iterable[Cell]) -> list[CellResult]:
+    """The results of cells in order, as many at once as the task runner has places; a failure is raised last."""
+    listed = list(cells)
+    futures = [run_cell.submit(cell, study.name) for cell in listed]
+    for future in futures:
+        future.wait()
+    for future in futures:
+        future.result()
+    return [cell_result(cell, study.name) for cell in listed]
+
+
+def with_budgets(study: StudyConfig, cells: Iterable[Cell], earlier: list[CellResult]) -> Iterable[Cell]:
+    """Cells; those of methods from outside with the tokens that the reference sampled in an iteration."""
+    for cell in cells:
+        if cell.kind == "run":
+            yield cell
+            continue
+        reference = next(
+            result
+            for result in earlier
+            if (result.method, result.family, result.seed) == (study.reference, cell.family, cell.seed)
+        )
+        tokens = reference.last.generated_tokens // max(1, len(reference.policies) - 1)
+        yield cell.model_copy(update={"tokens": tokens})

@@ -1,0 +1,229 @@
+"""A study's tables, made from its results alone: as JSON for programs, as Markdown for people.
+
+Accuracies are in %, differences in points; brackets hold 95 % intervals over seeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pipeline_lib.study.cell_result import CellResult, Measured
+from pipeline_lib.study.comparison import Estimate, estimate, paired_differences
+from pipeline_lib.study.grid import StudyConfig
+
+Row = dict[str, Any]
+PERCENT = 100.0
+
+
+def study_json(study: StudyConfig, trials: Sequence[CellResult], results: Sequence[CellResult]) -> dict[str, Any]:
+    """All that a study found.
+
+    Args:
+        study: what was asked.
+        trials: one for each try of a method that had several, on each family.
+        results: one for each method, family and seed.
+    """
+    return {
+        "study": study.name,
+        "preset": study.base.preset,
+        "seeds": list(study.seeds),
+        "reference": study.reference,
+        "iterations": accuracy_rows(study, results),
+        "transfer": transfer_rows(study, results),
+        "tries": [_trial_row(trial) for trial in trials],
+        "results": [result.model_dump(mode="json") for result in results],
+    }
+
+
+def accuracy_rows(study: StudyConfig, results: Sequence[CellResult]) -> list[Row]:
+    """Table 1: a row for each family and method, measured on the family that was trained on."""
+    return [
+        _accuracy_row(study, results, family, method.name)
+        for family in study.families
+        for method in study.methods
+        if _runs(results, method.name, family)
+    ]
+
+
+def transfer_rows(study: StudyConfig, results: Sequence[CellResult]) -> list[Row]:
+    """Table 2: a row for each family, method and test set of another family."""
+    return [
+        _transfer_row(study, results, family, method.name, dataset)
+        for family in study.families
+        for method in study.methods
+        for dataset in sorted({name for run in _runs(results, method.name, family) for name in run.best.accuracy})
+        if dataset != family
+    ]
+
+
+def _accuracy_row(study: StudyConfig, results: Sequence[CellResult], family: str, method: str) -> Row:
+    runs = _runs(results, method, family)
+    best, last = [run.best for run in runs], [run.last for run in runs]
+
+    def accuracy(policies: Sequence[Measured]) -> Row | None:
+        return _figures([policy.accuracy.get(family) for policy in policies])
+
+    return {
+        "family": family,
+        "method": method,
+        "seeds": len(runs),
+        "accuracy": [accuracy(policies) for policies in _by_iteration(runs)],
+        "best": accuracy(best),
+        "sampled": _figures([policy.sampled.get(family) for policy in best]),
+        "difference": _difference(study, results, method, family, family),
+        "generated_tokens": _mean([policy.generated_tokens for policy in last]),
+        "trained_tokens": _mean([policy.trained_tokens for policy in last]),
+        "updates": _mean([policy.updates for policy in last]),
+        "seconds": _mean([policy.seconds for policy in last]),
+    }
+
+
+def _transfer_row(study: StudyConfig, results: Sequence[CellResult], family: str, method: str, dataset: str) -> Row:
+    runs = _runs(results, method, family)
+    return {
+        "family": family,
+        "method": method,
+        "dataset": dataset,
+        "seeds": len(runs),
+        "base": _figures([run.policies[0].accuracy.get(dataset) for run in runs]),
+        "best": _figures([run.best.accuracy.get(dataset) for run in runs]),
+        "difference": _difference(study, results, method, family, dataset),
+    }
+
+
+def study_markdown(found: Mapping[str, Any]) -> str:
+    """The tables of `study_json` for people.
+
+    Args:
+        found: what `study_json` made, also after it was read from a file.
+    """
+    reference = found["reference"]
+    parts = [
+        f"Preset {found['preset']}, seeds {', '.join(map(str, found['seeds']))}. Greedy accuracy in %, ± half the 95 % "
+        "interval over seeds (Student). best: the policy that validation chose. difference: best less that of "
+        f"{reference}, in points, seed by seed. Tokens, updates and seconds: of searching and training, all iterations "
+        "together."
+    ]
+    for family in dict.fromkeys(row["family"] for row in found["iterations"]):
+        rows = [row for row in found["iterations"] if row["family"] == family]
+        parts += [f"### Trained and tested on {family}", _accuracy_table(rows, reference)]
+    if found["transfer"]:
+        parts += ["### Transfer", _transfer_table(found["transfer"], reference)]
+    if found["tries"]:
+        parts += ["### Tries", "With the first seed; validation chose.", _tries_table(found["tries"])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _accuracy_table(rows: Sequence[Row], reference: str) -> str:
+    longest = max(len(row["accuracy"]) for row in rows)
+    header = ["method", "base", *map(str, range(1, longest)), "best", "sampled", f"difference to {reference}"]
+    header += ["tokens sampled", "tokens trained", "updates", "seconds"]
+    body = [
+        [
+            row["method"],
+            *(_cell(figures) for figures in row["accuracy"]),
+            *([""] * (longest - len(row["accuracy"]))),
+            _cell(row["best"]),
+            _cell(row["sampled"]),
+            _difference_cell(row["difference"]),
+            *(f"{row[name]:,.0f}" for name in ("generated_tokens", "trained_tokens", "updates", "seconds")),
+        ]
+        for row in rows
+    ]
+    return markdown_table(header, body)
+
+
+def _transfer_table(rows: Sequence[Row], reference: str) -> str:
+    header = ["trained on", "tested on", "method", "base", "best", f"difference to {reference}"]
+    names = ("family", "dataset", "method")
+    body = [
+        [*(row[name] for name in names), _cell(row["base"]), _cell(row["best"]), _difference_cell(row["difference"])]
+        for row in rows
+    ]
+    return markdown_table(header, body)
+
+
+def _tries_table(rows: Sequence[Row]) -> str:
+    header = ["method", "family", "try", "validation", "iteration", "settings"]
+    body = [
+        [
+            row["method"],
+            row["family"],
+            str(row["try"]),
+            "–" if row["validation"] is None else f"{PERCENT * row['validation']:.1f}",
+            str(row["iteration"]),
+            ", ".join(f"`{setting}`" for setting in row["settings"]),
+        ]
+        for row in rows
+    ]
+    return markdown_table(header, body)
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of Markdown; a bar in a cell is escaped."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _runs(results: Iterable[CellResult], method: str, family: str) -> list[CellResult]:
+    return [result for result in results if (result.method, result.family) == (method, family)]
+
+
+def _by_iteration(runs: Sequence[CellResult]) -> list[list[Measured]]:
+    """The policies of all runs after each iteration; a run that ended earlier stays where it was."""
+    longest = max(len(run.policies) for run in runs)
+    return [[run.policies[min(index, len(run.policies) - 1)] for run in runs] for index in range(longest)]
+
+
+def _figures(values: Sequence[float | None]) -> Row | None:
+    """Mean and interval of the values that are there; None where none is."""
+    there = [value for value in values if value is not None]
+    return _as_json(estimate(there)) if there else None
+
+
+def _difference(
+    study: StudyConfig, results: Sequence[CellResult], method: str, family: str, dataset: str
+) -> Row | None:
+    values = paired_differences(results, method, study.reference, family, dataset)
+    return _as_json(estimate(values)) | {"by_seed": values} if values and method != study.reference else None
+
+
+def _as_json(value: Estimate) -> Row:
+    """JSON has no nan: what has no interval has null for it."""
+    interval = None if math.isnan(value.half) else list(value.interval)
+    return {"mean": value.mean, "interval": interval, "seeds": value.num_seeds}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _trial_row(trial: CellResult) -> Row:
+    return {
+        "method": trial.method,
+        "family": trial.family,
+        "try": trial.attempt + 1,
+        "seed": trial.seed,
+        "validation": trial.best.validation,
+        "iteration": trial.champion,
+        "settings": list(trial.overrides),
+    }
+
+
+def _cell(figures: Mapping[str, Any] | None) -> str:
+    """``74.0 ±9.9``."""
+    if figures is None:
+        return "–"
+    mean, interval = PERCENT * figures["mean"], figures["interval"]
+    return f"{mean:.1f}" if interval is None else f"{mean:.1f} ±{PERCENT * (interval[1] - interval[0]) / 2:.1f}"
+
+
+def _difference_cell(figures: Mapping[str, Any] | None) -> str:
+    """``+2.0 [0.5, 3.5]``."""
+    if figures is None:
+        return "–"
+    mean, interval = PERCENT * figures["mean"], figures["interval"]
+    ends = "" if interval is None else f" [{PERCENT * interval[0]:+.1f}, {PERCENT * interval[1]:+.1f}]"
+    return f"{mean:+.1f}{ends}"
