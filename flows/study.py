@@ -12,7 +12,7 @@ from pipeline_lib.study.comparison import choose_tries
 from pipeline_lib.study.grid import Cell, StudyConfig
 from pipeline_lib.study.study_tables import study_json, study_markdown
 from tasks.runtime.artifacts import show_markdown
-from tasks.study import cell_result, end_cells, run_cell
+from tasks.study.cells import cell_result, end_cells, run_cell
 
 
 @flow(name="study", flow_run_name="study-{study.name}", validate_parameters=True)

@@ -18,7 +18,7 @@ LAYERS = ("deployments", "flows", "tasks", "pipeline_lib")  # each may import th
 FLOORS = (  # of the library, from the ground up: a room may import those of the floors below, never one of its own
     ("types", "seeding", "config", "distribution"),
     ("store", "grading", "policy", "score", "gate", "report", "registry"),
-    ("problems", "search", "training", "evaluation", "tracking"),
+    ("problems", "search", "training", "evaluation", "tracking", "study"),
 )
 TOP_LEVEL = {
     *LAYERS,

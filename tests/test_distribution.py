@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from deployments.errors import describe_error
+from deployments.command.output.errors import describe_error
 from deployments.service.servers import up
 from pipeline_lib.config import ConfigError, PipelineConfig, PolicyConfig
 from pipeline_lib.distribution import DISTRIBUTION, EXTRA_OF, install_command, installed_version, missing_module

@@ -35,7 +35,7 @@ def test_the_training_dataset_is_measured_and_transfer_beside_it(name: str) -> N
     config = preset(name)
     names = [dataset.partition("=")[0] for dataset in config.evaluation.datasets]
     assert config.problems.dataset in names
-    assert len(names) > 1
+    assert len(names) > 1 or name == "smollm2"  # its transfer is measured before and after: minutes an iteration
     assert all(format_of(dataset) for dataset in names)
 
 

@@ -23,7 +23,7 @@ from safetensors.numpy import load_file
 from test_training_loop import CPU, examples_for, run, with_
 from training_fixtures import EOS, save_model
 
-from deployments.errors import describe_error
+from deployments.command.output.errors import describe_error
 from pipeline_lib.config import ConfigError, PolicyConfig, TrainConfig
 from pipeline_lib.training.batches.batching import deal, idle_batch, plan_updates
 from pipeline_lib.training.loop import pack_examples

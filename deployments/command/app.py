@@ -16,6 +16,7 @@ from deployments.command.check import check
 from deployments.command.config import config
 from deployments.command.housekeeping import prune, store_app
 from deployments.command.options import is_debugging
+from deployments.command.output.errors import describe_error
 from deployments.command.results.champion import promote, rollback
 from deployments.command.results.model import export, serve_model
 from deployments.command.results.report import report
@@ -27,7 +28,6 @@ from deployments.command.study import study
 from deployments.command.tools.bench import bench
 from deployments.command.tools.build_base import build_base
 from deployments.command.tools.grade import grade
-from deployments.errors import describe_error
 
 SUBCOMMANDS = {
     "Train and measure": (check, config, run, resume, evaluate, report, grade, study),

@@ -59,7 +59,7 @@ def study(
 
         from flows.study import run_study
         from pipeline_lib.study.study_tables import study_markdown
-        from tasks.study import study_folder
+        from tasks.study.cells import study_folder
 
         prefect.wait()
         with the_only_one(settings, f"study-{asked.name}"):

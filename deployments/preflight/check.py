@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from deployments.errors import describe_error
+from deployments.command.output.errors import describe_error
 from deployments.preflight.findings import CheckLine, Findings
 from deployments.preflight.model_checks import check_memory, check_model
 from deployments.preflight.problem_checks import check_gold_answers, check_problems, check_prompts

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline_lib.training.batches.cutting import cut_tree
+from pipeline_lib.training.batches.grafting import share_beginnings
 from pipeline_lib.training.batches.packing import PackedTree
 from pipeline_lib.types import Float64Array
 
@@ -84,8 +85,8 @@ def plan_updates(
     Args:
         trees: all packed trees, none larger than an update.
         order: indices into `trees`, the epoch's permutation.
-        tokens_per_update: upper bound of an update's tokens, padding not counted.
-        tokens_per_microbatch: upper bound of a forward pass's tokens, padding not counted; larger trees are cut.
+        tokens_per_update: upper bound of an update's tokens, padding not counted, a shared beginning in each tree.
+        tokens_per_microbatch: upper bound of a forward pass's tokens, counted alike; larger trees are cut.
         break_even_tokens: row length at which attention costs as much as everything else.
         num_processes: forward passes of an update are a multiple of it, where there are trees enough.
     """
@@ -93,7 +94,7 @@ def plan_updates(
         fitting = [part for tree in members for part in cut_tree(tree, tokens_per_microbatch)]
         by_length = sorted(fitting, key=lambda tree: -tree.num_tokens)  # like with like; gradients add up anyway
         parts = split_evenly(by_length, tokens_per_microbatch, multiple=num_processes)
-        yield [pack_rows(part, break_even_tokens=break_even_tokens) for part in parts]
+        yield [pack_rows(share_beginnings(part), break_even_tokens=break_even_tokens) for part in parts]
 
 
 def deal(batches: Sequence[PackedBatch], num_processes: int) -> list[list[PackedBatch]]:

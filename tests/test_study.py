@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from deployments.command.study import narrowed, with_methods
+from deployments.presets import preset
+from deployments.studies import study_of
+from pipeline_lib.config import ConfigError
+from pipeline_lib.study.cell_result import CellResult, Measured, result_of
+from pipeline_lib.study.comparison import choose_tries, estimate, paired_differences
+from pipeline_lib.study.grid import Method, StudyConfig
+from pipeline_lib.study.study_tables import markdown_table, study_json, study_markdown
+
+METHODS = (Method(name="a"), Method(name="b", tries=((), ("train.learning_rate=1e-4",))))
+
+
+def small_study(**changes: Any) -> StudyConfig:
+    values: dict[str, Any] = {"families": ("tiny-word",), "seeds": (0, 1), "methods": METHODS, "reference": "a"}
+    return StudyConfig(name="s", base=preset("tiny"), **(values | changes))
+
+
+def run_of(method: str, seed: int, tests: list[float], validation: list[float], attempt: int = 0) -> CellResult:
+    """A run whose policies have these accuracies on tiny-word, and the same less 0.1 on tiny-algebra."""
+    policies = tuple(
+        Measured(
+            accuracy={"tiny-word": test, "tiny-algebra": test - 0.1}, validation=value, generated_tokens=100 * index
+        )
+        for index, (test, value) in enumerate(zip(tests, validation, strict=True))
+    )
+    return CellResult(
+        method=method,
+        family="tiny-word",
+        seed=seed,
+        attempt=attempt,
+        overrides=(),
+        policies=policies,
+        champion=validation.index(max(validation)),
+        stopped_because="num_iterations reached",
+    )
+
+
+def test_an_interval_over_seeds_is_students() -> None:
+    value = estimate([0.70, 0.74, 0.78])
+    assert value.mean == pytest.approx(0.74)
+    assert value.half == pytest.approx(4.302653 * 0.04 / math.sqrt(3), rel=1e-5)
+    assert value.interval == pytest.approx((0.74 - value.half, 0.74 + value.half))
+    assert math.isnan(estimate([0.5]).half)
+    with pytest.raises(ValueError, match="no value"):
+        estimate([])
+
+
+def test_differences_are_of_equal_seeds_and_of_the_policies_that_validation_chose() -> None:
+    results = [
+        run_of("a", 0, [0.5, 0.9, 0.6], [0.5, 0.6, 0.7]),
+        run_of("a", 1, [0.5, 0.7], [0.5, 0.6]),
+        run_of("b", 1, [0.5, 0.8], [0.5, 0.6]),
+        run_of("b", 0, [0.5, 0.7], [0.5, 0.6]),
+        run_of("b", 2, [0.5, 1.0], [0.5, 0.6]),
+    ]
+    differences = paired_differences(results, "b", "a", "tiny-word", "tiny-word")
+    assert differences == pytest.approx([0.1, 0.1])
+
+
+def test_validation_alone_chooses_among_tries_and_the_first_of_equals_wins() -> None:
+    tries = [
+        run_of("b", 0, [0.5, 0.9], [0.5, 0.6], attempt=0),
+        run_of("b", 0, [0.5, 0.6], [0.5, 0.8], attempt=1),
+        run_of("b", 0, [0.5, 1.0], [0.5, 0.8], attempt=2),
+    ]
+    assert choose_tries(tries) == {("b", "tiny-word"): 1}
+
+
+def test_cells_differ_in_what_was_asked_alone() -> None:
+    study = small_study()
+    trials = list(study.trials("run"))
+    assert [(cell.method, cell.attempt) for cell in trials] == [("a", 0), ("b", 0), ("b", 1)]
+    cells = list(study.cells("run", {("a", "tiny-word"): 0, ("b", "tiny-word"): 1}))
+    assert [(cell.method, cell.seed, cell.config.train.learning_rate) for cell in cells] == [
+        ("a", 0, 1e-3),
+        ("a", 1, 1e-3),
+        ("b", 0, 1e-4),
+        ("b", 1, 1e-4),
+    ]
+    assert cells[2].key == trials[2].key
+    assert len({cell.key for cell in [*trials, *cells]}) == 5
+    assert cells[0].config.name == "s: a tiny-word seed 0"
+    assert list(study.trials("grpo")) == []
+
+
+def test_two_methods_of_one_name_and_an_unknown_reference_are_refused() -> None:
+    with pytest.raises(ValueError, match="one name"):
+        small_study(methods=(METHODS[0], METHODS[0]))
+    with pytest.raises(ValueError, match="'c' is none of the methods a, b"):
+        small_study(reference="c")
+
+
+def test_an_iteration_that_did_not_train_leaves_the_policy_as_it_was() -> None:
+    cell = next(small_study().trials("run"))
+    search, nothing = {"tokens_generated": 70}, {"updates": 0, "kl": 0.0, "tokens": 0}
+    summary = {
+        "base": {"tiny-word": 0.4},
+        "base_sampled": {"tiny-word": {"avg@4": 0.3, "pass@4": 0.6}},
+        "base_validation": 0.5,
+        "iterations": [
+            {
+                "accuracy": {"tiny-word": 0.6},
+                "sampled": {},
+                "validation": 0.55,
+                "search": search,
+                "train": {"updates": 5, "kl": 0.1, "tokens": 900},
+                "seconds": {"search": 3.0, "train": 2.0, "evaluate": 50.0},
+            },
+            {
+                "accuracy": {},
+                "sampled": {},
+                "validation": None,
+                "search": search,
+                "train": nothing,
+                "seconds": {"search": 1.0},
+            },
+        ],
+        "stopped_because": "the audit",
+    }
+    result = result_of(cell, summary)
+    assert [policy.accuracy["tiny-word"] for policy in result.policies] == [0.4, 0.6, 0.6]
+    assert [policy.generated_tokens for policy in result.policies] == [0, 70, 140]
+    assert [policy.seconds for policy in result.policies] == [0.0, 5.0, 6.0]
+    assert (result.champion, result.best.sampled, result.policies[0].sampled) == (1, {}, {"tiny-word": 0.3})
+
+
+def test_tables_have_means_intervals_differences_and_transfer() -> None:
+    results = [
+        run_of("a", 0, [0.5, 0.70], [0.5, 0.6]),
+        run_of("a", 1, [0.5, 0.72], [0.5, 0.6]),
+        run_of("b", 0, [0.5, 0.75, 0.7], [0.5, 0.6, 0.5]),
+        run_of("b", 1, [0.5, 0.77, 0.6], [0.5, 0.6, 0.5]),
+    ]
+    found = study_json(small_study(), results[:1], results)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    by_method = {row["method"]: row for row in found["iterations"]}
+    assert by_method["b"]["best"]["mean"] == pytest.approx(0.76)
+    assert by_method["b"]["difference"]["mean"] == pytest.approx(0.05)
+    assert by_method["b"]["difference"]["interval"] == pytest.approx([0.05, 0.05])
+    assert by_method["a"]["difference"] is None
+    assert [row["generated_tokens"] for row in found["iterations"]] == [100, 200]
+    text = study_markdown(found)
+    assert "| a | 50.0 ±0.0 | 71.0 ±12.7 |  | 71.0 ±12.7 | – | – | 100 | 0 | 0 | 0 |" in text
+    assert "| tiny-word | tiny-algebra | b | 40.0 ±0.0 | 66.0 ±12.7 | +5.0 [+5.0, +5.0] |" in text
+    assert "| a | tiny-word | 1 | 60.0 | 1 |  |" in text
+
+
+def test_a_bar_in_a_cell_stays_in_it() -> None:
+    assert markdown_table(["a"], [["x|y"]]) == "| a |\n| --- |\n| x\\|y |"
+
+
+def test_a_part_of_a_study_keeps_its_reference() -> None:
+    study = study_of("tiny", quick=True)
+    part = narrowed(study, ["coppice"], [], [3])
+    assert ([method.name for method in part.methods], part.seeds) == (["coppice", "rft"], (3,))
+    with pytest.raises(ConfigError, match="--method copice: the study has coppice, "):
+        narrowed(study, ["copice"], [], [])
+    with pytest.raises(ConfigError, match="--family gsm8k: the study has tiny-word"):
+        narrowed(study, [], ["gsm8k"], [])
+    with pytest.raises(ConfigError, match="there is no study of it"):
+        study_of("gsm8k", quick=False)
+
+
+def test_methods_of_ones_own_come_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "m.yaml"
+    file.write_text("- {name: mine, settings: ['train.negative_clip=0'], tries: [[], ['seed=3']]}\n")
+    study = with_methods(study_of("tiny", quick=True), file)
+    assert [method.name for method in study.methods] == ["mine", "rft"]
+    assert len(study.methods[0].tries) == 2
+    file.write_text("- {name: mine, setting: []}\n")
+    with pytest.raises(ConfigError, match=r"m\.yaml: 0\.setting: Extra inputs"):
+        with_methods(study, file)
+    file.write_text("- {name: [\n")
+    with pytest.raises(ConfigError, match=r"m\.yaml: while parsing"):
+        with_methods(study, file)
+    with pytest.raises(ConfigError, match="No such file"):
+        with_methods(study, tmp_path / "none.yaml")
+
+
+def study_command(home: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    methods = home.parent / "methods.yaml"
+    methods.write_text("- {name: coppice}\n- {name: rft, settings: ['train.objective=rft']}\n")
+    words = ["--quick", "--methods", str(methods), "--seed", "0", "--parallel", "1", *arguments]
+    for setting in ("policy.backend=scripted", "problems.num_problems=16", "evaluation.num_problems=8"):
+        words += ["--set", setting]
+    return subprocess.Popen(
+        [sys.executable, "-m", "deployments.command.app", "study", *words],
+        env={**os.environ, "COPPICE_HOME": str(home), "PREFECT_API_URL": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+@pytest.mark.slow
+def test_a_study_that_is_ended_goes_on_where_it_was(tmp_path: Path) -> None:
+    home, tables = tmp_path / "home", tmp_path / "tables"
+    cells = home / "studies" / "tiny-quick"
+    with study_command(home) as first:
+        deadline = time.monotonic() + 240
+        while not list(cells.glob("*.json")):  # the first run has ended, the second one is at work
+            assert first.poll() is None, first.stdout and first.stdout.read().decode()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        children = psutil.Process(first.pid).children(recursive=True)
+        first.send_signal(signal.SIGTERM)
+        assert first.wait(60) == 128 + signal.SIGTERM
+    assert [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE] == []
+    before = {file.name: file.stat().st_mtime_ns for file in cells.glob("coppice-*.json")}
+    assert len(before) == 1
+    with study_command(home, "--output", str(tables)) as second:
+        output = second.communicate(timeout=300)[0].decode()
+    assert second.returncode == 0, output
+    assert {name: (cells / name).stat().st_mtime_ns for name in before} == before
+    found = json.loads((tables / "tiny-quick.json").read_text())
+    assert [(row["method"], row["seeds"]) for row in found["iterations"]] == [("coppice", 1), ("rft", 1)]
+    assert (tables / "tiny-quick.md").read_text() == study_markdown(found)
+    assert "difference to rft" in output
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_is_named_with_its_last_words(tmp_path: Path) -> None:
+    with study_command(tmp_path / "home", "--set", 'policy.model="/nowhere"') as process:
+        output = process.communicate(timeout=200)[0].decode()
+    assert process.returncode == 2
+    assert output.splitlines()[-1].startswith("coppice: coppice tiny-word seed 0: exit code 2, coppice: ")
+    assert "log: " in output
