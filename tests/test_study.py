@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from pipeline_lib.config import ConfigError
 from pipeline_lib.study.cell_result import CellResult, Measured, result_of
 from pipeline_lib.study.comparison import choose_tries, estimate, paired_differences
 from pipeline_lib.study.grid import Method, StudyConfig
+from pipeline_lib.study.study_page import study_page
 from pipeline_lib.study.study_tables import markdown_table, study_json, study_markdown
 
 METHODS = (Method(name="a"), Method(name="b", tries=((), ("train.learning_rate=1e-4",))))
@@ -160,6 +162,15 @@ def test_tables_have_means_intervals_differences_and_transfer() -> None:
     assert "| a | tiny-word | 1 | 60.0 | 1 |  |" in text
 
 
+def test_the_page_has_a_figure_for_each_family_and_asks_no_network() -> None:
+    results = [run_of(name, seed, [0.5, 0.7], [0.5, 0.6]) for name in ("a", "b") for seed in (0, 1)]
+    page = study_page(study_json(small_study(), results[:1], results))
+    assert page.count('<figure class="chart">') == 1
+    assert page.count('class="mark s0 full"') == page.count('class="mark s1 full"') == 2
+    assert "<td>70.0 ±0.0</td>" in page
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+
+
 def test_a_bar_in_a_cell_stays_in_it() -> None:
     assert markdown_table(["a"], [["x|y"]]) == "| a |\n| --- |\n| x\\|y |"
 
@@ -229,6 +240,7 @@ def test_a_study_that_is_ended_goes_on_where_it_was(tmp_path: Path) -> None:
     found = json.loads((tables / "tiny-quick.json").read_text())
     assert [(row["method"], row["seeds"]) for row in found["iterations"]] == [("coppice", 1), ("rft", 1)]
     assert (tables / "tiny-quick.md").read_text() == study_markdown(found)
+    assert (tables / "tiny-quick.html").read_text() == study_page(found)
     assert "difference to rft" in output
 
 

@@ -58,6 +58,7 @@ def study(
         from prefect.task_runners import ThreadPoolTaskRunner
 
         from flows.study import run_study
+        from pipeline_lib.study.study_page import study_page
         from pipeline_lib.study.study_tables import study_markdown
         from tasks.study.cells import study_folder
 
@@ -70,8 +71,9 @@ def study(
     write_json(folder / f"{asked.name}.json", found)
     text = study_markdown(found)
     (folder / f"{asked.name}.md").write_text(text, encoding="utf-8")
+    (folder / f"{asked.name}.html").write_text(study_page(found), encoding="utf-8")
     typer.echo(text)
-    typer.echo(f"written to {folder / asked.name}.json and .md")
+    typer.echo(f"written to {folder / asked.name}.json, .md and .html")
 
 
 def narrowed(study: StudyConfig, methods: Sequence[str], families: Sequence[str], seeds: Sequence[int]) -> StudyConfig:

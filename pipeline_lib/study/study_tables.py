@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline_lib.study.cell_result import CellResult, Measured
 from pipeline_lib.study.comparison import Estimate, estimate, paired_differences
@@ -93,30 +93,59 @@ def _transfer_row(study: StudyConfig, results: Sequence[CellResult], family: str
     }
 
 
+class Table(NamedTuple):
+    """A table as people read it.
+
+    Args:
+        title: what it shows.
+        header: names of the columns.
+        rows: texts, a row as long as the header.
+    """
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
 def study_markdown(found: Mapping[str, Any]) -> str:
-    """The tables of `study_json` for people.
+    """What `study_json` found, for people.
 
     Args:
         found: what `study_json` made, also after it was read from a file.
     """
-    reference = found["reference"]
-    parts = [
-        f"Preset {found['preset']}, seeds {', '.join(map(str, found['seeds']))}. Greedy accuracy in %, ± half the 95 % "
-        "interval over seeds (Student). best: the policy that validation chose. difference: best less that of "
-        f"{reference}, in points, seed by seed. Tokens, updates and seconds: of searching and training, all iterations "
-        "together."
-    ]
-    for family in dict.fromkeys(row["family"] for row in found["iterations"]):
-        rows = [row for row in found["iterations"] if row["family"] == family]
-        parts += [f"### Trained and tested on {family}", _accuracy_table(rows, reference)]
-    if found["transfer"]:
-        parts += ["### Transfer", _transfer_table(found["transfer"], reference)]
-    if found["tries"]:
-        parts += ["### Tries", "With the first seed; validation chose.", _tries_table(found["tries"])]
+    parts = [how_to_read(found)]
+    for table in tables_of(found):
+        parts += [f"### {table.title}", markdown_table(table.header, table.rows)]
     return "\n\n".join(parts) + "\n"
 
 
-def _accuracy_table(rows: Sequence[Row], reference: str) -> str:
+def how_to_read(found: Mapping[str, Any]) -> str:
+    """What the numbers of the tables are, in two sentences."""
+    return (
+        f"Preset {found['preset']}, seeds {', '.join(map(str, found['seeds']))}. Greedy accuracy in %, ± half the 95 % "
+        "interval over seeds (Student). best: the policy that validation chose. difference: best less that of "
+        f"{found['reference']}, in points, seed by seed. Tokens, updates and seconds: of searching and training, all "
+        "iterations together. Tries were made with the first seed, and validation chose."
+    )
+
+
+def tables_of(found: Mapping[str, Any]) -> list[Table]:
+    """Accuracy on each family, transfer, and the tries.
+
+    Args:
+        found: what `study_json` made.
+    """
+    reference = found["reference"]
+    tables = [
+        _accuracy_table(family, [row for row in found["iterations"] if row["family"] == family], reference)
+        for family in dict.fromkeys(row["family"] for row in found["iterations"])
+    ]
+    if found["transfer"]:
+        tables.append(_transfer_table(found["transfer"], reference))
+    return [*tables, _tries_table(found["tries"])]
+
+
+def _accuracy_table(family: str, rows: Sequence[Row], reference: str) -> Table:
     longest = max(len(row["accuracy"]) for row in rows)
     header = ["method", "base", *map(str, range(1, longest)), "best", "sampled", f"difference to {reference}"]
     header += ["tokens sampled", "tokens trained", "updates", "seconds"]
@@ -132,20 +161,20 @@ def _accuracy_table(rows: Sequence[Row], reference: str) -> str:
         ]
         for row in rows
     ]
-    return markdown_table(header, body)
+    return Table(f"Trained and tested on {family}", header, body)
 
 
-def _transfer_table(rows: Sequence[Row], reference: str) -> str:
+def _transfer_table(rows: Sequence[Row], reference: str) -> Table:
     header = ["trained on", "tested on", "method", "base", "best", f"difference to {reference}"]
     names = ("family", "dataset", "method")
     body = [
         [*(row[name] for name in names), _cell(row["base"]), _cell(row["best"]), _difference_cell(row["difference"])]
         for row in rows
     ]
-    return markdown_table(header, body)
+    return Table("Transfer", header, body)
 
 
-def _tries_table(rows: Sequence[Row]) -> str:
+def _tries_table(rows: Sequence[Row]) -> Table:
     header = ["method", "family", "try", "validation", "iteration", "settings"]
     body = [
         [
@@ -158,7 +187,7 @@ def _tries_table(rows: Sequence[Row]) -> str:
         ]
         for row in rows
     ]
-    return markdown_table(header, body)
+    return Table("Tries", header, body)
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
