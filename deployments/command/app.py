@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from deployments.command.baseline import baseline
 from deployments.command.check import check
 from deployments.command.config import config
 from deployments.command.housekeeping import prune, store_app
@@ -29,7 +30,7 @@ from deployments.command.tools.grade import grade
 from deployments.errors import describe_error
 
 SUBCOMMANDS = {
-    "Train and measure": (check, config, run, resume, evaluate, report, grade),
+    "Train and measure": (check, config, run, resume, evaluate, baseline, report, grade),
     "The champion": (promote, rollback, export, serve_model),
     "Servers and schedules": (up, down, status, logs, worker, alerts),
     "Housekeeping": (prune,),
