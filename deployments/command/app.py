@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from deployments.command.baseline import baseline
 from deployments.command.check import check
 from deployments.command.config import config
 from deployments.command.housekeeping import prune, store_app
@@ -24,6 +23,7 @@ from deployments.command.results.runs import runs
 from deployments.command.run import evaluate, resume, run
 from deployments.command.service import alerts, down, serve, up, worker
 from deployments.command.status import logs, status
+from deployments.command.tools.baseline import baseline
 from deployments.command.tools.bench import bench
 from deployments.command.tools.build_base import build_base
 from deployments.command.tools.grade import grade

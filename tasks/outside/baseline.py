@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 
 from prefect import task
@@ -97,7 +98,10 @@ def _record(
 
 
 def _with_training(record: IterationRecord, before: Mapping[str, float], after: Mapping[str, float]) -> IterationRecord:
-    """The record with what was done between two adapters, by the names that a run's iteration has for it."""
+    """The record with what was done between two adapters, by the names that a run's iteration has for it.
+
+    Its seconds of training are those of sampling and grading, too.
+    """
     done = {name: after[name] - before[name] for name in AT_FIRST}
     return record.model_copy(
         update={
@@ -106,6 +110,7 @@ def _with_training(record: IterationRecord, before: Mapping[str, float], after: 
                 "updates": float(done["updates"]),
                 "tokens": float(done["trained_tokens"]),
                 "reward": after["reward"],
+                "kl": math.nan,  # not measured
             },
             "seconds": {**record.seconds, "train": done["seconds"]},
         }
