@@ -15,6 +15,7 @@ EXTRA_OF = {  # modules that a plain installation lacks, by the extra of pyproje
     "psycopg2": "postgres",
     "ray": "ray",
     "s3fs": "s3",
+    "trl": "trl",
     "vllm": "vllm",
 }
 

@@ -56,7 +56,7 @@ def finish_run(
         records=tuple(records),
         decision=decision,
         stopped_because=_stopped_because(records, decision),
-        wall_s=_wall_s(),
+        wall_s=wall_s(),
         tracking_run=tracker.run_id,
         promotion=tracker.apply_gate_decision(records, decision),
     )
@@ -85,7 +85,7 @@ def _stopped_because(records: Sequence[IterationRecord], decision: GateDecision)
     return f"audit of iteration {records[-1].index}: {audit.reason}; {audit.advice}"
 
 
-def _wall_s() -> float:
+def wall_s() -> float:
     """Seconds since the flow began; 0 outside a flow."""
     context = flow_context()
     return (datetime.now(UTC) - context.start_time).total_seconds() if context else 0.0

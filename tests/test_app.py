@@ -139,11 +139,13 @@ def test_run_prints_the_table_and_writes_the_summary(
         "wall_s": 4.0,
         "base": {"tiny-word": 0.5},
         "base_sampled": {},
+        "base_validation": 0.1,
         "base_truncated": {"tiny-word": {"truncated": 0, "ignored": 0}},
         "iterations": [
             {
                 "index": 1,
                 "accuracy": {"tiny-word": 0.75},
+                "validation": 0.1,
                 "interval": {"tiny-word": [0.5, 1.0]},
                 "sampled": {},
                 "truncated": {"tiny-word": {"truncated": 0, "ignored": 0}},

@@ -25,12 +25,14 @@ from deployments.command.run import evaluate, resume, run
 from deployments.command.service import alerts, down, serve, up, worker
 from deployments.command.status import logs, status
 from deployments.command.study import study
+from deployments.command.tools.baseline import baseline
 from deployments.command.tools.bench import bench
 from deployments.command.tools.build_base import build_base
 from deployments.command.tools.grade import grade
 
 SUBCOMMANDS = {
-    "Train and measure": (check, config, run, resume, evaluate, report, grade, study),
+    "Train and measure": (check, config, run, resume, evaluate, report, grade),
+    "Comparisons": (study, baseline),
     "The champion": (promote, rollback, export, serve_model),
     "Servers and schedules": (up, down, status, logs, worker, alerts),
     "Housekeeping": (prune,),

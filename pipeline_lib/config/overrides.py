@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -13,6 +13,8 @@ from pipeline_lib.config.group import ConfigError, ConfigGroup
 from pipeline_lib.config.pipeline import PipelineConfig
 
 SECRET_PARTS = re.compile(r"(?<=://)[^/@\s]*(?=@)|(?<=\?)[^\s'\"]*")  # of an address: user and password, query
+
+Group = TypeVar("Group", bound=ConfigGroup)
 
 
 def setting_names(model: type[BaseModel] = PipelineConfig, prefix: str = "") -> list[str]:
@@ -27,8 +29,16 @@ def setting_names(model: type[BaseModel] = PipelineConfig, prefix: str = "") -> 
     return names
 
 
-def apply_overrides(config: PipelineConfig, overrides: list[str]) -> PipelineConfig:
+def apply_overrides(
+    config: Group, overrides: list[str], *, option: str = "--set", example: str = "search.num_simulations=32"
+) -> Group:
     """A new configuration with each ``a.b=value`` applied; values are JSON where they parse as it.
+
+    Args:
+        config: the whole configuration, or one group of settings.
+        overrides: ``NAME=VALUE`` each.
+        option: what they were given by, for errors.
+        example: what one looks like, for errors.
 
     Raises:
         ConfigError: a missing ``=``, an unknown name (the nearest known one is named) or a value
@@ -37,26 +47,26 @@ def apply_overrides(config: PipelineConfig, overrides: list[str]) -> PipelineCon
     Example: ``apply_overrides(config, ["search.c_uct=0.5"]).search.c_uct == 0.5``
     """
     values: dict[str, Any] = config.model_dump()
-    known = setting_names()
+    known = setting_names(type(config))
     for override in overrides:
         name, separator, text = override.partition("=")
         if not separator:
-            raise ConfigError(f"--set {override}: expected NAME=VALUE, for example search.num_simulations=32")
+            raise ConfigError(f"{option} {override}: expected NAME=VALUE, for example {example}")
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-            raise ConfigError(f"--set {override}: no setting is called {name!r}; the nearest is {nearest[0]!r}")
+            raise ConfigError(f"{option} {override}: no setting is called {name!r}; the nearest is {nearest[0]!r}")
         group = values
         *parents, leaf = name.split(".")
         for parent in parents:
             group = group[parent]
         group[leaf] = _parse_value(text)
     try:
-        return PipelineConfig.model_validate(values)
+        return type(config).model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         given = SECRET_PARTS.sub("…", repr(first["input"]))
-        raise ConfigError(f"--set {name}={given}: {first['msg']}") from None
+        raise ConfigError(f"{option} {name}={given}: {first['msg']}") from None
 
 
 def differing_settings(config: PipelineConfig, other: PipelineConfig) -> dict[str, tuple[Any, Any]]:

@@ -42,14 +42,23 @@ def track_evaluation(
     """
     reports = [load_report(ref) for ref in evaluations]
     refs = {f"evaluate/{report.dataset}": ref for report, ref in zip(reports, evaluations, strict=True)}
-    problems = {f"{report.split}/{report.dataset}": report.problems for report in reports if report.problems}
     record = IterationRecord(index=policy.iteration, policy=policy, evaluations=tuple(reports), refs=refs)
+    return track_records(config, [record], run_key=run_key, run_name=run_name, tags=tags), reports
+
+
+def track_records(
+    config: PipelineConfig, records: Sequence[IterationRecord], *, run_key: str, run_name: str, tags: Mapping[str, str]
+) -> str:
+    """The same of several policies, each at its own step of one run; its id."""
     all_tags = {**describe_environment(), **tags}
     tracker = Tracker.open(Settings(), run_key=run_key, run_name=run_name, config=config, tags=all_tags)
-    tracker.log_points([(name, record.index, value) for name, value in record_metrics(record).items()])
-    tracker.log_datasets(refs | problems, root=Settings().store_uri)
+    for record in records:
+        reports = record.evaluations
+        problems = {f"{report.split}/{report.dataset}": report.problems for report in reports if report.problems}
+        tracker.log_points([(name, record.index, value) for name, value in record_metrics(record).items()])
+        tracker.log_datasets(record.refs | problems, root=Settings().store_uri)
     tracker.end("FINISHED")
-    return tracker.run_id, reports
+    return tracker.run_id
 
 
 @task(name="record-evaluation", task_run_name="record evaluation on {split}")

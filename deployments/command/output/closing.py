@@ -99,6 +99,22 @@ def print_result(
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+def print_baseline(result: RunResult, *, console: Console | None = None) -> None:
+    """Prints a baseline's table, the best of its adapters, and where its metrics are."""
+    console = console or Console()
+    if not console.is_terminal:
+        console.width = 160
+    console.print(results_table(result))
+    best = result.decision.champion
+    lines = [
+        f"best: {'the base' if best == 0 else f'adapter {best}'} ({result.decision.reason})",
+        f"{result.stopped_because} ({result.wall_s:.0f} s in all)",
+        *place_lines(result)[:1],
+    ]
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 def print_reports(reports: Sequence[EvalReport], *, console: Console | None = None) -> None:
     """Prints one line per evaluated dataset."""
     sampled = sampled_names(reports)[1:]

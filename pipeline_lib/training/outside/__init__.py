@@ -1,0 +1,1 @@
+"""Trainers of other projects, on our base, problems and grader: what the method is compared with."""
