@@ -131,7 +131,9 @@ def test_status_and_logs_of_a_home_in_which_nothing_goes_on(coppice: Coppice, ol
         "none in progress",
     ]
     assert json.loads(coppice("status", "--json")[1])["runs"] == []
-    assert coppice("logs")[2].startswith("coppice: logs: no run has said anything in this home yet (")
+    assert coppice("logs")[2].startswith(f"coppice: logs: no run has said anything in this home yet ({old_home}/runs)")
+    assert "`coppice run` starts it" in coppice("logs", "--server", "prefect-terminal")[2]
+    assert "`coppice up` starts it" in coppice("logs", "--server", "worker")[2]
     log = old_home / "runs" / RUN / "run.log"
     log.parent.mkdir(parents=True)
     log.write_text("one\ntwo\nthree\n", encoding="utf-8")

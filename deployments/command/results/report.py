@@ -12,9 +12,9 @@ from deployments.command.options import load_settings, require_writable
 
 def report(
     run_id: Annotated[
-        str | None, typer.Option("--run", help="MLflow run id; the latest finished run if left out.")
+        str | None, typer.Option("--run", metavar="ID", help="MLflow run id; the latest finished run if left out.")
     ] = None,
-    output: Annotated[Path, typer.Option(help="Where to write the page.")] = Path("report.html"),
+    output: Annotated[Path, typer.Option(metavar="FILE", help="Where to write the page.")] = Path("report.html"),
 ) -> None:
     """Write one self-contained HTML page about a finished run."""
     require_writable(output)
