@@ -115,6 +115,19 @@ def test_an_unknown_id_is_one_line(coppice: Coppice, arguments: tuple[str, ...])
     assert "has an id that begins with 'zz'; `coppice runs ls` lists them" in error
 
 
+def test_as_much_of_an_id_as_tells_it_from_others_is_enough_everywhere(coppice: Coppice, tmp_path: Path) -> None:
+    page, folder = tmp_path / "report.html", tmp_path / "out"
+    assert coppice("report", "--run", RUN[:6], "--output", str(page)) == (0, f"wrote {page}\n", "")
+    code, said, error = coppice("export", "--run", RUN[:6], "--output", str(folder))
+    assert (code, said, error) == (
+        0,
+        f"wrote the adapter of coppice-tiny version 1 to {folder}; README.md there says how to load it\n",
+        "",
+    )
+    for arguments in (("report", "--output", str(page)), ("export", "--output", str(folder / "new"))):
+        assert "has an id that begins with 'nowhere'" in coppice(*arguments, "--run", "nowhere")[2]
+
+
 def test_an_interrupted_run_of_the_old_version_cannot_be_resumed_by_its_id(coppice: Coppice) -> None:
     second = json.loads(coppice("runs", "ls", "--count", "1", "--json")[1])[0]["run_id"]
     code, _, error = coppice("resume", second)

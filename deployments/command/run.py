@@ -61,7 +61,7 @@ def run(
     if dry_run:
         from deployments.command.output.plan_lines import print_plan
 
-        print_plan(config, settings)
+        print_plan(config, settings, refresh)
     else:
         _run(config, settings, summary, refresh)
 
