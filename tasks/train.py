@@ -133,7 +133,7 @@ class _TokenProgress:
 
 
 def check_training(config: PipelineConfig) -> None:
-    """Raises ConfigError where this machine lacks the device or the processes to train, before a search is paid for."""
+    """Raises ConfigError where this machine or model lacks what training takes, before a search is paid for."""
     if config.policy.device.startswith("cuda"):
         from pipeline_lib.policy.devices import resolve_device
 
@@ -142,6 +142,12 @@ def check_training(config: PipelineConfig) -> None:
         from pipeline_lib.training.processes.launch import check_processes
 
         check_processes(config.train, config.policy)
+    if config.train.lora_targets == "attention" and not config.train.full_finetuning:
+        from pipeline_lib.policy.model_folders import model_folder
+        from pipeline_lib.training.training_memory import check_layers
+
+        folder = model_folder(config.policy.model, config.policy.revision, weights=False)
+        check_layers(folder, config.train, config.policy)
 
 
 def load_history(ref: Ref) -> list[dict[str, float]]:

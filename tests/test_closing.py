@@ -7,6 +7,7 @@ from report_fixtures import make_record, make_result, with_samples
 from rich.console import Console
 
 from deployments.command.output.closing import print_reports, print_result, ui_lines
+from deployments.command.output.run_tables import figure
 from deployments.command.output.summary import summary_json
 from pipeline_lib.config import EvaluationConfig, PipelineConfig, Settings
 from pipeline_lib.types import IterationRecord
@@ -54,3 +55,14 @@ def test_the_summary_has_samples_and_what_an_iteration_started_from() -> None:
     assert summary["champion"]["sampled"] == iteration["sampled"]
     assert summary["base_sampled"]["tiny-algebra"]["avg@4"] == 0.4
     assert iteration["parent"] == 0
+
+
+def test_a_metric_has_four_digits_and_no_power_of_ten() -> None:
+    assert [figure(value) for value in (16240.0, 0.58333, 1234567.0, 0.0, -16240.4)] == [
+        "16,240",
+        "0.5833",
+        "1,234,567",
+        "0",
+        "-16,240",
+    ]
+    assert (figure(16240.0, sign="+"), figure(0.625, sign="+")) == ("+16,240", "+0.625")

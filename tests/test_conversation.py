@@ -32,6 +32,9 @@ from tasks.runtime.prompts import instruction_for, measure_prompts, problems_to_
 TURNS = "{% for m in messages %}[{{ m.role }}]{{ m.content | trim }}{% endfor %}"
 ANSWER = "{% if add_generation_prompt %}[assistant]{% endif %}"
 THINKING = "{% if enable_thinking is defined and not enable_thinking %}<no>{% endif %}"
+MENTIONS = "{# enable_thinking is for others #}" + TURNS + "enable_thinking{{ m.enable_thinking }}"
+DEFAULTS = "{% set enable_thinking = enable_thinking | default(true) %}{% if not enable_thinking %}<no>{% endif %}"
+MARKED = "{%- generation -%}" + THINKING + "{% endgeneration %}{% for m in [] %}{% break %}{% endfor %}"
 USERS_ONLY = "{% for m in messages if m.role == 'user' %}[user]{{ m.content }}{% endfor %}" + ANSWER
 REFUSING = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + TURNS
 
@@ -55,6 +58,12 @@ def test_the_system_comes_first_and_the_instruction_last(tmp_path: Path) -> None
     assert prompt(codec_with(tmp_path, template, system_prompt="")).startswith("[system][user]")
 
 
+@pytest.mark.parametrize("asking", [THINKING, DEFAULTS, MARKED])
+def test_a_template_asks_for_an_option_in_several_ways(tmp_path: Path, asking: str) -> None:
+    told = codec_with(tmp_path, TURNS + ANSWER + asking, chat_template_kwargs={"enable_thinking": False})
+    assert prompt(told).endswith("[assistant]<no>")
+
+
 def test_the_prompts_tokens_are_those_of_its_text(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)  # each turn is <user>, whoever speaks
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
@@ -69,6 +78,7 @@ def test_the_prompts_tokens_are_those_of_its_text(tmp_path: Path) -> None:
         (USERS_ONLY, {"system_prompt": "you add"}, "policy.system_prompt: .* drops the system's turn"),
         (REFUSING, {"system_prompt": "you add"}, r"refuses the prompt \(System role not supported\)"),
         (TURNS, {"chat_template_kwargs": {"enable_thinking": False}}, "never asks for 'enable_thinking'"),
+        (MENTIONS, {"chat_template_kwargs": {"enable_thinking": False}}, "never asks for 'enable_thinking'"),
         (TURNS, {"chat_template_kwargs": {"add_generation_prompt": False}}, "is set by Coppice itself"),
         (TURNS, {"chat_template_kwargs": {"messages": []}}, "is set by Coppice itself"),
     ],

@@ -83,12 +83,18 @@ def test_a_plan_says_what_is_there_and_what_is_not(finished: tuple[Path, RunResu
         patch.setenv("COPPICE_HOME", str(home))
         known = plan_run(small_config())
         changed = plan_run(small_config("train.learning_rate=0.002", "num_iterations=2"))
+        *_, audit, again, depends = plan_run(small_config(), ["train-policy"])
     assert {stage.verdict for stage in known} == {"in the store"}
     assert [known[0].label, known[-1].label] == ["problems 0", "finish"]
     by_label = {stage.label: stage.verdict for stage in changed}
     assert (by_label["record 0"], by_label["gather 1"], by_label["train 1"]) == ("to do", "in the store", "to do")
     assert [stage.verdict for stage in changed[-2:]] == ["depends", "depends"]
     assert changed[-1].label == "iteration 2"
+    assert [(stage.label, stage.verdict) for stage in (audit, again)] == [
+        ("audit 1", "in the store"),
+        ("train 1", "to do"),
+    ]
+    assert (again.note, depends.verdict) == ("made again", "depends")
     assert (commits, manifests(home)) == ([], before)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sqlite3
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -75,6 +78,21 @@ def coppice(
     return int(ended.value.code or 0), (shown.out + shown.err).splitlines()
 
 
+def rows_left_behind(home: Path) -> dict[str, int]:
+    """How many rows of MLflow's database are about runs and versions that are gone."""
+    gone = {
+        "inputs": "destination_type = 'RUN' AND destination_id NOT IN (SELECT run_uuid FROM runs)",
+        "input_tags": "input_uuid NOT IN (SELECT input_uuid FROM inputs)",
+        "datasets": "dataset_uuid NOT IN (SELECT source_id FROM inputs)",
+        "model_version_tags": "version IN (SELECT version FROM model_versions WHERE current_stage LIKE 'Deleted%')",
+    }
+    with closing(sqlite3.connect(home / "mlflow.db")) as database:
+        return {
+            table: database.execute(f"SELECT count(*) FROM {table} WHERE {which}").fetchone()[0]
+            for table, which in gone.items()
+        }
+
+
 def test_a_dry_run_says_what_would_go_and_touches_nothing(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -134,11 +152,19 @@ def test_after_a_prune_that_was_killed_and_one_more_kept_runs_and_the_champion_a
             with pytest.raises(KeyboardInterrupt):
                 prune(settings, plan)
         assert load_run(settings)[1].records
+    young, old = (home / "passed" / f"prompts-{name}" for name in ("young", "old"))
+    young.parent.mkdir(exist_ok=True)
+    young.touch()
+    old.touch()
+    os.utime(old, (1e9, 1e9))
     assert coppice(monkeypatch, capsys, "prune", "--keep-runs", "2")[0] == 0
+    assert (young.exists(), old.exists()) == (True, False)
 
     runs = client(home).search_runs(["1"])
     assert {run.info.run_name for run in runs} == {"tiny seed 3", "tiny seed 2", "base", "iteration 1"}
     assert len(runs) == 6
+    assert {folder.name for folder in (home / "runs").iterdir()} <= {run.info.run_id for run in runs}
+    assert rows_left_behind(home) == {"inputs": 0, "input_tags": 0, "datasets": 0, "model_version_tags": 0}
     champion = registered_champion(settings, "tiny")
     assert champion is not None
     assert champion.version == "1"

@@ -115,6 +115,19 @@ def test_an_unknown_id_is_one_line(coppice: Coppice, arguments: tuple[str, ...])
     assert "has an id that begins with 'zz'; `coppice runs ls` lists them" in error
 
 
+def test_as_much_of_an_id_as_tells_it_from_others_is_enough_everywhere(coppice: Coppice, tmp_path: Path) -> None:
+    page, folder = tmp_path / "report.html", tmp_path / "out"
+    assert coppice("report", "--run", RUN[:6], "--output", str(page)) == (0, f"wrote {page}\n", "")
+    code, said, error = coppice("export", "--run", RUN[:6], "--output", str(folder))
+    assert (code, said, error) == (
+        0,
+        f"wrote the adapter of coppice-tiny version 1 to {folder}; README.md there says how to load it\n",
+        "",
+    )
+    for arguments in (("report", "--output", str(page)), ("export", "--output", str(folder / "new"))):
+        assert "has an id that begins with 'nowhere'" in coppice(*arguments, "--run", "nowhere")[2]
+
+
 def test_an_interrupted_run_of_the_old_version_cannot_be_resumed_by_its_id(coppice: Coppice) -> None:
     second = json.loads(coppice("runs", "ls", "--count", "1", "--json")[1])[0]["run_id"]
     code, _, error = coppice("resume", second)
@@ -131,7 +144,9 @@ def test_status_and_logs_of_a_home_in_which_nothing_goes_on(coppice: Coppice, ol
         "none in progress",
     ]
     assert json.loads(coppice("status", "--json")[1])["runs"] == []
-    assert coppice("logs")[2].startswith("coppice: logs: no run has said anything in this home yet (")
+    assert coppice("logs")[2].startswith(f"coppice: logs: no run has said anything in this home yet ({old_home}/runs)")
+    assert "`coppice run` starts it" in coppice("logs", "--server", "prefect-terminal")[2]
+    assert "`coppice up` starts it" in coppice("logs", "--server", "worker")[2]
     log = old_home / "runs" / RUN / "run.log"
     log.parent.mkdir(parents=True)
     log.write_text("one\ntwo\nthree\n", encoding="utf-8")

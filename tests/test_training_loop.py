@@ -1,7 +1,6 @@
 import json
 import math
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,23 +8,21 @@ import torch
 from benchmarks.per_step_training import per_step_gradients, per_step_rows
 from peft import PeftModel
 from safetensors.numpy import load_file
-from training_fixtures import EOS, group_scores, random_tree, save_model
-from transformers import AutoModelForCausalLM
+from training_fixtures import CONFIG, CPU, EOS, examples_for, run, save_model, with_
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, MambaConfig
 
-from pipeline_lib.config import PolicyConfig, TrainConfig
+from deployments.preflight.findings import Findings
+from deployments.preflight.model_checks import check_model
+from pipeline_lib.config import ConfigError, PipelineConfig, Settings, apply_overrides
 from pipeline_lib.policy.adapters import adapter_digest
 from pipeline_lib.seeding import derive_generator
 from pipeline_lib.training.batches.batching import plan_updates
-from pipeline_lib.training.batches.examples import build_examples
-from pipeline_lib.training.checkpoint import load_checkpoint
 from pipeline_lib.training.gradients import add_gradients, log_probs_of
-from pipeline_lib.training.loop import pack_examples, train
-from pipeline_lib.training.open_policy import load_policy
+from pipeline_lib.training.loop import pack_examples
+from pipeline_lib.training.open_policy import load_policy, new_adapters
 from pipeline_lib.training.result import MIN_CHANGE
 from pipeline_lib.training.trained_policy import TrainedPolicy
-
-CPU = PolicyConfig(device="cpu", model="random")
-CONFIG = TrainConfig(lora_rank=4, tokens_per_update=512, tokens_per_microbatch=512, num_epochs=1, negative_clip=0.5)
+from tasks.train import check_training
 
 
 @pytest.fixture(scope="module")
@@ -39,30 +36,6 @@ def adapter(model_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("previous")
     run(model_dir, folder, config=with_(learning_rate=1e-2, warmup_updates=0))
     return folder / "out"
-
-
-def with_(**changes):
-    return CONFIG.model_copy(update=changes)
-
-
-def examples_for(config, count=4):
-    trees = [random_tree(seed) for seed in range(count)]
-    return build_examples(trees, [group_scores(tree) for tree in trees], config)
-
-
-def run(model_dir, folder: Path, *, config=CONFIG, previous=None, seed=0, count=4, on_update=None):
-    return train(
-        examples_for(config, count),
-        model_dir=model_dir,
-        previous_adapter=previous,
-        output_dir=folder / "out",
-        checkpoint_dir=folder / "checkpoints",
-        config=config,
-        policy=CPU,
-        seed=seed,
-        eos_token_id=EOS,
-        on_update=on_update,
-    )
 
 
 def gradients_of(trained):
@@ -194,75 +167,6 @@ def test_the_same_steps_stand_behind_an_update_whatever_fits_a_forward_pass(mode
     assert many.policy_change == pytest.approx(one.policy_change, rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("objective", "changes"),
-    [
-        ("relative-correctness", {"gradient_checkpointing": True}),  # what one does when memory ran out
-        ("relative-correctness", {"tokens_per_microbatch": 128}),
-        ("relative-correctness", {"checkpoint_every": 3, "dpo_beta": 0.5, "kl_beta": 0.1}),
-        ("rft", {"negative_clip": None, "dpo_beta": 0.5}),
-    ],
-)
-def test_a_checkpoint_outlives_settings_that_change_no_result(model_dir, tmp_path, objective, changes):
-    config = with_(objective=objective, num_epochs=2, checkpoint_every=2)
-
-    def kill(metrics):
-        if metrics["update"] == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(model_dir, tmp_path / "killed", config=config, on_update=kill)
-    again: list[float] = []
-    resumed = run(
-        model_dir,
-        tmp_path / "killed",
-        config=config.model_copy(update=changes),
-        on_update=lambda metrics: again.append(metrics["update"]),
-    )
-    assert again[0] == 2
-    whole = run(model_dir, tmp_path / "whole", config=config)
-    assert resumed.last_loss == pytest.approx(whole.last_loss, rel=1e-4)
-
-
-@pytest.mark.parametrize("changes", [{"dpo_beta": 0.5}, {"kl_beta": 0.2}, {"kl_alarm": 0.5}])
-def test_a_checkpoint_is_refused_where_the_setting_has_an_effect(model_dir, tmp_path, changes):
-    config = with_(objective="step-dpo", checkpoint_every=1)
-    run(model_dir, tmp_path, config=config)
-    with pytest.raises(ValueError, match="other settings or data"):
-        run(model_dir, tmp_path, config=config.model_copy(update=changes))
-
-
-def test_a_killed_run_resumes_to_the_same_bytes(model_dir, tmp_path):
-    config = with_(num_epochs=3, checkpoint_every=2)
-    whole = run(model_dir, tmp_path / "whole", config=config)
-
-    def kill(metrics):
-        if metrics["update"] == 4:  # between the checkpoints after updates 4 and 6
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(model_dir, tmp_path / "killed", config=config, on_update=kill)
-    again: list[float] = []
-    resumed = run(
-        model_dir, tmp_path / "killed", config=config, on_update=lambda metrics: again.append(metrics["update"])
-    )
-    assert again[0] == 4
-    assert resumed == whole
-    for path in sorted((tmp_path / "whole" / "out").iterdir()):
-        assert path.read_bytes() == (tmp_path / "killed" / "out" / path.name).read_bytes(), path.name
-
-
-def test_a_checkpoint_of_another_run_is_refused(model_dir, tmp_path):
-    run(model_dir, tmp_path, config=with_(checkpoint_every=1))
-    with pytest.raises(ValueError, match="other settings or data"):
-        run(model_dir, tmp_path, config=with_(checkpoint_every=1), seed=1)
-
-
-def test_a_half_written_checkpoint_is_not_read(tmp_path):
-    (tmp_path / ".update-000003").mkdir()
-    assert load_checkpoint(tmp_path, "fingerprint", {}, torch.optim.AdamW([torch.zeros(1)])) == []
-
-
 def test_the_reference_of_a_later_iteration_is_the_previous_policy(model_dir, adapter, tmp_path):
     later = run(model_dir, tmp_path, previous=adapter)
     assert later.history[0]["kl"] == pytest.approx(0, abs=1e-6)  # the base would be 0.01 and more away
@@ -348,6 +252,27 @@ def test_adapters_on_attention_alone_are_fewer(model_dir, tmp_path):
     run(model_dir, tmp_path, config=with_(lora_targets="attention"))
     names = {name.split(".")[-3] for name in load_file(tmp_path / "out" / "adapter_model.safetensors")}
     assert names == {"q_proj", "k_proj", "v_proj", "o_proj"}
+
+
+def test_layers_in_attention_are_found_whatever_they_are_called_and_made_of():
+    base = GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=16, n_head=2, n_positions=32, vocab_size=64))
+    adapted = new_adapters(base, with_(lora_targets="attention"), seed=0)
+    names = {name.partition(".lora_A")[0] for name, _ in adapted.named_parameters() if "lora_A" in name}
+    assert {name.partition(".h.")[2] for name in names} == {
+        f"{layer}.attn.{part}" for layer in (0, 1) for part in ("c_attn", "c_proj")
+    }
+
+
+def test_a_model_without_attention_is_refused_before_a_search(tmp_path):
+    MambaConfig(num_hidden_layers=1, hidden_size=16, vocab_size=64, state_size=4).save_pretrained(tmp_path)
+    config = apply_overrides(PipelineConfig(), [f"policy.model={tmp_path}", "train.lora_targets=attention"])
+    for refuses in (lambda: check_training(config), lambda: check_model(config, Settings(), Findings())):
+        with pytest.raises(
+            ConfigError, match=r"MambaForCausalLM has no attention that takes a mask, .* another model$"
+        ):
+            refuses()
+    with pytest.raises(ConfigError, match=r"Sequential has no linear layer in .*; set train.lora_targets=all$"):
+        new_adapters(torch.nn.Sequential(torch.nn.Linear(2, 2)), config.train, seed=0)
 
 
 def test_without_a_kl_the_reference_is_skipped(model_dir, tmp_path):

@@ -20,8 +20,7 @@ import psutil
 import pytest
 import torch
 from safetensors.numpy import load_file
-from test_training_loop import CPU, examples_for, run, with_
-from training_fixtures import EOS, save_model
+from training_fixtures import CPU, EOS, examples_for, run, save_model, with_
 
 from deployments.command.output.errors import describe_error
 from pipeline_lib.config import ConfigError, PolicyConfig, TrainConfig

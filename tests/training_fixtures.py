@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from pipeline_lib.config import PolicyConfig, TrainConfig
+from pipeline_lib.training.batches.examples import TrainingExample, build_examples
+from pipeline_lib.training.loop import train
+from pipeline_lib.training.result import TrainResult
 from pipeline_lib.types import Outcome, SearchTree
 
 EOS = 1
 VOCABULARY = 64
+CPU = PolicyConfig(device="cpu", model="random")
+CONFIG = TrainConfig(lora_rank=4, tokens_per_update=512, tokens_per_microbatch=512, num_epochs=1, negative_clip=0.5)
 
 
 def save_model(folder: Path, *, kind: str = "qwen2", hidden: int = 32, layers: int = 2, seed: int = 0) -> Path:
@@ -115,3 +122,39 @@ def group_scores(tree: SearchTree) -> np.ndarray:
         mean = tree.value_sums[group].sum() / tree.visits[group].sum()
         scores[group] = tree.visits[group] * (tree.values[group] - mean)
     return scores
+
+
+def with_(**changes: object) -> TrainConfig:
+    """The settings of a small training, some of them changed."""
+    return CONFIG.model_copy(update=changes)
+
+
+def examples_for(config: TrainConfig, count: int = 4) -> list[TrainingExample]:
+    """What some random trees teach."""
+    trees = [random_tree(seed) for seed in range(count)]
+    return build_examples(trees, [group_scores(tree) for tree in trees], config)
+
+
+def run(
+    model_dir: Path,
+    folder: Path,
+    *,
+    config: TrainConfig = CONFIG,
+    previous: Path | None = None,
+    seed: int = 0,
+    count: int = 4,
+    on_update: Callable[[dict[str, float]], None] | None = None,
+) -> TrainResult:
+    """What training on random trees comes to; its files lie in ``out`` and ``checkpoints`` of the folder."""
+    return train(
+        examples_for(config, count),
+        model_dir=model_dir,
+        previous_adapter=previous,
+        output_dir=folder / "out",
+        checkpoint_dir=folder / "checkpoints",
+        config=config,
+        policy=CPU,
+        seed=seed,
+        eos_token_id=EOS,
+        on_update=on_update,
+    )

@@ -7,15 +7,14 @@ that ``--help`` and every refusal of a bad setting take a fraction of a second.
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from deployments.command.check import check
 from deployments.command.config import config
 from deployments.command.housekeeping import prune, store_app
-from deployments.command.options import is_debugging
+from deployments.command.options import GroupInSections, is_debugging
 from deployments.command.output.errors import describe_error
 from deployments.command.results.champion import promote, rollback
 from deployments.command.results.model import export, serve_model
@@ -38,23 +37,6 @@ SUBCOMMANDS = {
     "Housekeeping": (prune,),
     "Development": (bench, build_base),
 }
-
-
-MAX_HELP = 200  # characters about a subcommand; none has more
-
-
-class GroupInSections(TyperGroup):
-    """Lists the subcommands by family, in plain text: what draws boxes takes longer to import than all else."""
-
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
-        families: dict[str, list[tuple[str, str]]] = {}
-        for name in self.list_commands(ctx):
-            command = self.commands[name]
-            rows = families.setdefault(str(getattr(command, "rich_help_panel", None) or "Commands"), [])
-            rows.append((name, command.get_short_help_str(MAX_HELP)))
-        for family, rows in families.items():
-            with formatter.section(family):
-                formatter.write_dl(rows)
 
 
 app = typer.Typer(

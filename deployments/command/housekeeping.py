@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deployments.command.options import load_settings
+from deployments.command.options import GroupInSections, load_settings
 
 if TYPE_CHECKING:
     from tasks.housekeeping.prune import PrunePlan
 
 SECONDS = {"h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 
-store_app = typer.Typer(help="The results of all stages.", no_args_is_help=True)
+store_app = typer.Typer(
+    cls=GroupInSections, help="The results of all stages.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
 def prune(

@@ -8,19 +8,24 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from pipeline_lib.config import PipelineConfig, Settings
 
+MAX_HELP = 200  # characters about a subcommand; none has more
 OWN_NAMES = ("preset", "seed", "name")  # a run is called by them anyway
 # Of deployments/presets.py, which is slow to import.
 PRESET_NAMES = "tiny, tiny-literal, smollm2, gsm8k, math, gsm8k-24gb or math-24gb"
 
 PresetOption = Annotated[
-    str | None, typer.Option(help=f"Configuration to start from: {PRESET_NAMES}; tiny, or --config's, if left out.")
+    str | None,
+    typer.Option(
+        metavar="NAME", help=f"Configuration to start from: {PRESET_NAMES}; tiny, or --config's, if left out."
+    ),
 ]
 ConfigOption = Annotated[
     Path | None,
@@ -32,7 +37,25 @@ SetOption = Annotated[
     list[str],
     typer.Option("--set", metavar="NAME=VALUE", help="Change one setting, for example search.c_uct=0.5; repeatable."),
 ]
-ModelOption = Annotated[str | None, typer.Option(help="Model folder or hub name; short for --set policy.model=….")]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(metavar="FOLDER_OR_NAME", help="Model folder or hub name; short for --set policy.model=…."),
+]
+
+
+class GroupInSections(TyperGroup):
+    """Lists the subcommands by family, in plain text: what draws boxes takes longer to import than all else."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        families: dict[str, list[tuple[str, str]]] = {}
+        for name in self.list_commands(ctx):
+            command = self.commands[name]
+            if not command.hidden:
+                rows = families.setdefault(str(getattr(command, "rich_help_panel", None) or "Commands"), [])
+                rows.append((name, command.get_short_help_str(MAX_HELP)))
+        for family, rows in families.items():
+            with formatter.section(family):
+                formatter.write_dl(rows)
 
 
 def build_config(

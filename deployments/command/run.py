@@ -29,7 +29,7 @@ NOTHING_TO_DO = (
     "nothing is left to do: the store has every stage of this run; --refresh STAGE makes one again "
     "(problems, search, score, audit, train or evaluate)"
 )
-SummaryOption = Annotated[Path | None, typer.Option(help="Write the results to this file as JSON.")]
+SummaryOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the results to this file as JSON.")]
 
 
 def run(
@@ -38,7 +38,8 @@ def run(
     overrides: SetOption = [],  # noqa: B006  typer copies it
     model: ModelOption = None,
     name: Annotated[
-        str | None, typer.Option(help="What both UIs call the run; preset, seed and changed settings if left out.")
+        str | None,
+        typer.Option(metavar="TEXT", help="What both UIs call the run; preset, seed and changed settings if left out."),
     ] = None,
     summary: SummaryOption = None,
     dry_run: Annotated[
@@ -60,7 +61,7 @@ def run(
     if dry_run:
         from deployments.command.output.plan_lines import print_plan
 
-        print_plan(config, settings)
+        print_plan(config, settings, refresh)
     else:
         _run(config, settings, summary, refresh)
 
@@ -149,11 +150,14 @@ def evaluate(
     adapter: Annotated[
         str | None,
         typer.Option(
-            metavar="DIR", help="Adapter folder, or models:/coppice-PRESET@champion; the model alone if left out."
+            metavar="DIR_OR_VERSION",
+            help="Adapter folder, or models:/coppice-PRESET@champion; the model alone if left out.",
         ),
     ] = None,
     split: Annotated[Literal["validation", "test"], typer.Option(help="Split of each dataset to measure on.")] = "test",
-    summary: Annotated[Path | None, typer.Option(help="Write the reports to this file as JSON.")] = None,
+    summary: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the reports to this file as JSON.")
+    ] = None,
 ) -> None:
     """Measure one policy on every dataset of the configuration."""
     from pipeline_lib.config import ConfigError

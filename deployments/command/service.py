@@ -10,18 +10,24 @@ import typer
 from deployments.command.options import PRESET_NAMES, ConfigOption, ModelOption, SetOption, build_config, load_settings
 
 ServedPresetOption = Annotated[
-    str, typer.Option("--preset", help=f"Configuration that the deployments start from: {PRESET_NAMES}.")
+    str,
+    typer.Option("--preset", metavar="NAME", help=f"Configuration that the deployments start from: {PRESET_NAMES}."),
 ]
 
 WorkerNameOption = Annotated[
-    str | None, typer.Option(help="Name of the worker in Prefect's UI; the host's name if left out.")
+    str | None,
+    typer.Option(metavar="TEXT", help="Name of the worker in Prefect's UI; the host's name if left out."),
 ]
 
 
 def up(
     presets: Annotated[
         list[str],
-        typer.Option("--preset", help=f"Configuration of a pair of deployments: {PRESET_NAMES}; repeatable."),
+        typer.Option(
+            "--preset",
+            metavar="NAME",
+            help=f"Configuration of a pair of deployments: {PRESET_NAMES}; repeatable; tiny if left out.",
+        ),
     ] = [],  # noqa: B006  typer copies it
     file: ConfigOption = None,
     overrides: SetOption = [],  # noqa: B006  typer copies it

@@ -31,7 +31,7 @@ def status(
 def logs(
     run_id: Annotated[
         str | None,
-        typer.Argument(metavar="[ID]", help="MLflow run id, or its beginning; the latest run if left out."),
+        typer.Argument(metavar="ID", help="MLflow run id, or its beginning; the latest run if left out."),
     ] = None,
     server: Annotated[ServerName | None, typer.Option(help="What a server or the worker printed, instead.")] = None,
     count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many lines, the last ones.")] = 50,
@@ -44,7 +44,8 @@ def logs(
         raise ConfigError("logs: name a run or --server, not both")
     if server is not None:
         file = settings.home.resolve() / "servers" / f"{server}.log"
-        missing = f"{server} has printed nothing in this home; `coppice up` starts it"
+        starts = "run" if server == "prefect-terminal" else "up"
+        missing = f"{server} has printed nothing in this home; `coppice {starts}` starts it"
     else:
         file, missing = _log_of_run(run_id)
     if not file.is_file():
@@ -61,7 +62,7 @@ def _log_of_run(beginning: str | None) -> tuple[Path, str]:
     settings = Settings()
     if beginning is None:
         written = sorted((settings.home.resolve() / "runs").glob("*/run.log"), key=lambda file: file.stat().st_mtime)
-        return (written or [log_file(settings.home, "none")])[-1], "no run has said anything in this home yet"
+        return (written or [settings.home.resolve() / "runs"])[-1], "no run has said anything in this home yet"
     kept = list((settings.home.resolve() / "runs").glob(f"{beginning}*/run.log"))
     if len(kept) == 1:  # no need to ask MLflow, which takes seconds
         return kept[0], ""

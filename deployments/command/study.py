@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def study(
-    preset: Annotated[str, typer.Option(help="Preset whose study is run: tiny.")] = "tiny",
+    preset: Annotated[str, typer.Option(metavar="NAME", help="Preset whose study is run: tiny.")] = "tiny",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer problems, seeds and iterations: minutes.")] = False,
     overrides: SetOption = [],  # noqa: B006  typer copies it
     methods: Annotated[
@@ -26,14 +26,18 @@ def study(
     families: Annotated[
         list[str], typer.Option("--family", metavar="NAME", help="Only what is trained on this dataset; repeatable.")
     ] = [],  # noqa: B006  typer copies it
-    seeds: Annotated[list[int], typer.Option("--seed", help="These seeds instead of the study's; repeatable.")] = [],  # noqa: B006  typer copies it
+    seeds: Annotated[
+        list[int], typer.Option("--seed", metavar="N", help="These seeds instead of the study's; repeatable.")
+    ] = [],  # noqa: B006  typer copies it
     file: Annotated[
         Path | None,
         typer.Option(
             "--methods", metavar="FILE", help="YAML list of methods of your own: name, settings, tries, kind."
         ),
     ] = None,
-    parallel: Annotated[int, typer.Option(min=1, help="Runs at once; each takes a core and its memory.")] = 2,
+    parallel: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Runs at once; each takes a core and its memory.")
+    ] = 2,
     output: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder for the tables; that of the study in the home if left out."),

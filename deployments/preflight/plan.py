@@ -7,7 +7,7 @@ something; so the plan cannot differ from the run. Nothing is made, no server st
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -47,10 +47,14 @@ class PlannedStage:
     note: str = ""
 
 
-def plan_run(config: PipelineConfig) -> list[PlannedStage]:
+def plan_run(config: PipelineConfig, refreshed: Collection[str] = ()) -> list[PlannedStage]:
     """The stages in their order: those that are there, the first that is not, and what follows in a few words.
 
     Records and the gate's decisions cost nothing and are worked out where they are not there, so the plan goes on.
+
+    Args:
+        config: of the run.
+        refreshed: names of stages that are made again though they are there; what follows depends on their bytes.
     """
     from flows.loop import improve_policy
     from tasks.runtime.stage import NotInStoreError, Stage, looking_only
@@ -62,6 +66,9 @@ def plan_run(config: PipelineConfig) -> list[PlannedStage]:
         nonlocal gates, missing
         label = f"gate {gates}" if stage.name == "decide-gate" else stage.label(arguments)
         gates += stage.name == "decide-gate"
+        if stage.name in refreshed:
+            stages[label], missing = PlannedStage(label, "to do", "made again"), stage.name
+            raise NotInStoreError(label)
         if (found := stage.find(**arguments)) is not None:
             stages.setdefault(label, PlannedStage(label, "in the store", _what_is_there(found)))
             return stage.result(**arguments)

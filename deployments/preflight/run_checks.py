@@ -6,14 +6,15 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from rich.filesize import decimal
+
 from deployments.preflight.findings import Findings
 from deployments.preflight.rehearsal import rehearse
 from pipeline_lib.config import ConfigError, PipelineConfig, Settings
 from pipeline_lib.problems.pools import ProblemPool
 from pipeline_lib.tracking.outage import without_password
 from pipeline_lib.types import Problem
-
-GIB = 2**30
+from tasks.runtime.progress_lines import duration
 
 
 def check_tracking(config: PipelineConfig, settings: Settings, findings: Findings) -> str:
@@ -38,7 +39,7 @@ def check_stages(config: PipelineConfig, settings: Settings, findings: Findings)
 
 
 def check_cost(config: PipelineConfig, settings: Settings, findings: Findings) -> str:
-    """Tokens, hours and disk of the whole run; two significant digits at best."""
+    """Tokens, time and disk of the whole run; two significant digits at best."""
     assert findings.rehearsal is not None  # among the check's needs
     rehearsal, num_problems = findings.rehearsal, config.problems.num_problems
     sampled = num_problems * config.search.num_simulations * rehearsal.tokens_per_rollout
@@ -46,16 +47,20 @@ def check_cost(config: PipelineConfig, settings: Settings, findings: Findings) -
     replayed = [min(earlier, config.train.replay_iterations) for earlier in range(config.num_iterations)]
     trees = num_problems * (1 + sum(replayed) / config.num_iterations)
     trained = trees * rehearsal.trained_tokens * config.train.num_epochs
-    hours = (sampled / rehearsal.sampled_per_s + trained / rehearsal.trained_per_s) / 3600
+    seconds = sampled / rehearsal.sampled_per_s + trained / rehearsal.trained_per_s
     disk = num_copies(settings) * (num_problems * rehearsal.tree_bytes + rehearsal.policy_bytes) * config.num_iterations
     free = shutil.disk_usage(_nearest_existing(settings.home)).free
     text = (
-        f"{config.num_iterations} iterations of {sampled / 1e6:,.2g} M tokens and {hours:,.2g} hours, on this machine; "
-        f"{disk / GIB:,.2g} GiB of disk, {free / GIB:,.0f} free"
+        f"{_counted(config.num_iterations)} of {sampled / 1e6:,.2g} M tokens and {duration(seconds)}, on this machine; "
+        f"{decimal(round(disk))} of disk, {decimal(free)} free"
     )
     if disk > free:
         raise ConfigError(f"{text}: make room below {settings.home.resolve()}, or set COPPICE_HOME")
     return text
+
+
+def _counted(num_iterations: int) -> str:
+    return "1 iteration" if num_iterations == 1 else f"{num_iterations} iterations"
 
 
 def num_copies(settings: Settings) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.pytorch_utils import Conv1D
 
-from pipeline_lib.config import PolicyConfig, TrainConfig
+from pipeline_lib.config import ConfigError, PolicyConfig, TrainConfig
 from pipeline_lib.policy.devices import resolve_device
 from pipeline_lib.seeding import derive_seed
 from pipeline_lib.training.batches.batching import PackedBatch
@@ -27,6 +28,7 @@ from pipeline_lib.training.trained_policy import REFERENCE, TRAINED, TrainedPoli
 
 CHECK_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1}
 ADAPTER_CONFIG = "adapter_config.json"
+LINEAR = (torch.nn.Linear, Conv1D)  # the latter is what GPT-2 has in place of the former
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of mallopt(3)
 LARGE_TENSOR_BYTES = 1 << 20
 KEPT_BYTES = 32 << 20  # where glibc's own threshold ends up by itself
@@ -136,15 +138,37 @@ def _probe(token_ids: list[int], positions: list[int], subtree_ends: list[int]) 
 
 def _load(source: Path | str, policy: PolicyConfig, dtype: torch.dtype, device: torch.device) -> Any:
     revision = None if Path(source).is_dir() else policy.revision
-    model = AutoModelForCausalLM.from_pretrained(
-        source,
-        revision=revision,
-        dtype=dtype,
-        attn_implementation="sdpa",
-        use_safetensors=True,
-        trust_remote_code=policy.trust_remote_code,
-    )
+    with needs_masks(policy):
+        model = AutoModelForCausalLM.from_pretrained(
+            source,
+            revision=revision,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            trust_remote_code=policy.trust_remote_code,
+        )
     return model.to(device)
+
+
+@contextlib.contextmanager
+def needs_masks(policy: PolicyConfig) -> Iterator[None]:
+    """Around the making of a model: one without the attention that takes a tree's mask is refused in one line.
+
+    Args:
+        policy: whose model it is.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "scaled_dot_product_attention" not in str(error):
+            raise
+        raise ConfigError(
+            f"policy.model={policy.model}: {str(error).partition(' ')[0]} has no attention that takes a mask, which "
+            "training on trees needs; take another model"
+        ) from None
 
 
 def _attach_adapters(
@@ -183,16 +207,27 @@ def new_adapters(base: Any, config: TrainConfig, *, seed: int) -> PeftModel:
 
 
 def _attention_layers(base: Any) -> list[str]:
-    """Last names of the linear layers that lie in an attention module, as the libraries call these.
+    """What the names of the linear layers end in that lie in an attention module, and no other layer's does.
 
     Raises:
-        ValueError: there is none.
+        ConfigError: there is none.
     """
-    linear = [name for name, module in base.named_modules() if isinstance(module, torch.nn.Linear)]
-    names = {name.rpartition(".")[2] for name in linear if "attn" in name or "attention" in name}
-    if not names:
-        raise ValueError(f"{type(base).__name__} has no layer called attention; set train.lora_targets=all")
-    return sorted(names)
+    linear = [name for name, module in base.named_modules() if isinstance(module, LINEAR)]
+    inside = [name for name in linear if "attn" in name or "attention" in name]
+    if not inside:
+        raise ConfigError(
+            f"train.lora_targets=attention: {type(base).__name__} has no linear layer in a module called attention; "
+            "set train.lora_targets=all"
+        )
+    others = [f".{name}" for name in linear if name not in inside]
+    return sorted({_own_ending(name, others) for name in inside})
+
+
+def _own_ending(name: str, others: Sequence[str]) -> str:
+    """The shortest end of a dotted name that none of the others ends in: in GPT-2 ``c_proj`` alone says too little."""
+    parts = name.split(".")
+    endings = (".".join(parts[start:]) for start in reversed(range(len(parts))))
+    return next(ending for ending in endings if not any(other.endswith(f".{ending}") for other in others))
 
 
 def _checkpoint_layers(model: Any) -> None:

@@ -23,7 +23,7 @@ from pipeline_lib.policy.devices import resolve_device
 from pipeline_lib.training.batches.batching import PackedBatch
 from pipeline_lib.training.gradients import batch_terms
 from pipeline_lib.training.log_probs import LOGITS_PER_CHUNK
-from pipeline_lib.training.open_policy import new_adapters
+from pipeline_lib.training.open_policy import needs_masks, new_adapters
 from pipeline_lib.training.trained_policy import TrainedPolicy
 
 LAYERS_AT_ONCE = 2  # that FSDP holds whole: the one that computes and the next
@@ -100,6 +100,18 @@ def training_memory(
     )
 
 
+def check_layers(model_dir: Path | str, config: TrainConfig, policy: PolicyConfig) -> None:
+    """Raises ConfigError where the model lacks the layers that ``train.lora_targets`` names, or cannot be trained.
+
+    Args:
+        model_dir: model folder or hub name; only its configuration is read.
+        config: the adapter.
+        policy: dtype, revision.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        _without_data(model_dir, config, policy.model_copy(update={"device": "cpu"}))
+
+
 def _gathered_bytes(trained: TrainedPolicy) -> int:
     """Bytes that a process gathers from the others at a time: all but the layers, and some of these."""
     ends, largest = 0, 0
@@ -120,7 +132,8 @@ def _without_data(model_dir: Path | str, config: TrainConfig, policy: PolicyConf
 
     def load(dtype: torch.dtype) -> Any:
         own = {"dtype": dtype, "attn_implementation": "sdpa", "trust_remote_code": trusted}
-        return AutoModelForCausalLM.from_config(layout, **own)
+        with needs_masks(policy):
+            return AutoModelForCausalLM.from_config(layout, **own)
 
     with torch.device("meta"):
         if config.full_finetuning:

@@ -27,11 +27,14 @@ from pipeline_lib.store.prune import (
 from pipeline_lib.tracking import tracking_uri
 from pipeline_lib.tracking.history.past_runs import PastRun, is_pipeline_run, past_runs
 from pipeline_lib.tracking.history.removal import compact_database, half_removed, remove_runs, tracked_files
+from pipeline_lib.tracking.history.run_folder import run_folder
 from tasks.housekeeping.marks import entries_of_run, recording_runs
+from tasks.runtime.prompts import PASSED
 
 DAY_S = 86_400.0
 ANNOUNCEMENTS = "announce"  # tiny, and without them a second run says again what was said
 LOCKS, PRUNING = "locks", "prune"
+CHECKED_BEFORE_S = 3600.0  # a run's prompts are measured before MLflow hears of it, while its servers start
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +46,14 @@ class PrunePlan:
         entries: of the store.
         leftovers: finished entries beside whose result lies work under way of a process that was killed.
         num_bytes: what the disk has more afterwards.
+        kept_since: seconds since 1970, when the first run began that stays; 0 where all stay.
     """
 
     runs: tuple[PastRun, ...]
     entries: tuple[StoredEntry, ...]
     leftovers: tuple[StoredEntry, ...]
     num_bytes: int
+    kept_since: float = 0.0
 
 
 def plan_prune(settings: Settings, *, keep_runs: int, older_than_s: float = 0.0) -> PrunePlan:
@@ -83,7 +88,8 @@ def plan_prune(settings: Settings, *, keep_runs: int, older_than_s: float = 0.0)
     pruned = tuple(run for run in runs if run.run_id in old)
     folders = [entry.path for entry in going] + [entry.partial for entry in leftovers]
     folders += tracked_files(settings, [run_id for run in pruned for run_id in run.run_ids]).folders if pruned else ()
-    return PrunePlan(pruned, tuple(going), tuple(leftovers), freed_bytes(files_below(folders)))
+    kept_since = min((run.started_s for run in kept), default=0.0) if pruned else 0.0
+    return PrunePlan(pruned, tuple(going), tuple(leftovers), freed_bytes(files_below(folders)), kept_since)
 
 
 def prune(settings: Settings, plan: PrunePlan) -> None:
@@ -94,9 +100,18 @@ def prune(settings: Settings, plan: PrunePlan) -> None:
         shutil.rmtree(entry.partial, ignore_errors=True)
     for run in plan.runs:
         remove_runs(settings, run.run_ids)
+        shutil.rmtree(run_folder(settings.home, run.run_id), ignore_errors=True)
     if left := half_removed(settings):
         remove_runs(settings, left)
+    _forget_checks(settings, plan.kept_since - CHECKED_BEFORE_S)
     compact_database(settings)
+
+
+def _forget_checks(settings: Settings, before: float) -> None:
+    """Drops what is remembered of prompts that no run has asked since `before`; a run that asks them measures again."""
+    for file in (settings.home.resolve() / PASSED).glob("*"):
+        if file.stat().st_mtime < before:
+            file.unlink(missing_ok=True)
 
 
 @contextmanager

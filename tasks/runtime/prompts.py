@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 MAX_PROMPTS = 20_000  # of a split that was read: the longest by characters; a tokenizer does some 5,000 a second
 MAX_GENERATED = 200  # of a generated one, whose prompts are all alike
+PASSED = "passed"  # folder of the home: an empty file for each set of prompts that was found to fit
 
 Asked = tuple[Literal["search", "evaluation"], Sequence[Problem]]
 """Problems, and the group of settings that bounds the answers to them."""
@@ -109,12 +110,11 @@ def check_prompts(config: PipelineConfig, splits: Collection[str] = ("train", "v
     tests = [tested_pool(config, named) for named in config.evaluation.test_sets] if "test" in splits else []
     asked = problems_to_ask(config, training, tests)
     asked = asked if "train" in splits or training is None else asked[1:]
-    passed = Settings().home.resolve() / "passed" / f"prompts-{_digest(config, asked)}"
-    if passed.is_file():
-        return
-    measure_prompts(config, asked)
-    passed.parent.mkdir(parents=True, exist_ok=True)
-    passed.touch()
+    passed = Settings().home.resolve() / PASSED / f"prompts-{_digest(config, asked)}"
+    if not passed.is_file():
+        measure_prompts(config, asked)
+        passed.parent.mkdir(parents=True, exist_ok=True)
+    passed.touch()  # at every run: `coppice prune` drops what none of the kept ones has asked for
 
 
 def _digest(config: PipelineConfig, asked: Sequence[Asked]) -> str:

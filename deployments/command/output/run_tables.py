@@ -125,8 +125,8 @@ def print_difference(first: RunDetails, second: RunDetails) -> None:
     for head in (*heads, "difference"):
         metrics.add_column(head, justify="right")
     for name, (mine, its) in difference_json(first, second)["metrics"].items():
-        change = "–" if mine is None or its is None else f"{its - mine:+,.4g}"
-        metrics.add_row(name, *("–" if value is None else f"{value:,.4g}" for value in (mine, its)), change)
+        change = "–" if mine is None or its is None else figure(its - mine, sign="+")
+        metrics.add_row(name, *("–" if value is None else figure(value) for value in (mine, its)), change)
     out.print(metrics)
 
 
@@ -136,6 +136,18 @@ def console() -> Console:
     if not out.is_terminal:
         out.width = WIDTH_OF_A_PIPE
     return out
+
+
+def figure(value: float, *, sign: str = "") -> str:
+    """A metric in four digits, a large one in whole numbers.
+
+    Args:
+        value: the metric.
+        sign: ``+`` puts one before positive numbers, too.
+
+    Example: ``figure(16240.0) == "16,240"``, ``figure(0.58333) == "0.5833"``
+    """
+    return f"{value:{sign},.0f}" if abs(value) >= 1000 else f"{value:{sign}.4g}"
 
 
 def percent(share: float | None) -> str:

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     from pipeline_lib.registry import Registry
 
 TrainedByOption = Annotated[
-    str, typer.Option("--preset", help="Preset of the runs that trained it; the registered model is coppice-PRESET.")
+    str,
+    typer.Option(
+        "--preset",
+        metavar="NAME",
+        help="Preset of the runs that trained it; the registered model is coppice-PRESET.",
+    ),
 ]
 
 
@@ -28,7 +33,7 @@ def promote(
     force: Annotated[
         bool, typer.Option("--force", help="Allow a version that no run's gate chose; needs --reason.")
     ] = False,
-    reason: Annotated[str, typer.Option(help="Why, in your words; kept in the registry.")] = "",
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why, in your words; kept in the registry.")] = "",
 ) -> None:
     """Make a registered version the champion, which deployments load."""
     from pipeline_lib.config import ConfigError
@@ -43,7 +48,9 @@ def promote(
 
 def rollback(
     preset: TrainedByOption = "tiny",
-    reason: Annotated[str, typer.Option(help="Why, in your words; kept in the registry.")] = "no reason given",
+    reason: Annotated[
+        str, typer.Option(metavar="TEXT", help="Why, in your words; kept in the registry.")
+    ] = "no reason given",
 ) -> None:
     """Make the version that was champion before the champion again."""
     from pipeline_lib.report.notes import promotion_line

@@ -21,7 +21,10 @@ def export(
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; a new one.")],
     champion: Annotated[bool, typer.Option("--champion", help="Export the champion of --preset.")] = False,
     run_id: Annotated[
-        str | None, typer.Option("--run", metavar="ID", help="Export what this MLflow run chose instead.")
+        str | None,
+        typer.Option(
+            "--run", metavar="ID", help="Export what this MLflow run chose instead; the id's beginning is enough."
+        ),
     ] = None,
     preset: TrainedByOption = "tiny",
     merge: Annotated[
@@ -85,8 +88,12 @@ def serve_model(
 def _chosen(settings: Settings, config: PipelineConfig, run_id: str | None) -> tuple[Champion, PipelineConfig]:
     """The champion of the configuration's preset, or a run's choice; and the configuration that it was made with."""
     from deployments.export import champion_of, choice_of_run, config_of
+    from pipeline_lib.tracking.history.run_list import whole_id
 
-    chosen = champion_of(settings, config.preset) if run_id is None else choice_of_run(settings, run_id)
+    if run_id is None:
+        chosen = champion_of(settings, config.preset)
+    else:
+        chosen = choice_of_run(settings, whole_id(settings, run_id))
     return chosen, config_of(settings, chosen, config)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deployments.command.options import load_settings
+from deployments.command.options import GroupInSections, load_settings
 
 if TYPE_CHECKING:
     from pipeline_lib.tracking.history.run_list import RunDetails
@@ -16,7 +16,9 @@ RunArgument = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
-runs = typer.Typer(help="List runs, show one, compare two.", no_args_is_help=True, rich_markup_mode=None)
+runs = typer.Typer(
+    cls=GroupInSections, help="List runs, show one, compare two.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
 @runs.command("ls")

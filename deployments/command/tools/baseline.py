@@ -24,7 +24,10 @@ from deployments.interrupts import says_how_to_go_on
 
 def baseline(
     tokens: Annotated[
-        int, typer.Option(min=1, help="Tokens to generate for each adapter, of which there are num_iterations.")
+        int,
+        typer.Option(
+            min=1, metavar="N", help="Tokens to generate for each adapter, of which there are num_iterations."
+        ),
     ],
     preset: PresetOption = None,
     file: ConfigOption = None,
@@ -34,7 +37,9 @@ def baseline(
         list[str],
         typer.Option("--grpo", metavar="NAME=VALUE", help="Change one of GRPO's settings: beta=0.04; repeatable."),
     ] = [],  # noqa: B006  typer copies it
-    summary: Annotated[Path | None, typer.Option(help="Write the results to this file as JSON.")] = None,
+    summary: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the results to this file as JSON.")
+    ] = None,
 ) -> None:
     """Train by TRL's GRPO instead, on a run's base, problems, grader and tokens, and measure it as a run is."""
     from pipeline_lib.config import apply_overrides

@@ -15,9 +15,12 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def bench(
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the ratios to this file.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the ratios to this file.")
+    ] = None,
     only: Annotated[
-        str | None, typer.Option(help="Measure one part: search, steps, grading, flow, cluster, vllm or gpu.")
+        str | None,
+        typer.Option(metavar="PART", help="Measure one part: search, steps, grading, flow, cluster, vllm or gpu."),
     ] = None,
 ) -> None:
     """Measure throughput against simpler schedules, as ratios on this machine."""

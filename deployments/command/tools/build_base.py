@@ -12,7 +12,7 @@ from deployments.interrupts import says_how_to_go_on
 
 
 def build_base(
-    output: Annotated[Path, typer.Option(help="Becomes the model folder.")] = Path("tiny-base"),
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Becomes the model folder.")] = Path("tiny-base"),
     scale: Annotated[
         int, typer.Option(min=1, help="Size of the model and of the numbers it calculates with; 1 is the shipped base.")
     ] = 1,

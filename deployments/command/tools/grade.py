@@ -33,8 +33,12 @@ def grade(
             help="Gets the same rows with `grade` and `answer` (`extracted` where a row has its own) added; replaced.",
         ),
     ],
-    grader: Annotated[str, typer.Option(help="math, or your own verifier, my_package.my_module:verify.")] = "math",
-    dataset: Annotated[str, typer.Option(help="Dataset whose conventions hold: gsm8k, math, file, …")] = "math",
+    grader: Annotated[
+        str, typer.Option(metavar="NAME", help="math, or your own verifier, my_package.my_module:verify.")
+    ] = "math",
+    dataset: Annotated[
+        str, typer.Option(metavar="NAME", help="Dataset whose conventions hold: gsm8k, math, file, …")
+    ] = "math",
     overrides: GradingSetOption = [],  # noqa: B006  typer copies it
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; half of the cores if left out.")] = None,
 ) -> None:

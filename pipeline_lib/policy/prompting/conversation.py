@@ -15,6 +15,7 @@ from itertools import takewhile
 from typing import Any, NamedTuple
 
 import jinja2
+import jinja2.meta
 
 from pipeline_lib.config import TEMPLATE_DATE, ConfigError
 from pipeline_lib.config.one_line import first_line
@@ -124,12 +125,12 @@ class PromptTemplate:
     def _check(self, conversation: Conversation) -> None:
         """Raises ConfigError where the template has no use for a setting."""
         templates = PLAIN_TEMPLATE if self.is_plain else self._tokenizer.chat_template
-        source = "\n".join(templates.values()) if isinstance(templates, dict) else templates
+        asked_for = _variables(*(templates.values() if isinstance(templates, dict) else [templates]))
         reserved = {*inspect.signature(self._tokenizer.apply_chat_template).parameters, "messages", "strftime_now"}
         for name in conversation.template_options:
             if name in reserved:
                 raise ConfigError(f"policy.chat_template_kwargs: {name} is set by Coppice itself; leave it out")
-            if not re.search(rf"\b{re.escape(name)}\b", source):
+            if name not in asked_for:
                 raise ConfigError(
                     f"policy.chat_template_kwargs: the model's chat template never asks for {name!r}; leave it out"
                 )
@@ -137,3 +138,18 @@ class PromptTemplate:
             raise ConfigError(
                 "policy.system_prompt: the model's chat template drops the system's turn; say it in policy.instruction"
             )
+
+
+def _variables(*templates: str) -> set[str]:
+    """What chat templates ask for by name; what a text or a comment in them says is not asked for.
+
+    Raises:
+        ConfigError: one is no template.
+    """
+    # Where the library marks what an assistant says, two tags of its own stand, which change no text.
+    sources = [re.sub(r"{%-?\s*(?:end)?generation\s*-?%}", "", template) for template in templates]
+    language = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
+    try:
+        return {name for source in sources for name in jinja2.meta.find_undeclared_variables(language.parse(source))}
+    except jinja2.TemplateError as error:
+        raise ConfigError(f"policy.model: its chat template cannot be read ({first_line(error)}); mend it") from error

@@ -29,6 +29,16 @@ from pipeline_lib.tracking.links import local_folder
 from pipeline_lib.tracking.registered_model import MODEL_PREFIX, guarded_registry
 
 PRUNED = "coppice.pruned"
+RUN_IS_GONE = "NOT IN (SELECT run_uuid FROM runs)"
+LEFT_BEHIND = (  # by MLflow, which removes runs alone; a version's own row stays, so that no number comes twice
+    f"DELETE FROM inputs WHERE destination_type = 'RUN' AND destination_id {RUN_IS_GONE}",
+    f"DELETE FROM inputs WHERE source_type = 'RUN_OUTPUT' AND source_id {RUN_IS_GONE}",
+    "DELETE FROM input_tags WHERE input_uuid NOT IN (SELECT input_uuid FROM inputs)",
+    "DELETE FROM datasets WHERE dataset_uuid NOT IN (SELECT source_id FROM inputs) AND dataset_uuid NOT IN"
+    " (SELECT dataset_uuid FROM logged_model_metrics WHERE dataset_uuid IS NOT NULL)",
+    "DELETE FROM model_version_tags WHERE (name, version) IN"
+    " (SELECT name, version FROM model_versions WHERE current_stage = 'Deleted_Internal')",
+)
 MAX_TRACES, MAX_MODELS = 100, 1000  # that MLflow takes, or gives, in one request
 
 
@@ -106,11 +116,17 @@ def half_removed(settings: Settings) -> list[str]:
 
 
 def compact_database(settings: Settings) -> None:
-    """Gives the room of removed rows back to the disk; left out while somebody else works on the database."""
+    """Gives the room of removed runs back to the disk, with the rows that they alone were the reason of.
+
+    Left out while somebody else works on the database, or where another version of MLflow keeps it otherwise.
+    """
     file = sqlite_file(tracking_uri(settings))
     assert file is not None  # only local databases are pruned
     try:
         with closing(sqlite3.connect(file, timeout=5.0)) as connection:
+            with connection:  # all of them or none
+                for statement in LEFT_BEHIND:
+                    connection.execute(statement)
             connection.execute("VACUUM")
     except sqlite3.OperationalError:  # busy: the next time
         return

@@ -27,6 +27,7 @@ PRESET, SEED = "coppice.preset", "coppice.seed"
 PIPELINE_RUNS = f"tags.`{PRESET}` != ''"  # iterations have none
 ACCURACY = re.compile(r"eval/([^/]+)/accuracy")
 PAGE = 1000
+ID_LENGTH = 32  # of MLflow's run ids
 SQLITE = "sqlite:///"
 
 
@@ -106,6 +107,23 @@ def find_run(settings: Settings, beginning: str) -> RunDetails:
     Raises:
         TrackingError: there is none, or more than one.
     """
+    return _details(*_named_run(settings, beginning))
+
+
+def whole_id(settings: Settings, beginning: str) -> str:
+    """A run's id by as much of it as tells it from others; one that is whole is not looked for.
+
+    Raises:
+        TrackingError: there is none, or more than one.
+    """
+    if len(beginning) == ID_LENGTH:
+        return beginning
+    _, run = _named_run(settings, beginning)
+    return str(run.info.run_id)
+
+
+def _named_run(settings: Settings, beginning: str) -> tuple[Any, Any]:
+    """(client, run) of the one whose id begins like this; raises TrackingError as `find_run` does."""
     found = [
         (client, run) for client, run in _runs(settings, None) if beginning and run.info.run_id.startswith(beginning)
     ]
@@ -115,8 +133,7 @@ def find_run(settings: Settings, beginning: str) -> RunDetails:
     if len(found) > 1:
         ids = ", ".join(run.info.run_id[: len(beginning) + 4] for _, run in found[:5])
         raise TrackingError(f"the ids of {len(found)} runs begin with {beginning!r}: {ids}; give more of it")
-    [(client, run)] = found
-    return _details(client, run)
+    return found[0]
 
 
 def running_runs(settings: Settings) -> list[RunSummary]:
