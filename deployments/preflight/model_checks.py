@@ -34,9 +34,9 @@ def check_model(config: PipelineConfig, settings: Settings, findings: Findings) 
         raise ConfigError(
             f"policy.max_context_tokens={config.policy.max_context_tokens}, but the model was made for {longest} tokens"
         )
-    reason = why_not_packed(layout, config.policy.max_context_tokens)
-    if reason is not None:
-        raise ConfigError(f"policy.model={config.policy.model} cannot be trained on packed trees: {reason}")
+    hindrance = why_not_packed(layout, config.policy.max_context_tokens)
+    if hindrance is not None:
+        raise ConfigError(f"policy.model={config.policy.model} cannot be trained on packed trees: {hindrance}")
     trained = training_memory(model, config.train, config.policy.model_copy(update={"device": "cpu"})).num_trained
     kind = "weights" if config.train.full_finetuning else f"weights of a rank-{config.train.lora_rank} adapter"
     return f"{layout.model_type}, {layout.num_hidden_layers} layers; {trained:,} {kind} are trained"
