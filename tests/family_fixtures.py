@@ -52,7 +52,8 @@ def gemma3(**sizes: Any) -> Any:
 
 FAMILIES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "llama": (transformers.LlamaConfig, {}),
-    "qwen2": (transformers.Qwen2Config, {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": WINDOW}),
+    "qwen2": (transformers.Qwen2Config, {}),
+    "qwen2-window": (transformers.Qwen2Config, {"use_sliding_window": True, "max_window_layers": 1} | SLIDING),
     "qwen3": (transformers.Qwen3Config, {}),
     "mistral": (transformers.MistralConfig, {"sliding_window": WINDOW}),
     "phi3": (transformers.Phi3Config, {"sliding_window": WINDOW}),
