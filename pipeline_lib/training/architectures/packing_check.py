@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -50,23 +51,20 @@ def check_packable(trained: TrainedPolicy) -> None:
             with _rounded_otherwise(trained):
                 noise = _distance(_of_model(trained.model, paths)[0], unpacked)
         limit, by_node = NOISE_FACTOR * max(noise, LEAST_NOISE[trained.dtype]), _by_node(unpacked)
-        for reason, compute, expected in (
-            (
-                "its output layer is not all that makes its logits",
-                lambda: _of_logits(trained.head(hidden), paths),
-                unpacked,
-            ),
-            (
-                "its attention is more than masks can say",
-                lambda: _of_packed(trained, tree, PATHS[0]),
-                by_node[: 2 * STEP_TOKENS],
-            ),
-            ("the branches of a tree see each other", lambda: _of_packed(trained, tree), by_node),
-        ):
-            _compare(type(trained.model).__name__, reason, compute, expected, limit)
+        first = len(PATHS[0]) * STEP_TOKENS  # tokens of the first path; no other branch stands before them
+        compare = partial(_compare, type(trained.model).__name__, limit)
+        compare(
+            "its output layer is not all that makes its logits",
+            lambda: _of_logits(trained.head(hidden), paths),
+            unpacked,
+        )
+        compare(
+            "its attention is more than masks can say", lambda: _of_packed(trained, tree, PATHS[0]), by_node[:first]
+        )
+        compare("the branches of a tree see each other", lambda: _of_packed(trained, tree)[first:], by_node[first:])
 
 
-def _compare(name: str, reason: str, compute: Callable[[], Tensor], expected: Tensor, limit: float) -> None:
+def _compare(name: str, limit: float, reason: str, compute: Callable[[], Tensor], expected: Tensor) -> None:
     refusal = f"{name} cannot be trained on packed trees: {reason}"
     try:
         distance = _distance(compute(), expected)
