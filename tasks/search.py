@@ -28,7 +28,7 @@ from pipeline_lib.seeding import derive_seed
 from pipeline_lib.store import PARTIAL, Entry
 from pipeline_lib.types import PolicyRef, Ref, SearchTree
 from tasks.problems import PROBLEMS
-from tasks.runtime.engines import engine_spec, open_policy
+from tasks.runtime.engines import check_trainable, engine_spec, open_policy
 from tasks.runtime.graders import grading_spec, open_grader
 from tasks.runtime.keys import key_of
 from tasks.runtime.progress import Progress
@@ -140,6 +140,7 @@ def search_shard(
             progress.advance()
 
         if to_do:
+            check_trainable(config, policy)
             engine = open_policy(config, policy, to_do)
             progress.count_tokens(lambda: engine.stats.tokens_generated)
             stats = search_trees(

@@ -9,7 +9,7 @@ import torch
 from pipeline_lib.policy import SampleRequest, SamplingParams
 from pipeline_lib.policy.transformers_engine import block_access, pass_plan
 from pipeline_lib.policy.transformers_engine.block_access import BlockAccess
-from pipeline_lib.policy.transformers_engine.block_attention import attend
+from pipeline_lib.policy.transformers_engine.block_attention import ScoreShape, attend
 from pipeline_lib.policy.transformers_engine.kv_cache import BlockCache
 from pipeline_lib.policy.transformers_engine.pass_plan import TokenRows, plan_pass, share_out
 from pipeline_lib.policy.transformers_engine.slots import SlotTable
@@ -85,7 +85,7 @@ def test_attention_over_blocks_equals_plain_attention_row_by_row(
         query = torch.randn(len(rows), 4, 8, generator=generator)
         key, value = (torch.randn(len(rows), 2, 8, generator=generator) for _ in range(2))
         access = BlockAccess(cache, positions, rows, num_prefill)
-        found = attend(access, 0, query, key, value, scaling=0.3, window=window)
+        found = attend(access, 0, query, key, value, ScoreShape(0.3, window))
         for index, (row, position) in enumerate(zip(rows.tolist(), positions.tolist(), strict=True)):
             if row == ROWS - 1:
                 continue

@@ -5,7 +5,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from policy_fixtures import make_requests, write_model, write_tokenizer
-from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
+from transformers import AutoModelForCausalLM, GptOssConfig, GptOssForCausalLM
 
 from pipeline_lib.config import ConfigError, PolicyConfig
 from pipeline_lib.policy import FinishReason, Policy, SampleRequest, SamplingParams, sample_all
@@ -230,9 +230,10 @@ def test_bfloat16_runs_and_claims_no_batch_invariance(model_dir: Path) -> None:
 def test_an_architecture_that_would_be_computed_wrongly_is_refused(tmp_path: Path) -> None:
     sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "head_dim": 8}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
-    Gemma2ForCausalLM(Gemma2Config(**sizes, **heads)).save_pretrained(tmp_path)
+    experts = {"num_local_experts": 2, "num_experts_per_tok": 1, "rope_parameters": {"rope_type": "default"}}
+    GptOssForCausalLM(GptOssConfig(**sizes, **heads, **experts)).save_pretrained(tmp_path)
     write_tokenizer(tmp_path)
-    with pytest.raises(ConfigError, match=r"Gemma2Attention cannot be sampled .*: its attention uses softcap"):
+    with pytest.raises(ConfigError, match=r"GptOssAttention cannot be sampled .*: its attention uses s_aux"):
         open_policy(tmp_path)
 
 

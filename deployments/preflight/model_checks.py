@@ -15,10 +15,11 @@ ADVICE = {
 
 
 def check_model(config: PipelineConfig, settings: Settings, findings: Findings) -> str:
-    """The model's layout loads, its context is long enough, and it has the layers that adapters attach to."""
+    """The model's layout loads, its context is long enough, and it has layers that trees and adapters go with."""
     from transformers import AutoConfig
 
     from pipeline_lib.policy.tokenizers import refuse_own_code
+    from pipeline_lib.training.architectures.layers import why_not_packed
     from pipeline_lib.training.training_memory import training_memory
 
     model = model_folder(config.policy.model, config.policy.revision, weights=False)
@@ -33,6 +34,9 @@ def check_model(config: PipelineConfig, settings: Settings, findings: Findings) 
         raise ConfigError(
             f"policy.max_context_tokens={config.policy.max_context_tokens}, but the model was made for {longest} tokens"
         )
+    hindrance = why_not_packed(layout, config.policy.max_context_tokens)
+    if hindrance is not None:
+        raise ConfigError(f"policy.model={config.policy.model} cannot be trained on packed trees: {hindrance}")
     trained = training_memory(model, config.train, config.policy.model_copy(update={"device": "cpu"})).num_trained
     kind = "weights" if config.train.full_finetuning else f"weights of a rank-{config.train.lora_rank} adapter"
     return f"{layout.model_type}, {layout.num_hidden_layers} layers; {trained:,} {kind} are trained"

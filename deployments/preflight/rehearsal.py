@@ -93,8 +93,9 @@ def rehearse(config: PipelineConfig, problem: Problem, folder: Path) -> Rehearsa
         folder: empty; gets what training writes.
 
     Raises:
-        ConfigError: no rollout has an answer that can be graded.
+        ConfigError: the model cannot be trained on packed trees, or no rollout has an answer that can be graded.
     """
+    _check_training(config)
     base = base_policy(config)
     with _closing_engines(), open_grader(config, problem.dataset) as grader:
         engine = open_policy(config, base, [problem])
@@ -121,6 +122,15 @@ def rehearse(config: PipelineConfig, problem: Problem, folder: Path) -> Rehearsa
         outcomes=_outcomes(tree),
         graded_in_turns=informative is not tree,
     )
+
+
+def _check_training(config: PipelineConfig) -> None:
+    """Opens the policy to be trained, and closes it again: what training refuses is known before a token is sampled."""
+    from pipeline_lib.training.open_policy import load_policy
+
+    device = {"device": "cpu"} if config.train.shard_weights else {}  # whole it may not fit a GPU
+    model_dir = model_folder(config.policy.model, config.policy.revision)
+    load_policy(model_dir, None, config.train, config.policy.model_copy(update=device), seed=config.seed)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Opens the policy to be trained: base weights, the trained adapter, the frozen reference.
 
-One idea: whatever model is named, two forward passes over three tokens tell whether it can be trained
-on packed trees at all; a model that ignores the mask or the positions is refused, not trained wrongly.
+Whatever model is named, a small random tree tells whether it can be trained on packed trees at all, see
+`architectures.packing_check`; a model that would be trained wrongly is refused.
 """
 
 from __future__ import annotations
@@ -11,22 +11,21 @@ import ctypes
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from pipeline_lib.config import ConfigError, PolicyConfig, TrainConfig
 from pipeline_lib.policy.devices import resolve_device
 from pipeline_lib.seeding import derive_seed
-from pipeline_lib.training.batches.batching import PackedBatch
+from pipeline_lib.training.architectures.layers import attention_for
+from pipeline_lib.training.architectures.packing_check import check_packable
 from pipeline_lib.training.trained_policy import REFERENCE, TRAINED, TrainedPolicy
 
-CHECK_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1}
 ADAPTER_CONFIG = "adapter_config.json"
 LINEAR = (torch.nn.Linear, Conv1D)  # the latter is what GPT-2 has in place of the former
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of mallopt(3)
@@ -52,7 +51,8 @@ def load_policy(
         seed: draws the adapter's first weights.
 
     Raises:
-        ValueError: the previous adapter does not fit the configuration, or the model cannot be trained on packed trees.
+        ValueError: the previous adapter does not fit the configuration.
+        ConfigError: the model cannot be trained on packed trees; one line says why.
     """
     device = resolve_device(policy.device)
     dtype = torch.bfloat16 if policy.dtype == "bfloat16" else torch.float32
@@ -98,56 +98,30 @@ def large_tensors_given_back(device: torch.device) -> Iterator[None]:
         mallopt(M_TRIM_THRESHOLD, 2 * KEPT_BYTES)
 
 
-def check_packable(trained: TrainedPolicy) -> None:
-    """Compares a three-token tree with its second path alone, and logits with those of the whole model.
-
-    Raises:
-        ValueError: they differ; the model ignores masks or positions, or does more after its output layer.
-    """
-    tree = _probe(token_ids=[1, 2, 3], positions=[0, 1, 1], subtree_ends=[3, 2, 3])
-    path = _probe(token_ids=[1, 3], positions=[0, 1], subtree_ends=[2, 2])
-    with torch.no_grad(), trained.autocast():
-        packed = trained.head(trained.hidden_states(tree, trained.attention_mask(tree))).float()
-        alone = trained.head(trained.hidden_states(path, trained.attention_mask(path))).float()
-        whole = trained.model(torch.tensor([[1, 3]], device=trained.device), use_cache=False).logits[:, -1].float()
-    tolerance = CHECK_TOLERANCE[trained.dtype] * float(whole.abs().max())
-    for logits, what in (
-        (packed, "tree-packed logits differ from unpacked ones"),
-        (alone, "its logits are more than output layer times hidden state"),
-    ):
-        if float((logits - whole).abs().max()) > tolerance:
-            raise ValueError(
-                f"{type(trained.model).__name__} cannot be trained here: {what}; use a Llama- or Qwen-like model"
-            )
-
-
-def _probe(token_ids: list[int], positions: list[int], subtree_ends: list[int]) -> PackedBatch:
-    last = len(token_ids) - 1
-    return PackedBatch(
-        token_ids=np.array([token_ids]),
-        positions=np.array([positions]),
-        subtree_ends=np.array([subtree_ends]),
-        sources=np.array([last]),
-        targets=np.array([0]),
-        weights=np.ones(1),
-        segments=np.zeros(1, dtype=np.int64),
-        num_pairs=0,
-        num_unique_tokens=len(token_ids),
-    )
-
-
 def _load(source: Path | str, policy: PolicyConfig, dtype: torch.dtype, device: torch.device) -> Any:
     revision = None if Path(source).is_dir() else policy.revision
+    own: dict[str, Any] = {"revision": revision, "trust_remote_code": policy.trust_remote_code}
+    layout = AutoConfig.from_pretrained(source, **own).get_text_config()
     with needs_masks(policy):
         model = AutoModelForCausalLM.from_pretrained(
-            source,
-            revision=revision,
-            dtype=dtype,
-            attn_implementation="sdpa",
-            use_safetensors=True,
-            trust_remote_code=policy.trust_remote_code,
+            source, dtype=dtype, attn_implementation=attention_for(layout), use_safetensors=True, **own
         )
-    return model.to(device)
+    return only_language_model(model.to(device))
+
+
+def only_language_model(model: Any) -> Any:
+    """The model with the weights frozen that lie outside its language model, as towers for images or sound do."""
+    if is_wrapped(model):
+        parts = (model.get_decoder(), model.get_output_embeddings())
+        inside = {id(weight) for part in parts for weight in part.parameters()}
+        for weight in model.parameters():
+            weight.requires_grad_(id(weight) in inside)
+    return model
+
+
+def is_wrapped(model: Any) -> bool:
+    """Whether a language model is but a part of it."""
+    return model.get_decoder() is not model.base_model
 
 
 @contextlib.contextmanager
@@ -198,7 +172,7 @@ def new_adapters(base: Any, config: TrainConfig, *, seed: int) -> PeftModel:
         lora_alpha=config.lora_alpha,
         lora_dropout=0.0,
         use_rslora=config.lora_scaling == "sqrt_rank",
-        target_modules="all-linear" if config.lora_targets == "all" else _attention_layers(base),
+        target_modules=_adapted_layers(base, config.lora_targets),
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng():
@@ -206,19 +180,28 @@ def new_adapters(base: Any, config: TrainConfig, *, seed: int) -> PeftModel:
         return get_peft_model(base, lora, adapter_name=TRAINED)
 
 
-def _attention_layers(base: Any) -> list[str]:
-    """What the names of the linear layers end in that lie in an attention module, and no other layer's does.
+def _adapted_layers(base: Any, which: Literal["all", "attention"]) -> list[str] | str:
+    """The language model's linear layers, or those that lie in an attention module, in PEFT's words.
+
+    Ends of names say it all, unless something else beside the language model has layers of the same names.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: no layer lies in what the libraries call attention.
     """
+    decoder = base.get_decoder() if is_wrapped(base) else base
+    beginning = next(name for name, module in base.named_modules() if module is decoder)
     linear = [name for name, module in base.named_modules() if isinstance(module, LINEAR)]
-    inside = [name for name in linear if "attn" in name or "attention" in name]
+    own = [name for name in linear if name.startswith(beginning)]
+    if which == "all":
+        return own if is_wrapped(base) else "all-linear"
+    inside = [name for name in own if "attn" in name or "attention" in name]
     if not inside:
         raise ConfigError(
             f"train.lora_targets=attention: {type(base).__name__} has no linear layer in a module called attention; "
             "set train.lora_targets=all"
         )
+    if is_wrapped(base):
+        return inside
     others = [f".{name}" for name in linear if name not in inside]
     return sorted({_own_ending(name, others) for name in inside})
 

@@ -22,6 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from pipeline_lib.training.architectures.attention_masks import Masks, tree_masks
+from pipeline_lib.training.architectures.output_layer import output_layer
 from pipeline_lib.training.batches.batching import PackedBatch
 from pipeline_lib.training.processes.sharding import give_weights_back, shard, whole_tensors
 
@@ -80,20 +82,18 @@ class TrainedPolicy:
         return device
 
     @property
+    def layout(self) -> Any:
+        """Configuration of the language model; of a wrapped one not that of what is around it."""
+        return self.model.config.get_text_config()
+
+    @property
     def head(self) -> nn.Module:
         """The output layer, hidden states to logits."""
-        return cast(nn.Module, self.model.get_output_embeddings())
+        return output_layer(self.model)
 
     @property
     def reference_head(self) -> nn.Module:
-        return self.head if self.frozen is None else cast(nn.Module, self.frozen.get_output_embeddings())
-
-    @property
-    def attention_window(self) -> int | None:
-        """Longest path, in tokens, that sliding-window layers leave exact; None without such layers."""
-        config = self.model.config
-        window = getattr(config, "sliding_window", None)
-        return int(window) if window and getattr(config, "use_sliding_window", True) else None
+        return self.head if self.frozen is None else output_layer(self.frozen)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Trainable parameters by name, in a fixed order."""
@@ -101,7 +101,7 @@ class TrainedPolicy:
         return {
             name: parameter
             for name, parameter in owner.named_parameters()
-            if self.adapters is None or f".{TRAINED}." in name
+            if (parameter.requires_grad if self.adapters is None else f".{TRAINED}." in name)
         }
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -110,11 +110,11 @@ class TrainedPolicy:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
-    def hidden_states(self, batch: PackedBatch, mask: Tensor) -> Tensor:
+    def hidden_states(self, batch: PackedBatch, mask: Masks) -> Tensor:
         """`[M, H]` hidden states that predict the batch's scored tokens, with gradient."""
         return self._run(self.model, batch, mask)
 
-    def reference_hidden_states(self, batch: PackedBatch, mask: Tensor) -> Tensor:
+    def reference_hidden_states(self, batch: PackedBatch, mask: Masks) -> Tensor:
         """`[M, H]` the same under the reference, without gradient."""
         with torch.no_grad(), self.reference_active() as reference:
             return self._run(reference, batch, mask)
@@ -134,13 +134,9 @@ class TrainedPolicy:
             finally:
                 self.adapters.set_adapter(TRAINED)
 
-    def attention_mask(self, batch: PackedBatch) -> Tensor:
-        """`[B, 1, T, T]` additive mask: 0 where token i may see token j, i.e. ``j <= i < subtree_ends[j]``."""
-        ends = torch.from_numpy(batch.subtree_ends).to(self.device)
-        columns = torch.arange(ends.shape[1], device=self.device)
-        hidden = (columns[None, :] > columns[:, None]) | (columns[:, None] >= ends[:, None, :])
-        mask = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device)
-        return mask.masked_fill_(hidden, torch.finfo(self.dtype).min)[:, None]
+    def attention_mask(self, batch: PackedBatch) -> Masks:
+        """What each kind of layer may see of the batch's trees, see `tree_masks`."""
+        return tree_masks(batch, self.layout, self.device, self.dtype)
 
     def save(self, output_dir: Path, *, base_model: str, write: bool = True) -> None:
         """Writes a PEFT adapter folder, or a model folder after full fine-tuning; equal weights give equal bytes.
@@ -172,7 +168,7 @@ class TrainedPolicy:
         named = (*self.model.named_parameters(remove_duplicate=False), *self.model.named_buffers())
         return whole_tensors({name: tensor for name, tensor in named if name in saved}, keep=keep)
 
-    def _run(self, model: Any, batch: PackedBatch, mask: Tensor) -> Tensor:
+    def _run(self, model: Any, batch: PackedBatch, mask: Masks) -> Tensor:
         with self.autocast():
             output = model.get_decoder()(
                 input_ids=torch.from_numpy(batch.token_ids).to(self.device),

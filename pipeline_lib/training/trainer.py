@@ -67,7 +67,6 @@ def take_updates(
         torch.set_num_threads(job.policy.num_threads)
     with large_tensors_given_back(device):
         trained = _load_policy(job, device, team)
-        _check_window(trained, trees)
         _, probe = next(_planned(trained, job, trees, team))
         before = log_probs_of(trained, probe, team)  # as training starts, also where it goes on from a checkpoint
         history = _optimise(trained, job, trees, on_update, team)
@@ -129,7 +128,7 @@ def _planned(
             order,
             tokens_per_update=job.config.tokens_per_update,
             tokens_per_microbatch=job.config.tokens_per_microbatch,
-            break_even_tokens=6 * int(trained.model.config.hidden_size),  # see `batching`
+            break_even_tokens=6 * int(trained.layout.hidden_size),  # see `batching`
             num_processes=team.size,
         ):
             yield epoch, batches
@@ -152,16 +151,6 @@ def _clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> floa
     """Scales the gradients in place to a norm of at most `max_norm`; returns the norm that they had."""
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-
-
-def _check_window(trained: TrainedPolicy, trees: Sequence[PackedTree]) -> None:
-    window = trained.attention_window
-    longest = max(int(tree.positions.max()) + 1 for tree in trees)
-    if window is not None and longest > window:
-        raise ValueError(
-            f"a path of {longest} tokens is longer than the model's attention window of {window}; "
-            "lower search.max_new_tokens"
-        )
 
 
 def _fingerprint(job: Job, trees: Sequence[PackedTree]) -> str:

@@ -20,10 +20,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipeline_lib.config import PolicyConfig, TrainConfig
 from pipeline_lib.policy.devices import resolve_device
+from pipeline_lib.training.architectures.layers import attention_for
 from pipeline_lib.training.batches.batching import PackedBatch
 from pipeline_lib.training.gradients import batch_terms
 from pipeline_lib.training.log_probs import LOGITS_PER_CHUNK
-from pipeline_lib.training.open_policy import needs_masks, new_adapters
+from pipeline_lib.training.open_policy import needs_masks, new_adapters, only_language_model
 from pipeline_lib.training.trained_policy import TrainedPolicy
 
 LAYERS_AT_ONCE = 2  # that FSDP holds whole: the one that computes and the next
@@ -84,7 +85,7 @@ def training_memory(
             batch_terms(trained, batch, with_reference=config.needs_reference)
         sizes = {id(p): p.numel() for p in trained.trainable().values()}
         frozen = sum(p.nbytes for p in trained.model.parameters() if id(p) not in sizes)
-        layout = trained.model.config.get_text_config()
+        layout = trained.layout
     reference = 0 if trained.frozen is None else sum(p.nbytes for p in trained.frozen.parameters())
     num_shards = config.num_processes if config.shard_weights else 1
     activations = sum(kept.values())
@@ -131,9 +132,13 @@ def _without_data(model_dir: Path | str, config: TrainConfig, policy: PolicyConf
     device, dtype = resolve_device(policy.device), getattr(torch, policy.dtype)
 
     def load(dtype: torch.dtype) -> Any:
-        own = {"dtype": dtype, "attn_implementation": "sdpa", "trust_remote_code": trusted}
+        own = {
+            "dtype": dtype,
+            "attn_implementation": attention_for(layout.get_text_config()),
+            "trust_remote_code": trusted,
+        }
         with needs_masks(policy):
-            return AutoModelForCausalLM.from_config(layout, **own)
+            return only_language_model(AutoModelForCausalLM.from_config(layout, **own))
 
     with torch.device("meta"):
         if config.full_finetuning:

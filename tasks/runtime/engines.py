@@ -185,6 +185,18 @@ def open_policy(config: PipelineConfig, policy: PolicyRef, problems: list[Proble
     return engines.open(config, policy, dataset=problems[0].dataset)
 
 
+def check_trainable(config: PipelineConfig, policy: PolicyRef) -> None:
+    """Raises ConfigError where the model's configuration says that training cannot use what a search would find.
+
+    Args:
+        config: context and revision.
+        policy: its base is looked at; no weights are read.
+    """
+    from pipeline_lib.training.architectures.layers import check_layers
+
+    check_layers(model_folder(policy.base_model, policy.revision, weights=False), config.policy)
+
+
 def _open_scripted(config: PipelineConfig, policy: PolicyRef, problems: list[Problem]) -> Policy:
     """The scripted backend: worked solutions with seeded mistakes, tokenised as the model would."""
     from pipeline_lib.policy.scripted import ScriptedPolicy

@@ -12,7 +12,7 @@ Letters beside those of `block_access`: Hq query heads, G = Hq / Hkv of them sha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +22,21 @@ from pipeline_lib.config import ConfigError
 from pipeline_lib.policy.transformers_engine.block_access import BlockAccess, BlockRead
 
 ATTENTION_NAME = "coppice-blocks"
-_UNSUPPORTED = ("softcap", "s_aux", "position_bias")  # would change the result if they were ignored
+_UNSUPPORTED = ("s_aux", "position_bias")  # would change the result if they were ignored
+
+
+class ScoreShape(NamedTuple):
+    """What a layer makes of the products of queries and keys before it takes their softmax.
+
+    Args:
+        scaling: they are multiplied by it.
+        window: a row sees so many positions at most, its own the last; None for all.
+        softcap: c of ``c * tanh(scores / c)``; None for none.
+    """
+
+    scaling: float
+    window: int | None = None
+    softcap: float | None = None
 
 
 def block_attention(
@@ -34,6 +48,7 @@ def block_attention(
     *,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
     block_access: BlockAccess | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
@@ -53,36 +68,42 @@ def block_attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     by_row = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
     layer: Any = module.layer_idx
-    output = attend(block_access, layer, by_row[0], by_row[1], by_row[2], scaling=scale, window=sliding_window)
+    shape = ScoreShape(scale, sliding_window, softcap)
+    output = attend(block_access, layer, by_row[0], by_row[1], by_row[2], shape)
     return output[None], None
 
 
 AttentionInterface.register(ATTENTION_NAME, block_attention)
 
 
-def attend(
-    access: BlockAccess, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int | None
-) -> Tensor:
-    """Stores each row's key and value, then attends: ``softmax(q k^T * scaling + mask) v``.
+def attend(access: BlockAccess, layer: int, query: Tensor, key: Tensor, value: Tensor, shape: ScoreShape) -> Tensor:
+    """Stores each row's key and value, then attends: ``softmax(cap(q k^T * scaling) + mask) v``.
 
     Shapes: query `[T, Hq, D]`, key and value `[T, Hkv, D]`, result `[T, Hq, D]`.
     """
     num_heads, num_prefill = key.shape[1], access.num_prefill
     keys, values = access.cache.write(layer, key, value, places=access.places(num_heads), num_blocks=access.num_blocks)
-    by_row_head = (query * scaling).reshape(len(query) * num_heads, -1, query.shape[-1])
-    mask = access.mask(window, query.dtype)
+    by_row_head = (query * shape.scaling).reshape(len(query) * num_heads, -1, query.shape[-1])
+    mask = access.mask(shape.window, query.dtype)
     prefill_reads, decode_reads = access.reads(num_heads)
     cut = num_prefill * num_heads
     parts = []
     if prefill_reads:
-        parts.append(attend_blocks(by_row_head[:cut], keys, values, mask[:num_prefill], prefill_reads))
+        parts.append(attend_blocks(by_row_head[:cut], keys, values, mask[:num_prefill], prefill_reads, shape.softcap))
     if decode_reads:
-        parts.append(attend_blocks(by_row_head[cut:], keys, values, mask[num_prefill:], decode_reads))
+        parts.append(attend_blocks(by_row_head[cut:], keys, values, mask[num_prefill:], decode_reads, shape.softcap))
     return torch.cat(parts).reshape(query.shape)
 
 
-def attend_blocks(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, reads: Sequence[BlockRead]) -> Tensor:
-    """Attention of R rows to the blocks that they read: ``softmax(q k^T + mask) v``, summed block by block.
+def attend_blocks(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    reads: Sequence[BlockRead],
+    softcap: float | None = None,
+) -> Tensor:
+    """Attention of R rows to the blocks that they read: ``softmax(cap(q k^T) + mask) v``, summed block by block.
 
     Args:
         query: `[R * Hkv, G, D]`, scaled.
@@ -90,11 +111,14 @@ def attend_blocks(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, rea
         values: `[blocks, rows, Hkv, BLOCK, D]`.
         mask: `[R, 1, 1, L]`; minus infinity wherever a row sees nothing, blocks that it does not read included.
         reads: of each block up to the last one that a row sees; all rows read the first one.
+        softcap: see `ScoreShape`.
     """
     num_row_heads, size = len(query), keys.shape[3]
     scores = torch.cat(
         [_block_scores(query, _stored(keys[b], read, num_row_heads), read) for b, read in enumerate(reads)], dim=-1
     )
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
     by_row = scores.view(len(mask), -1, *scores.shape[1:])
     by_row.add_(mask[..., : scores.shape[-1]])
     probs = torch.softmax(by_row, dim=-1, dtype=torch.float32).to(query.dtype).view(scores.shape)

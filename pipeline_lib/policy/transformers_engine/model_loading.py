@@ -48,7 +48,7 @@ def load_model(
         )
     except (OSError, ValueError) as error:
         raise ConfigError(f"policy.model={model_dir}: cannot load it: {first_line(error)}") from error
-    kinds = set(getattr(model.config, "layer_types", None) or ()) - _ATTENTION_LAYERS
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ()) - _ATTENTION_LAYERS
     if kinds:
         raise ConfigError(f"policy.model={model_dir}: layers of kind {sorted(kinds)[0]} have no key-value cache here")
     if adapter_dir is not None:

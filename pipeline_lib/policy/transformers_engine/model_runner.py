@@ -74,8 +74,9 @@ def is_batch_invariant(model: Any, device: torch.device) -> bool:
         rows.fill(np.arange(len(which)), np.arange(len(which)), np.full(len(which), position), which)
         return runner.forward(rows)
 
-    rope = getattr(model.config, "rope_parameters", None) or {}
-    if device.type != "cpu" or model.dtype != torch.float32 or rope.get("rope_type") in _BATCH_DEPENDENT_ROPE:
+    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    kinds = {part.get("rope_type") for part in (rope, *rope.values()) if isinstance(part, dict)}  # or by kind of layer
+    if device.type != "cpu" or model.dtype != torch.float32 or kinds & _BATCH_DEPENDENT_ROPE:
         decode(ModelRunner(model, 2, device), tokens[:1], 0)
         return False
     some = slice(small, 2 * small)

@@ -72,7 +72,7 @@ class TransformersPolicy:
         self.capacity = config.max_batch
         self.stats = EngineStats()
         model: Any = load_model(model_dir, adapter_dir, config, device)
-        longest = getattr(model.config, "max_position_embeddings", None) or config.max_context_tokens
+        longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or config.max_context_tokens
         context = min(config.max_context_tokens, longest)
         self._limits = ModelLimits(context, int(model.get_input_embeddings().num_embeddings))
         declared = declared_end_ids(model_dir, config.revision if isinstance(model_dir, str) else None)

@@ -136,7 +136,7 @@ class VllmEngine:
             with threads_stay_settable(self._config), warnings.catch_warnings(action="ignore"):
                 arguments = engine_arguments(self._vllm, model_dir, self._config, lora_rank=self._lora_rank)
                 self._engine = self._vllm.LLMEngine.from_engine_args(arguments)
-        except (ValueError, OSError, RuntimeError, ImportError) as error:
+        except (AssertionError, ValueError, OSError, RuntimeError, ImportError) as error:
             self.close()
             raise ConfigError(f"policy.backend=vllm cannot start on {model_dir}: {first_line(error)}") from error
         self._model_dir, self._answers = model_dir, ProbeAnswers()
