@@ -121,7 +121,8 @@ def only_language_model(model: Any) -> Any:
 
 def is_wrapped(model: Any) -> bool:
     """Whether a language model is but a part of it."""
-    return model.get_decoder() is not model.base_model
+    get_decoder = getattr(model, "get_decoder", None)  # a model's own code may have none
+    return get_decoder is not None and get_decoder() is not model.base_model
 
 
 @contextlib.contextmanager
