@@ -96,3 +96,24 @@ def test_attention_over_blocks_equals_plain_attention_row_by_row(
             expected = plain_attention(query[index], keys, values, scaling=0.3)
             torch.testing.assert_close(found[index], expected, rtol=1e-5, atol=1e-5)
     assert lengths == {3: 16, 1: 5, 0: 8, 2: 3, 4: 9}
+
+
+@pytest.mark.parametrize("window", [None, 90])
+def test_prompts_read_in_place_come_to_the_bits_of_blocks_copied_for_each_row(window: int | None) -> None:
+    """Three prompts behind beginnings of their own, two of them over several blocks, and rows of padding."""
+    generator = torch.Generator().manual_seed(1)
+    cache = BlockCache(ROWS, torch.device("cpu"))
+    wanted = [(3, 70 + i) for i in range(140)] + [(1, i) for i in range(9)] + [(4, 60 + i) for i in range(8)]
+    wanted += [(ROWS - 1, 0)] * 3
+    rows, positions = (np.array(column) for column in zip(*wanted, strict=True))
+    access = BlockAccess(cache, positions, rows, len(rows))
+    query = torch.randn(len(rows), 9, 64, generator=generator)
+    cache.write(0, *torch.randn(2, len(rows), 3, 64, generator=generator), places=access.places(3), num_blocks=access.num_blocks)
+    for store in (cache.keys[0], cache.values[0]):
+        store.copy_(torch.randn(store.shape, generator=generator))
+    key, value = (torch.randn(len(rows), 3, 64, generator=generator) for _ in range(2))
+    shape = ScoreShape(0.125, window, 30.0)
+    in_place = attend(access, 0, query, key, value, shape)
+    cache.on_cpu = False
+    copied = attend(access, 0, query, key, value, shape)
+    assert torch.equal(in_place, copied)

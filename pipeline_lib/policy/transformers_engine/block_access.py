@@ -34,6 +34,22 @@ class BlockRead(NamedTuple):
     sources: Tensor | None
 
 
+class Stretch(NamedTuple):
+    """Rows of one pass, one after the other, that prefill the same storage row.
+
+    Args:
+        start: the first of them.
+        stop: after the last of them.
+        source: the storage row.
+        readers: for each block up to the last one that any of them sees the first of them that does.
+    """
+
+    start: int
+    stop: int
+    source: int
+    readers: tuple[int, ...]
+
+
 class BlockAccess:
     """The cache, and what one forward pass does with it.
 
@@ -52,6 +68,7 @@ class BlockAccess:
         self._places: dict[int, Tensor] = {}  # by number of heads
         self._reads: dict[int, tuple[list[BlockRead], list[BlockRead]]] = {}  # by number of heads
         self._masks: dict[int | None, Tensor] = {}  # by window
+        self._stretches: list[Stretch] | None = None
 
     def places(self, num_heads: int) -> Tensor:
         """`[T * Hkv]` int64: where each row's heads go in storage seen as lines of D; made once for all layers."""
@@ -72,6 +89,20 @@ class BlockAccess:
                 [self._in_place(readers, num_heads) for readers in self._readers(decode, most_picked=most_picked)],
             )
         return self._reads[num_heads]
+
+    def stretches(self) -> list[Stretch]:
+        """The rows that prefill, by the storage row that they read; made once for all layers."""
+        if self._stretches is None:
+            rows = self._rows[: self.num_prefill]
+            ends = [*(np.flatnonzero(np.diff(rows)) + 1).tolist(), len(rows)] if len(rows) else []
+            self._stretches = [self._stretch(*span) for span in zip([0, *ends[:-1]], ends, strict=True)]
+        return self._stretches
+
+    def _stretch(self, start: int, stop: int) -> Stretch:
+        positions = self._positions[start:stop]
+        blocks = np.arange(0, int(positions[-1]) + 1, self.cache.block)  # where each begins; positions ascend
+        readers = tuple((start + np.searchsorted(positions, blocks)).tolist())
+        return Stretch(start, stop, int(self._rows[start]), readers)
 
     def mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
         """`[T, 1, 1, L]` of 0 where a row may look and minus infinity where not; made once for all layers.

@@ -20,6 +20,7 @@ from transformers import AttentionInterface
 
 from pipeline_lib.config import ConfigError
 from pipeline_lib.policy.transformers_engine.block_access import BlockAccess, BlockRead
+from pipeline_lib.policy.transformers_engine.prompt_attention import attend_stretches
 
 ATTENTION_NAME = "coppice-blocks"
 _UNSUPPORTED = ("s_aux", "position_bias")  # would change the result if they were ignored
@@ -88,7 +89,10 @@ def attend(access: BlockAccess, layer: int, query: Tensor, key: Tensor, value: T
     prefill_reads, decode_reads = access.reads(num_heads)
     cut = num_prefill * num_heads
     parts = []
-    if prefill_reads:
+    if prefill_reads and access.cache.on_cpu:
+        by_row = by_row_head[:cut].view(num_prefill, num_heads, *by_row_head.shape[1:])
+        parts.append(attend_stretches(by_row, keys, values, mask[:num_prefill], access.stretches(), shape.softcap))
+    elif prefill_reads:
         parts.append(attend_blocks(by_row_head[:cut], keys, values, mask[:num_prefill], prefill_reads, shape.softcap))
     if decode_reads:
         parts.append(attend_blocks(by_row_head[cut:], keys, values, mask[num_prefill:], decode_reads, shape.softcap))
