@@ -12,7 +12,7 @@ from pipeline_lib.study.comparison import choose_tries
 from pipeline_lib.study.grid import Cell, StudyConfig
 from pipeline_lib.study.study_tables import study_json, study_markdown
 from tasks.runtime.artifacts import show_markdown
-from tasks.study.cells import cell_result, end_cells, run_cell
+from tasks.study.cells import cell_result, cells_end_with_it, run_cell
 
 
 @flow(name="study", flow_run_name="study-{study.name}", validate_parameters=True)
@@ -24,11 +24,9 @@ def run_study(study: StudyConfig) -> dict[str, Any]:
     3. Let methods from outside sample as many tokens as the reference did, in the same two steps.
     4. Make the tables.
     """
-    try:
+    with cells_end_with_it():
         trials, results = run_methods(study, "run", [])
         more_trials, more_results = run_methods(study, "grpo", results)
-    finally:
-        end_cells()
     found = study_json(study, [*trials, *more_trials], [*results, *more_results])
     show_markdown(study_markdown(found), key="study", description=study.name)
     return found

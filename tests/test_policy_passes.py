@@ -108,7 +108,9 @@ def test_prompts_read_in_place_come_to_the_bits_of_blocks_copied_for_each_row(wi
     rows, positions = (np.array(column) for column in zip(*wanted, strict=True))
     access = BlockAccess(cache, positions, rows, len(rows))
     query = torch.randn(len(rows), 9, 64, generator=generator)
-    cache.write(0, *torch.randn(2, len(rows), 3, 64, generator=generator), places=access.places(3), num_blocks=access.num_blocks)
+    cache.write(
+        0, *torch.randn(2, len(rows), 3, 64, generator=generator), places=access.places(3), num_blocks=access.num_blocks
+    )
     for store in (cache.keys[0], cache.values[0]):
         store.copy_(torch.randn(store.shape, generator=generator))
     key, value = (torch.randn(len(rows), 3, 64, generator=generator) for _ in range(2))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from pipeline_lib.study.grid import Cell
 
 COMMAND = (sys.executable, "-m", "deployments.command.app")
 _RUNNING: set[subprocess.Popen[bytes]] = set()
+_ENDED = threading.Event()  # set once no cell may begin any more
 
 
 class CellError(RuntimeError):
@@ -50,8 +53,10 @@ def run_cell(cell: Cell, study: str) -> dict[str, Any] | State[Any]:
     """Runs a cell to its end, unless its summary is there.
 
     Raises:
-        CellError: its command failed; what it finished is kept, and the next attempt goes on from there.
+        CellError: its command failed, or the study has ended; what it finished is kept, and the next attempt goes on.
     """
+    if _ENDED.is_set():
+        raise CellError(f"{cell.label}: the study was ended before it began")
     folder = study_folder(study)
     summary = folder / f"{cell.key}.json"
     if summary.is_file():
@@ -73,15 +78,23 @@ def cell_result(cell: Cell, study: str) -> CellResult:
     return result_of(cell, summary)
 
 
-def end_cells() -> None:
-    """Ends the runs that are still going on, as a scheduler does: they leave their stages in order."""
-    for process in list(_RUNNING):
-        process.terminate()
+@contextmanager
+def cells_end_with_it() -> Iterator[None]:
+    """When the block ends, so do cells that are going on, as a scheduler ends them, and none that waits begins."""
+    _ENDED.clear()
+    try:
+        yield
+    finally:
+        _ENDED.set()
+        for process in list(_RUNNING):
+            process.terminate()
 
 
 def _wait_for(command: Sequence[str], output: Any) -> int:
     process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
     _RUNNING.add(process)
+    if _ENDED.is_set():  # it ended while this one began
+        process.terminate()
     try:
         return process.wait()
     finally:
