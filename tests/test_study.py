@@ -105,6 +105,8 @@ def test_two_methods_of_one_name_and_an_unknown_reference_are_refused() -> None:
         small_study(methods=(METHODS[0], METHODS[0]))
     with pytest.raises(ValueError, match="'c' is none of the methods a, b"):
         small_study(reference="c")
+    with pytest.raises(ValueError, match="'g' comes from outside"):
+        small_study(methods=(*METHODS, Method(name="g", kind="grpo")), reference="g")
 
 
 def test_an_iteration_that_did_not_train_leaves_the_policy_as_it_was() -> None:
@@ -195,6 +197,9 @@ def test_methods_of_ones_own_come_from_a_file(tmp_path: Path) -> None:
     assert len(study.methods[0].tries) == 2
     file.write_text("- {name: mine, setting: []}\n")
     with pytest.raises(ConfigError, match=r"m\.yaml: 0\.setting: Extra inputs"):
+        with_methods(study, file)
+    file.write_text("- {name: mine}\n- {name: mine}\n")
+    with pytest.raises(ConfigError, match=r"m\.yaml: Value error, two methods have one name"):
         with_methods(study, file)
     file.write_text("- {name: [\n")
     with pytest.raises(ConfigError, match=r"m\.yaml: while parsing"):

@@ -114,11 +114,14 @@ def with_methods(study: StudyConfig, file: Path) -> StudyConfig:
     from pydantic import TypeAdapter, ValidationError
 
     from pipeline_lib.config import ConfigError
-    from pipeline_lib.study.grid import Method
+    from pipeline_lib.study.grid import Method, StudyConfig
 
     try:
         listed = yaml.safe_load(file.read_text(encoding="utf-8"))
         methods = TypeAdapter(tuple[Method, ...]).validate_python(listed)
+        own = {method.name for method in methods}
+        reference = [method for method in study.methods if method.name == study.reference and method.name not in own]
+        return StudyConfig(**(dict(study) | {"methods": (*methods, *reference)}))
     except OSError as error:
         raise ConfigError(f"--methods {file}: {error.strerror}") from None
     except yaml.YAMLError as error:
@@ -126,7 +129,4 @@ def with_methods(study: StudyConfig, file: Path) -> StudyConfig:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"--methods {file}: {place}: {first['msg']}") from None
-    own = {method.name for method in methods}
-    reference = [method for method in study.methods if method.name == study.reference and method.name not in own]
-    return study.model_copy(update={"methods": (*methods, *reference)})
+        raise ConfigError(f"--methods {file}: {place}{': ' if place else ''}{first['msg']}") from None

@@ -91,6 +91,8 @@ class StudyConfig(ConfigGroup):
             raise ValueError("two methods have one name; the tables could not tell them apart")
         if self.reference not in names:
             raise ValueError(f"reference {self.reference!r} is none of the methods {', '.join(names)}")
+        if any(method.kind != "run" for method in self.methods if method.name == self.reference):
+            raise ValueError(f"reference {self.reference!r} comes from outside; its budget would be its own result")
         return self
 
     def trials(self, kind: str) -> Iterator[Cell]:
