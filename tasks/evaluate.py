@@ -14,7 +14,7 @@ from pipeline_lib.store import Entry, canonical_json, read_json, write_json
 from pipeline_lib.types import EvalReport, PolicyRef, Ref
 from tasks.problems import PROBLEMS
 from tasks.runtime.engines import engine_spec, open_policy
-from tasks.runtime.graders import extractor, grading_spec, open_grader, yardstick_spec
+from tasks.runtime.graders import as_evaluated, extractor, grading_spec, open_grader, yardstick_spec
 from tasks.runtime.keys import key_of
 from tasks.runtime.progress import Progress
 from tasks.runtime.stage import Done, open_store, stage
@@ -26,12 +26,14 @@ VOTES = 2
 
 
 def _spec(*, config: PipelineConfig, problems: Ref, policy: PolicyRef, split: str, name: str) -> dict[str, Any]:
-    unread = {"datasets", "num_problems"} | (set() if config.evaluation.num_samples else {"temperature", "top_p"})
+    unread = {"datasets", "num_problems", "grader"} | (
+        set() if config.evaluation.num_samples else {"temperature", "top_p"}
+    )
     return {
         "evaluation": key_of(config.evaluation, without=unread),
         "engine": engine_spec(config, policy, _dataset(config, split, name)),
         "policy_id": policy.policy_id,
-        **grading_spec(config, _dataset(config, split, name)),
+        **grading_spec(as_evaluated(config), _dataset(config, split, name)),
         "seed": config.seed,
         "split": split,
         **({"votes": VOTES} if config.evaluation.num_samples else {}),
@@ -62,7 +64,7 @@ def evaluate_policy(
     engine = open_policy(config, policy, asked)
     progress.count_tokens(lambda: engine.stats.tokens_generated)
     failed = Counter({name: -getattr(engine.stats, name) for name in FAILURES})
-    with open_grader(config, dataset) as grader:
+    with open_grader(as_evaluated(config), dataset) as grader:
         report, predictions = evaluate(
             asked,
             engine,
@@ -86,7 +88,7 @@ def _yardstick(config: PipelineConfig, problems: Ref, dataset: str) -> str:
     """What two policies must share for their accuracies to be compared."""
     shared = {
         "problems": problems.sha256,
-        **yardstick_spec(config, dataset),
+        **yardstick_spec(as_evaluated(config), dataset),
         "max_new_tokens": config.evaluation.max_new_tokens,
         **_truncated_key(config),
     }

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from pipeline_lib.config import PipelineConfig
 from pipeline_lib.policy.model_folders import model_folder
 from pipeline_lib.seeding import derive_seed
@@ -104,7 +106,9 @@ def replayed_from(config: PipelineConfig, records: Sequence[IterationRecord]) ->
 
 
 class _TokenProgress:
-    """A training's progress in tokens; how many an epoch takes is counted before they are packed, so nearly right.
+    """A training's progress in scored tokens, those of context left out: packing changes how many of these there are.
+
+    What ends an answer is counted too while it goes on, so it is nearly right.
 
     Args:
         iteration: which one is trained.
@@ -113,18 +117,21 @@ class _TokenProgress:
     """
 
     def __init__(self, iteration: int, examples: Sequence[TrainingExample], num_epochs: int) -> None:
-        trees = [example.tree for example in examples if example.weights.any() or len(example.pairs)]
-        tokens = sum(len(tree.prompt_token_ids) + sum(map(len, tree.token_ids)) for tree in trees)
+        tokens = sum(
+            len(example.tree.token_ids[step])
+            for example in examples
+            for step in (*np.flatnonzero(example.weights), *np.ravel(example.pairs))
+        )
         self._progress = Progress(f"train {iteration}", max(1, num_epochs * tokens))
-        self._trained, self._unique, self._num_updates = 0.0, 0.0, 0
+        self._trained, self._scored, self._num_updates = 0.0, 0.0, 0
         self._progress.count_tokens(lambda: self._trained)
 
     def on_update(self, update: Mapping[str, float]) -> None:
         """Counts an update; those before a kill are not told, and taken for as large as the others."""
         self._trained += update["num_tokens"]
-        self._unique += update["num_unique_tokens"]
+        self._scored += update["num_scored_tokens"]
         self._num_updates += 1
-        done = self._unique / self._num_updates * (update["update"] + 1)
+        done = self._scored / self._num_updates * (update["update"] + 1)
         self._progress.reach(min(round(done), self._progress.total - 1))
 
     def end(self) -> None:

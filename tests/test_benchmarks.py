@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from benchmarks.measuring import Cost, Figure, clock_for, speedup
+from benchmarks.measuring import Cost, Figure, clock_for, in_turns, paired_speedup, speedup
 from benchmarks.search_dials import CURRICULUM, DIALS, FRESH, Yield, measure, table
 from benchmarks.search_throughput import throughput_figure
 from benchmarks.steps import step_figures
@@ -30,6 +30,22 @@ def test_a_speedup_compares_the_best_turns_by_the_chosen_clock():
     by_cpu = speedup("a.b", fast, slow, clock="cpu", target=4.0, labels=("f", "s"))
     assert by_cpu.value == 10 / (20 / 3)
     assert by_cpu.is_met is False
+
+
+def test_pairs_count_by_their_median_so_that_one_lucky_turn_decides_nothing():
+    fast, slow = [Cost(10, wall, wall) for wall in (1, 5, 10, 10)], [Cost(10, 10, 10)] * 4
+    figure = paired_speedup("a.b", fast, slow, clock="wall", target=2.0, labels=("f", "s"))
+    assert figure.value == 1.5
+    assert not figure.is_met
+    assert figure.details["quartiles"] == [1, 4]
+    assert speedup("a.b", fast, slow, clock="wall", target=2.0, labels=("f", "s")).value == 10
+
+
+def test_none_always_comes_first_where_turns_alternate():
+    order = []
+    works = {name: lambda turn, name=name: order.append(name) or 1.0 for name in "ab"}
+    in_turns(works, rounds=3, alternating=True)
+    assert "".join(order) == "abbaab"
 
 
 def test_a_shared_core_is_noticed():

@@ -20,7 +20,7 @@ from pipeline_lib.policy.codec import TokenizerCodec
 from pipeline_lib.policy.model_folders import TINY_BASE
 from pipeline_lib.policy.prompting.conversation import Conversation, Shot
 from pipeline_lib.policy.tokenizers import load_codec
-from pipeline_lib.problems.draw import hold_out
+from pipeline_lib.problems.draw import draw_shots, hold_out
 from pipeline_lib.problems.formats import answer_mark
 from pipeline_lib.problems.run_sets import training_pool
 from pipeline_lib.problems.sources import load_problems, worked_solutions
@@ -218,6 +218,14 @@ def test_generated_problems_are_solved_step_by_step() -> None:
     shots = shots_for(apply_overrides(PipelineConfig(), ["policy.num_shots=2"]))
     assert [len(shots), *("####" in shot.solution for shot in shots)] == [3, True, True, True]
     assert all("\n" in shot.solution for shot in shots)
+
+
+@pytest.mark.parametrize("dataset", ["tiny-arithmetic", "tiny-algebra"])
+def test_examples_are_of_as_many_levels_as_there_are(dataset: str) -> None:
+    config = apply_overrides(PipelineConfig(), [f"problems.dataset={dataset}", "policy.num_shots=3"])
+    drawn = draw_shots(training_pool(config), 3, num_validation=config.problems.num_validation, validation_seed=0)
+    assert len({problem.metadata["level"] for problem in drawn}) == 3
+    assert [shot.question for shot in shots_for(config)[:3]] == [problem.question for problem in drawn]
 
 
 def test_beside_worked_examples_every_set_is_asked_as_they_are() -> None:

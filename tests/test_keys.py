@@ -18,7 +18,7 @@ from pipeline_lib.types import GateDecision, IterationRecord, PolicyRef, Ref
 from tasks import evaluate, gate
 from tasks import record as record_stage
 from tasks.runtime.engines import engine_spec
-from tasks.runtime.graders import open_grader
+from tasks.runtime.graders import as_evaluated, open_grader
 from tasks.runtime.keys import key_of
 from tasks.runtime.policies import base_policy
 
@@ -285,6 +285,17 @@ def test_the_source_of_a_users_grader_is_in_the_keys_and_the_yardstick(
     alone = graded_keys("rules_alone:verify")
     (tmp_path / "beside.py").write_text("", encoding="utf-8")
     assert graded_keys("rules_alone:verify") == alone
+
+
+def test_an_evaluation_has_the_grader_that_it_names_and_the_key_of_it() -> None:
+    assert evaluation_spec("evaluation.grader=operator:eq") == evaluation_spec("grader=operator:eq")
+    assert evaluation_spec("evaluation.grader=math", "grader=operator:eq") == evaluation_spec()
+    lax = apply_overrides(PipelineConfig(), ["grader=operator:eq", "evaluation.grader=math"])
+    assert (lax.grader, as_evaluated(lax).grader, as_evaluated(PipelineConfig()).grader) == (
+        "operator:eq",
+        "math",
+        "math",
+    )
 
 
 def test_a_grader_whose_source_changes_under_a_run_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,14 @@ from pipeline_lib.policy.vllm_engine.vllm_policy import VllmPolicy
 pytestmark = NEEDS_VLLM
 
 
-def open_vllm(config: PolicyConfig = TINY, *, lora_rank: int = 4, model_dir: Path = TINY_BASE) -> VllmPolicy:
+def vllm_options(**options: object) -> PolicyConfig:
+    return TINY.model_copy(update={"vllm": TINY.vllm.model_copy(update={"merge_adapters": False} | options)})
+
+
+BESIDE = vllm_options()
+
+
+def open_vllm(config: PolicyConfig = BESIDE, *, lora_rank: int = 4, model_dir: Path = TINY_BASE) -> VllmPolicy:
     codec = load_codec(model_dir, config)
     return VllmPolicy(model_dir, policy_id="test", config=config, codec=codec, lora_rank=lora_rank)
 
@@ -218,9 +226,8 @@ def test_what_vllm_refuses_is_one_line_and_leaves_a_usable_process(engine: VllmP
         ({"quantization": "nonsense"}, "cannot start on .*nonsense"),
         ({"tensor_parallel": 3}, "cannot start on"),
     ):
-        config = TINY.model_copy(update={"vllm": TINY.vllm.model_copy(update=options)})
         with pytest.raises(ConfigError, match=message) as refused:
-            open_vllm(config)
+            open_vllm(vllm_options(**options))
         assert "\n" not in str(refused.value)
     with pytest.raises(ConfigError, match="cannot load its tokenizer"):
         open_vllm(model_dir=tmp_path / "empty")
@@ -232,8 +239,7 @@ def test_what_vllm_refuses_is_one_line_and_leaves_a_usable_process(engine: VllmP
 
 def test_full_weights_and_a_larger_adapter_get_an_engine_of_their_own(engine: VllmPolicy, tmp_path: Path) -> None:
     engine.close()
-    config = TINY.model_copy(update={"vllm": TINY.vllm.model_copy(update={"keep_while_training": False})})
-    policy = open_vllm(config, lora_rank=0)
+    policy = open_vllm(vllm_options(keep_while_training=False), lora_rank=0)
     assert isinstance(policy, Reloadable)
     policy.free_for_training()
     assert policy._engine._engine is None
@@ -248,3 +254,25 @@ def test_full_weights_and_a_larger_adapter_get_an_engine_of_their_own(engine: Vl
         policy.load(model_dir, adapter_dir=adapter_dir, policy_id="next")
         assert answers(policy, requests) == answers(transformers_policy(adapter_dir, model_dir), requests)
     policy.close()
+
+
+def test_on_a_cpu_adapters_are_merged_and_nothing_is_left_of_that(
+    engine: VllmPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.close()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    adapter, unchanged = write_adapter(tmp_path / "1", seed=1), write_adapter(tmp_path / "0", seed=0, scale=0.0)
+    policy = open_vllm(TINY)
+    requests = tiny_requests(policy, 40)
+    try:
+        for given in (adapter, None, adapter):
+            policy.load(TINY_BASE, adapter_dir=given, policy_id="next")
+            assert answers(policy, requests) == answers(transformers_policy(given), requests)
+        policy.load(TINY_BASE, adapter_dir=None, policy_id="base")
+        same = policy._engine._engine
+        policy.load(TINY_BASE, adapter_dir=unchanged, policy_id="unchanged")
+        assert policy._engine._engine is same
+    finally:
+        policy.close()
+    assert not list((tmp_path / "tmp").glob("coppice-*"))

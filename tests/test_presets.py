@@ -5,7 +5,9 @@ import pytest
 
 from deployments.presets import preset, preset_names
 from pipeline_lib.config import PipelineConfig, ScoreConfig, TrainConfig
+from pipeline_lib.policy.scripted import CharCodec
 from pipeline_lib.problems.formats import format_of
+from pipeline_lib.search import split_steps
 
 ROOM_FOR_PROMPTS = 512  # the longest question of GSM8K's train split has 1,000 characters
 
@@ -24,7 +26,7 @@ def test_answers_and_prompts_fit_into_the_context(name: str) -> None:
     assert longest + ROOM_FOR_PROMPTS <= config.policy.max_context_tokens
 
 
-@pytest.mark.parametrize("name", ["math", "math-24gb"])
+@pytest.mark.parametrize("name", ["math", "math-24gb", "math-thinking"])
 def test_a_drawing_in_a_math_question_fits_beside_its_answer(name: str) -> None:
     config = preset(name)
     assert config.policy.max_context_tokens - config.search.max_new_tokens >= 3000
@@ -60,6 +62,17 @@ def test_only_the_literal_setting_is_called_the_papers() -> None:
 def test_every_preset_is_in_the_table_of_presets(name: str) -> None:
     page = (Path(__file__).resolve().parents[1] / "deployments" / "README.md").read_text(encoding="utf-8")
     assert any(f"`{name}`" in line for line in page.splitlines() if line.startswith("|"))
+
+
+@pytest.mark.parametrize("name", ["gsm8k-thinking", "math-thinking"])
+def test_thoughts_have_room_and_are_cut_where_they_pause(name: str) -> None:
+    config, codec = preset(name), CharCodec()
+    thoughts = "\n\n".join(f"Thought {index}: the rest is 7,\nso half is 3.5." for index in range(100))
+    answer = codec.encode(f"<think>{thoughts}</think>\n\nIt is \\boxed{{7}}.")
+    steps = split_steps(answer, codec, config.search.step_delimiter, markdown=config.search.markdown_steps)
+    assert len(steps) == 101
+    assert len(steps) < config.search.max_depth
+    assert config.train.tokens_per_microbatch >= config.search.max_new_tokens + ROOM_FOR_PROMPTS
 
 
 def test_the_paper_size() -> None:

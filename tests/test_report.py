@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -12,7 +13,8 @@ from tree_fixtures import make_tree
 from pipeline_lib.config import GateConfig, PipelineConfig
 from pipeline_lib.gate import calibration_grid, replay
 from pipeline_lib.report import Material, figures_of, findings_markdown, render_page, render_plain
-from pipeline_lib.report.flips import EXAMPLES_PER_KIND, summarise_flips
+from pipeline_lib.report.answers.by_kind import MAX_KINDS, accuracy_by_kind
+from pipeline_lib.report.answers.flips import EXAMPLES_PER_KIND, summarise_flips
 from pipeline_lib.report.material import MAX_ANSWER_CHARS, MAX_UPDATES, ShownTree, bounded_history
 from pipeline_lib.report.metrics import is_headline, record_metrics, update_points, version_scores
 from pipeline_lib.report.notes import results_markdown
@@ -235,6 +237,30 @@ def test_what_is_missing_is_said() -> None:
     page = Page(render(make_record(0), make_record(1), material=missing))
     assert "search trees of iteration 1: <gone>" in page.text
     assert "its curves are not at hand" in page.text
+
+
+def test_each_kind_of_problem_has_its_own_accuracy() -> None:
+    metadata = [{"level": "1"}, {"level": "1"}, {"level": "Level 3", "subject": "Algebra"}, {}]
+    problems = {str(i): replace(make_problem(str(i)), metadata=each) for i, each in enumerate(metadata)}
+    given = {0: ("0", "1", "2", "3"), 1: ("0", "1", "2", "gone")}
+    answers = {index: [Prediction(name, name == "0" or index == 1) for name in names] for index, names in given.items()}
+    kinds = accuracy_by_kind(TRAINED, problems, answers)
+    assert [(kind.kind, kind.num_problems, kind.num_correct) for kind in kinds] == [
+        ("Level 3", 1, {0: 0, 1: 1}),
+        ("level 1", 2, {0: 1, 1: 2}),
+    ]
+    page = Page(render(make_record(0), make_record(1), material=Material(kinds=kinds)))
+    assert "level 1" in page.text
+    assert "50.0 ±40.5" in page.text
+
+
+def test_a_column_that_names_problems_is_no_kind() -> None:
+    metadata = [{"id": str(i), "steps": str(i % MAX_KINDS), "source": "x"} for i in range(MAX_KINDS + 1)]
+    problems = {str(i): replace(make_problem(str(i)), metadata=each) for i, each in enumerate(metadata)}
+    kinds = accuracy_by_kind(TRAINED, problems, {0: [Prediction(name, True) for name in problems]})
+    assert [kind.kind for kind in kinds] == [f"steps {i}" for i in range(MAX_KINDS)]
+    assert sum(kind.num_problems for kind in kinds) == len(problems)
+    assert accuracy_by_kind(TRAINED, problems, {}) == ()
 
 
 def test_a_large_run_stays_small_and_quick() -> None:

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from tree_fixtures import make_tree, trees
 
+from pipeline_lib.report.answers.flips import flip_kind
 from pipeline_lib.report.charts import nice_ticks, value_axis
 from pipeline_lib.report.figures import SMOOTHED_ABOVE, smooth
-from pipeline_lib.report.flips import flip_kind
 from pipeline_lib.report.page.render import tree_view
 from pipeline_lib.report.page.tree_pictures import MAX_NODES, cells_of, depth_of, show_tree
 from pipeline_lib.report.tree_choice import most_informative_trees, one_tree_of_each_kind

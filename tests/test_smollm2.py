@@ -44,7 +44,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("smollm2")
 
 
-def test_one_small_iteration_for_real(prefect_api: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_small_iteration_for_real(
+    prefect_api: str, home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("COPPICE_HOME", str(home))
     config = apply_overrides(preset("smollm2"), list(SMALL))
     result = self_training(config)
@@ -52,6 +54,7 @@ def test_one_small_iteration_for_real(prefect_api: str, home: Path, monkeypatch:
     assert result.records[1].train["updates"] >= 1
     assert (home / "store").is_dir()
     folder = model_path("smollm2")
+    assert "it/s" not in capfd.readouterr().err  # no bars of the libraries' own
     assert isinstance(folder, Path)
     assert folder.parent == home / "models"
     codec = load_codec(folder, config.policy, "Give the calculation.")

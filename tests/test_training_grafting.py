@@ -15,6 +15,7 @@ from pipeline_lib.training.batches.examples import build_examples
 from pipeline_lib.training.batches.grafting import MIN_SHARED, share_beginnings
 from pipeline_lib.training.batches.packing import pack_example
 from pipeline_lib.types import TrainingExample
+from tasks.train import _TokenProgress
 
 SHOTS = tuple(range(5, 5 + MIN_SHARED))
 
@@ -72,3 +73,21 @@ def test_an_update_computes_what_its_trees_share_once():
     )
     assert batch.num_unique_tokens == budget - 3 * (MIN_SHARED + 1)  # and the token 2 behind it
     assert batch.weights.sum() == pytest.approx(sum(tree.weights.sum() for tree in trees))
+
+
+@pytest.mark.parametrize("objective", ["relative-correctness", "step-dpo"])
+def test_how_far_a_training_is_does_not_hang_on_what_is_shared(objective):
+    trees = [replace(random_tree(seed), prompt_token_ids=np.array([*SHOTS, 2, 3 + seed])) for seed in range(24)]
+    config = TrainConfig(objective=objective, negative_clip=None)
+    examples = build_examples(trees, [group_scores(tree) for tree in trees], config)
+    packed = [pack_example(example, eos_token_id=EOS) for example in examples]
+    limits = {"tokens_per_update": 512, "tokens_per_microbatch": 512, "break_even_tokens": 10_000}
+    updates = list(plan_updates(packed, np.arange(len(packed)), **limits))
+    progress = _TokenProgress(1, examples, num_epochs=2)
+    for number, batches in enumerate(updates):
+        counted = {
+            name: sum(getattr(batch, name) for batch in batches) for name in ("num_tokens", "num_weighted_tokens")
+        }
+        progress.on_update({**counted, "num_scored_tokens": counted["num_weighted_tokens"], "update": number})
+    assert len(updates) > 1
+    assert progress._progress.completed == pytest.approx(progress._progress.total / 2, rel=0.15)

@@ -25,7 +25,8 @@ def engines() -> Iterator[tuple[VllmPolicy, VllmPolicy]]:
     """Two in this process: one with room for all, one whose cache is full all the time."""
     engines = []
     for gib in (None, 0.006):
-        config = TINY.model_copy(update={"vllm": TINY.vllm.model_copy(update={"kv_cache_gib": gib})})
+        options = {"kv_cache_gib": gib, "merge_adapters": False}
+        config = TINY.model_copy(update={"vllm": TINY.vllm.model_copy(update=options)})
         codec = load_codec(TINY_BASE, config)
         engines.append(VllmPolicy(TINY_BASE, policy_id="test", config=config, codec=codec, lora_rank=4))
     roomy, tight = engines

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MAX_HELP = 200  # characters about a subcommand; none has more
 OWN_NAMES = ("preset", "seed", "name")  # a run is called by them anyway
 # Of deployments/presets.py, which is slow to import.
-PRESET_NAMES = "tiny, tiny-literal, smollm2, gsm8k, math, gsm8k-24gb or math-24gb"
+PRESET_NAMES = "tiny, tiny-literal, smollm2, gsm8k, math, gsm8k-24gb, math-24gb, gsm8k-thinking or math-thinking"
 
 PresetOption = Annotated[
     str | None,

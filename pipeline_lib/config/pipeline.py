@@ -17,6 +17,7 @@ from pydantic import Field, field_validator
 from pipeline_lib.config.engine_config import ServerConfig, VllmConfig
 from pipeline_lib.config.group import ConfigGroup
 from pipeline_lib.config.stages import (
+    GRADER_NAME,
     AuditConfig,
     EvaluationConfig,
     GateConfig,
@@ -211,7 +212,7 @@ class PipelineConfig(ConfigGroup):
     num_iterations: int = Field(3, ge=1, description="Iterations at most. Paper: 2 to 4.")
     grader: str = Field(
         "math",
-        pattern=r"^(math|[\w.]+:\w+)$",
+        pattern=GRADER_NAME,
         description="What grades: math, or your own `my_package.my_module:verify`, called in worker processes as "
         "verify(prediction: str, gold: str) -> bool, a number in [0, 1], or a grade and a reason. Results are kept "
         "under the source of its module and the rest of its package; when something that it imports from elsewhere "

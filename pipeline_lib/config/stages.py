@@ -11,6 +11,7 @@ from pipeline_lib.config.group import ConfigGroup
 from pipeline_lib.config.named_set import NamedSet
 
 STEP_DELIMITERS = ("line", "blank_line", "sentence")
+GRADER_NAME = r"^(math|[\w.]+:\w+)$"
 
 
 class ColumnsConfig(ConfigGroup):
@@ -280,6 +281,13 @@ class EvaluationConfig(ConfigGroup):
         100, ge=1, description="Problems of each set that are sampled, the first ones. Our choice."
     )
     max_new_tokens: int = Field(256, ge=1, description="Tokens of one answer, at most. Our choice.")
+    grader: str | None = Field(
+        None,
+        pattern=GRADER_NAME,
+        json_schema_extra={"before": None},
+        description="What grades evaluations, named as `grader`; None: what grades the rollouts. For rollouts that a "
+        "cheaper or laxer verifier rewards than the one that counts. Our choice.",
+    )
 
     @field_validator("datasets", "pass_k", mode="before")
     @classmethod

@@ -8,7 +8,7 @@ a lazy pool makes only the problems that are drawn. A curriculum changes what is
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -22,6 +22,7 @@ from pipeline_lib.types import Problem
 IntArray = NDArray[np.int64]
 ASKED_AGAIN_SHARE = 0.5  # of a draw, at most: repeats overfit
 TEST_SEED = 0  # of the order of test sets, and of worked examples: the same in every run, whatever its seed
+SHOTS_LOOKED_AT = 16  # problems for each worked example, among which levels are looked for
 
 
 class DrawnProblems(list[Problem]):
@@ -71,7 +72,9 @@ def draw_test(pool: ProblemPool, num_problems: int) -> list[Problem]:
 
 
 def draw_shots(pool: ProblemPool, num_problems: int, *, num_validation: int, validation_seed: int) -> list[Problem]:
-    """Problems for worked examples: the same ones in every run, none of them held out.
+    """Problems for worked examples: the same ones in every run, none of them held out, of as many levels as there are.
+
+    A small model copies the form of its examples: shown one-step solutions alone, it took one step everywhere.
 
     Args:
         pool: the train split.
@@ -88,8 +91,19 @@ def draw_shots(pool: ProblemPool, num_problems: int, *, num_validation: int, val
             f"policy.num_shots={num_problems - 1}: {pool.name} has {len(rest)} problems that are not held out, and one "
             "more than shots is needed; lower it"
         )
-    chosen = rest[_permutation(len(rest), TEST_SEED, "shots", 0)[:num_problems]]
-    return [pool[i] for i in chosen.tolist()]
+    looked_at = rest[_permutation(len(rest), TEST_SEED, "shots", 0)[: SHOTS_LOOKED_AT * num_problems]]
+    return _of_all_levels([pool[i] for i in looked_at.tolist()])[:num_problems]
+
+
+def _of_all_levels(problems: Sequence[Problem]) -> list[Problem]:
+    """`problems` in turn from each level that their metadata name, those without one as they stand."""
+    before: Counter[str] = Counter()
+    ranks = []
+    for problem in problems:
+        level = problem.metadata.get("level", "")
+        ranks.append(before[level])
+        before[level] += 1
+    return [problem for _, problem in sorted(zip(ranks, problems, strict=True), key=lambda item: item[0])]
 
 
 def draw_problems(

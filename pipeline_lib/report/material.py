@@ -66,6 +66,15 @@ class FlipSummary(Record):
     examples: tuple[Flip, ...]
 
 
+class KindAccuracy(Record):
+    """Greedy answers to the test problems of one kind."""
+
+    dataset: str
+    kind: str = Field(description="`level 1`, `steps 3` or a subject.")
+    num_problems: int
+    num_correct: dict[int, int] = Field(description="By evaluated iteration, 0 being the base.")
+
+
 class Material(Record):
     """Everything that a report shows besides the configuration and the result."""
 
@@ -74,6 +83,7 @@ class Material(Record):
     histories: dict[int, tuple[dict[str, float], ...]] = Field(default_factory=dict)
     trees: tuple[ShownTree, ...] = ()
     flips: tuple[FlipSummary, ...] = ()
+    kinds: tuple[KindAccuracy, ...] = ()
     missing: tuple[str, ...] = Field(default=(), description="What could not be had, and why; one sentence each.")
 
 

@@ -13,16 +13,17 @@ from datetime import UTC, datetime
 from pydantic import ValidationError
 
 from pipeline_lib.config import PipelineConfig, Settings
-from pipeline_lib.evaluation import read_predictions
+from pipeline_lib.evaluation import Prediction, read_predictions
 from pipeline_lib.gate import calibration_grid, replay
 from pipeline_lib.problems.problem_table import read_problems
 from pipeline_lib.report import Material, render_page
-from pipeline_lib.report.flips import summarise_flips
-from pipeline_lib.report.material import FlipSummary, ShownTree, bounded_history
+from pipeline_lib.report.answers.by_kind import accuracy_by_kind
+from pipeline_lib.report.answers.flips import summarise_flips
+from pipeline_lib.report.material import FlipSummary, KindAccuracy, ShownTree, bounded_history
 from pipeline_lib.report.tables import tested_datasets
 from pipeline_lib.tracking import load_text
 from pipeline_lib.tracking.provenance import describe_environment
-from pipeline_lib.types import IterationRecord, RunResult
+from pipeline_lib.types import IterationRecord, Problem, RunResult
 from tasks.evaluate import PREDICTIONS
 from tasks.problems import PROBLEMS
 from tasks.reporting.trees import shown_trees
@@ -39,20 +40,24 @@ def gather_material(records: Sequence[IterationRecord]) -> Material:
     histories: dict[int, tuple[dict[str, float], ...]] = {}
     trees: list[ShownTree] = []
     flips: list[FlipSummary] = []
+    kinds: list[KindAccuracy] = []
     for record in records:
         with _naming_what_is_missing(missing, f"training curves of iteration {record.index}"):
             histories |= {record.index: rows} if (rows := _history(record)) else {}
         with _naming_what_is_missing(missing, f"search trees of iteration {record.index}"):
             trees += shown_trees(record)
     for dataset in tested_datasets(records):
-        with _naming_what_is_missing(missing, f"answers to {dataset} that flipped"):
-            flips += _flips(records, dataset)
+        with _naming_what_is_missing(missing, f"answers to {dataset}, by kind of problem and as they flipped"):
+            problems, answers = _test_answers(records, dataset)
+            kinds += accuracy_by_kind(dataset, problems, answers)
+            flips += [summarise_flips(dataset, problems, answers)] if len(answers) > 1 else []
     return Material(
         environment=describe_environment(),
         finished_at=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         histories=histories,
         trees=tuple(trees),
         flips=tuple(flips),
+        kinds=tuple(kinds),
         missing=tuple(missing),
     )
 
@@ -80,11 +85,11 @@ def _history(record: IterationRecord) -> tuple[dict[str, float], ...]:
     return bounded_history(load_history(record.refs["train"])) if "train" in record.refs else ()
 
 
-def _flips(records: Sequence[IterationRecord], dataset: str) -> list[FlipSummary]:
-    """Test answers of every evaluated iteration beside each other; none before there are two."""
+def _test_answers(
+    records: Sequence[IterationRecord], dataset: str
+) -> tuple[dict[str, Problem], dict[int, list[Prediction]]]:
+    """Test problems by id, and the answers to them by evaluated iteration."""
     reports = {record.index: report for record in records if (report := record.evaluation(dataset, "test"))}
-    if len(reports) < 2:
-        return []
     store, first = open_store(), reports[min(reports)]
     if first.problems is None or any(report.predictions is None for report in reports.values()):
         raise ValueError("the record does not say where they are")
@@ -94,7 +99,7 @@ def _flips(records: Sequence[IterationRecord], dataset: str) -> list[FlipSummary
         for index, report in reports.items()
         if report.predictions is not None
     }
-    return [summarise_flips(dataset, problems, answers)]
+    return problems, answers
 
 
 @contextmanager

@@ -22,6 +22,12 @@ def conventions_of(config: PipelineConfig, dataset: str) -> Conventions:
     return Conventions.of(config.grading, format_of(dataset).grading)
 
 
+def as_evaluated(config: PipelineConfig) -> PipelineConfig:
+    """The configuration with the grader of evaluations as its own."""
+    named = config.evaluation.grader
+    return config if named is None else config.model_copy(update={"grader": named})
+
+
 def open_grader(config: PipelineConfig, dataset: str) -> GradingPool:
     """A pool for the answers to problems of `dataset`; the caller closes it.
 

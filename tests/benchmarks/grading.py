@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from benchmarks.measuring import Cost, Figure, clock_for, in_turns, measure, speedup
+from benchmarks.measuring import Cost, Figure, clock_for, in_turns, measure, paired_speedup, speedup
 
 from pipeline_lib.config import SearchConfig
 from pipeline_lib.grading import Grade, GradingPool, grade
@@ -112,8 +112,8 @@ def grading_figures(cases: Sequence[Case], *, num_numbers: int = NUM_PLAIN_NUMBE
     return [*figures, _speedup_vs_math_verify(cases, rounds)]
 
 
-def ungraded_figure(policy: Policy, problems: Sequence[Problem], config: SearchConfig, *, rounds: int = 3) -> Figure:
-    """The search's throughput with a pool over that with recorded grades.
+def ungraded_figure(policy: Policy, problems: Sequence[Problem], config: SearchConfig, *, rounds: int = 9) -> Figure:
+    """The search's throughput with a pool over that with recorded grades: the median over `rounds` pairs.
 
     Args:
         policy: nothing in flight.
@@ -134,10 +134,10 @@ def ungraded_figure(policy: Policy, problems: Sequence[Problem], config: SearchC
 
     search(recorded)
     works = {"graded": graded, "ungraded": lambda turn: search(recorded)}
-    costs = in_turns(works, rounds=rounds)
+    costs = in_turns(works, rounds=rounds, alternating=True)
     name, labels = "search.throughput_vs_ungraded", ("graded_tokens", "ungraded_tokens")
     clock = clock_for([cost for each in costs.values() for cost in each])  # these answers are graded where they come
-    figure = speedup(name, costs["graded"], costs["ungraded"], clock=clock, target=0.97, labels=labels)
+    figure = paired_speedup(name, costs["graded"], costs["ungraded"], clock=clock, target=0.97, labels=labels)
     figure.details.update(problems=len(problems), distinct_answers=len(recorded.grades))
     return figure
 

@@ -1,7 +1,8 @@
 """What a benchmark is made of: the cost of a piece of work, and a figure with its target.
 
 One idea: every figure is a ratio of costs measured in the same run. Where sides take turns, each counts with its
-best one: other processes can only slow work down, so the fastest turn is the least disturbed one.
+best one: other processes can only slow work down, so the fastest turn is the least disturbed one. Where a few percent
+decide, that is too coarse, since the machine's own speed drifts: there the median over many pairs counts.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 BUSY_SHARE = 0.9  # of a core; work that never waits and gets less shares its core with others
@@ -73,12 +74,20 @@ def measure(work: Callable[[], float]) -> Cost:
     return Cost(amount, time.perf_counter() - wall, time.process_time() - cpu)
 
 
-def in_turns(works: Mapping[str, Callable[[int], float]], *, rounds: int) -> dict[str, list[Cost]]:
-    """Each piece of work once per round, in the given order; a work is told its round."""
+def in_turns(
+    works: Mapping[str, Callable[[int], float]], *, rounds: int, alternating: bool = False
+) -> dict[str, list[Cost]]:
+    """Each piece of work once per round, in the given order; a work is told its round.
+
+    Args:
+        works: by name.
+        rounds: how often each is done.
+        alternating: every other round goes backwards, so that none always comes first.
+    """
     costs: dict[str, list[Cost]] = {name: [] for name in works}
     for turn in range(rounds):
-        for name, work in works.items():
-            costs[name].append(measure(partial(work, turn)))
+        for name in list(works)[:: -1 if alternating and turn % 2 else 1]:
+            costs[name].append(measure(partial(works[name], turn)))
     return costs
 
 
@@ -114,3 +123,14 @@ def speedup(
         details[f"{label}_per_s"] = round(rate, 2)
         details[f"{label}_amounts"] = [cost.amount for cost in costs]
     return Figure(name, best[0] / best[1], target, details=details)
+
+
+def paired_speedup(
+    name: str, fast: Sequence[Cost], slow: Sequence[Cost], *, clock: str, target: float | None, labels: tuple[str, str]
+) -> Figure:
+    """As `speedup`, but the median of the turns' own ratios; ``quartiles`` in the details are their spread."""
+    figure = speedup(name, fast, slow, clock=clock, target=target, labels=labels)
+    ratios = [a.rate(clock) / b.rate(clock) for a, b in zip(fast, slow, strict=True)]
+    lower, median, upper = statistics.quantiles(ratios, n=4, method="inclusive")
+    figure.details["quartiles"] = [round(lower, 4), round(upper, 4)]
+    return replace(figure, value=median)

@@ -45,24 +45,27 @@ def write_adapter(folder: Path, adapter: Path, base: str, base_folder: Path | No
         _copy_base(base_folder, folder / BASE_FOLDER)
 
 
-def write_merged(folder: Path, adapter: Path, base_folder: Path, policy: PolicyConfig) -> None:
+def write_merged(folder: Path, adapter: Path, base: Path | str, policy: PolicyConfig) -> None:
     """The base with the adapter in its weights, in ``policy.dtype``: what the transformers engine samples.
 
     Args:
         folder: to write to.
         adapter: as training wrote it.
-        base_folder: the base's.
-        policy: the number type, and whether the model's own code may run.
+        base: its folder or hub name.
+        policy: the number type, the revision on the hub, and whether the model's own code may run.
     """
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, GenerationConfig
 
-    dtype, trusted = getattr(torch, policy.dtype), policy.trust_remote_code
-    base = AutoModelForCausalLM.from_pretrained(
-        base_folder, dtype=dtype, use_safetensors=True, trust_remote_code=trusted
+    model = AutoModelForCausalLM.from_pretrained(
+        base,
+        revision=(policy.revision if isinstance(base, str) else None) or "main",
+        dtype=getattr(torch, policy.dtype),
+        use_safetensors=True,
+        trust_remote_code=policy.trust_remote_code,
     )
-    merged: Any = PeftModel.from_pretrained(base, str(adapter), torch_device="cpu").merge_and_unload()
+    merged: Any = PeftModel.from_pretrained(model, str(adapter), torch_device="cpu").merge_and_unload()
     merged.generation_config = GenerationConfig()  # `write_tokenizer` writes the model's own; some cannot be saved
     merged.save_pretrained(folder, max_shard_size=WEIGHT_FILE_LIMIT)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import logging
 import shutil
 from functools import lru_cache
@@ -63,8 +65,11 @@ def _make(file: Path, folder: Path) -> None:
 def _dequantise(file: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
 
-    quantised = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    transformers_logging.disable_progress_bar()  # bars would tear the run's own apart; one of them knows no switch
+    with contextlib.redirect_stderr(io.StringIO()):
+        quantised = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     config = quantised.config.to_dict()
     config.pop("quantization_config", None)  # with it transformers refuses to save what is quantised no more
     with torch.device("meta"):

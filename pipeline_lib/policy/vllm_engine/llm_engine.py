@@ -15,13 +15,15 @@ import gc
 import warnings
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from pipeline_lib.config import ConfigError, PolicyConfig
 from pipeline_lib.config.one_line import first_line
-from pipeline_lib.policy.adapters import ProbeAnswers, StaleWeightsError, Weights, adapter_rank
+from pipeline_lib.policy.adapters import ProbeAnswers, StaleWeightsError, Weights, adapter_digest, adapter_rank
+from pipeline_lib.policy.export.exported_model import write_merged
 from pipeline_lib.policy.in_flight import ModelLimits
 from pipeline_lib.policy.vllm_engine.engine_arguments import (
     engine_arguments,
@@ -40,6 +42,7 @@ class VllmEngine:
         weights: what it starts with.
         config: dtype, context, requests decoded together, and the group `vllm`.
         lora_rank: the largest rank that is to come; 0 for none. A larger one, or another model, restarts the engine.
+            Adapters that are merged, see ``policy.vllm.merge_adapters``, need no room.
 
     Raises:
         ConfigError: vLLM is not installed, or refuses the model or an option; one line says why.
@@ -53,12 +56,13 @@ class VllmEngine:
             skip_clone=True,
         )
         self._config = config
-        self._lora_rank = lora_rank
         self._engine: Any = None
         self._is_asleep = False
         self._num_adapters = 0
         self._lora: Any = None
-        self._model_dir = weights.model_dir
+        self._merges = runs_on_cpu(config) if config.vllm.merge_adapters is None else config.vllm.merge_adapters
+        self._lora_rank = 0 if self._merges else lora_rank
+        self._started_with: tuple[Path | str, str] | None = None
         self._answers = ProbeAnswers()
         self.load(weights)
 
@@ -76,15 +80,20 @@ class VllmEngine:
             StaleWeightsError: it still answers with other weights.
         """
         rank = adapter_rank(weights.adapter_dir) if weights.adapter_dir else 0
-        if rank > self._lora_rank or weights.model_dir != self._model_dir:
+        merged = adapter_digest(weights.adapter_dir) if weights.adapter_dir and self._merges else ""
+        if self._merges:
+            rank = 0
+        if rank > self._lora_rank or (weights.model_dir, merged) != self._started_with:
             self.close()
         self._lora_rank = max(rank, self._lora_rank)
         if self._engine is None:
-            self._start(weights.model_dir)
+            self._start(weights if merged else Weights(weights.model_dir))
+            self._started_with = weights.model_dir, merged
         elif self._is_asleep:
             self._engine.wake_up()
         self._is_asleep = False
-        self._set_adapter(weights)
+        if not self._merges:
+            self._set_adapter(weights)
 
     def add(self, request_id: str, token_ids: list[int], *, is_watched: bool = False, **sampling: Any) -> bool:
         """Hands a request over; False if vLLM does not take it.
@@ -131,16 +140,29 @@ class VllmEngine:
         self._vllm.distributed.cleanup_dist_env_and_memory()
         gc.collect()
 
-    def _start(self, model_dir: Path | str) -> None:
+    def _start(self, weights: Weights) -> None:
+        """On the model, or on what it and an adapter are together; nothing is left on the disk of that."""
+        given = weights.adapter_dir or weights.model_dir
         try:
-            with threads_stay_settable(self._config), warnings.catch_warnings(action="ignore"):
+            with (
+                TemporaryDirectory(prefix="coppice-merged-") as folder,
+                threads_stay_settable(self._config),
+                warnings.catch_warnings(action="ignore"),
+            ):
+                model_dir = self._merged(weights, Path(folder))
                 arguments = engine_arguments(self._vllm, model_dir, self._config, lora_rank=self._lora_rank)
                 self._engine = self._vllm.LLMEngine.from_engine_args(arguments)
         except (AssertionError, ValueError, OSError, RuntimeError, ImportError) as error:
             self.close()
-            raise ConfigError(f"policy.backend=vllm cannot start on {model_dir}: {first_line(error)}") from error
-        self._model_dir, self._answers = model_dir, ProbeAnswers()
-        self._check(Weights(model_dir))
+            raise ConfigError(f"policy.backend=vllm cannot start on {given}: {first_line(error)}") from error
+        self._answers = ProbeAnswers()
+        self._check(weights)
+
+    def _merged(self, weights: Weights, folder: Path) -> Path | str:
+        if weights.adapter_dir is None:
+            return weights.model_dir
+        write_merged(folder, weights.adapter_dir, weights.model_dir, self._config)
+        return folder
 
     def _set_adapter(self, weights: Weights) -> None:
         """Sends the adapter with every request from now on; a new number each time, as vLLM keeps old ones by it."""

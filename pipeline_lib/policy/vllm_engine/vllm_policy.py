@@ -8,7 +8,8 @@ Departures from the transformers backend:
 1. A request's tokens depend a little on its company, as vLLM's sums do: ``batch_invariant`` is False.
 2. On a GPU only whole blocks of ``policy.vllm.block_tokens`` tokens are reused from the cache; on a CPU `cache_shelf`
    adds the rest.
-3. Adapters stay beside the weights instead of being merged in: that is what lets them change in a moment.
+3. On a GPU adapters stay beside the weights instead of being merged in: that is what lets them change in a moment. On a
+   CPU vLLM computes them so slowly that an engine of their own pays; ``policy.vllm.merge_adapters`` decides.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from pipeline_lib.config import PipelineConfig
 from pipeline_lib.report.figures import figures_of, gate_chart
 from pipeline_lib.report.material import Material, ShownTree
-from pipeline_lib.report.page.page_rows import duration_rows, environment_rows, gate_rows
+from pipeline_lib.report.page.page_rows import duration_rows, environment_rows, gate_rows, kind_rows
 from pipeline_lib.report.page.tree_pictures import Cell, cells_of, depth_of, height_rem
 from pipeline_lib.report.sanity import CANNOT_TELL, single_iteration_checks
 from pipeline_lib.report.signatures import failure_signatures
@@ -80,6 +80,7 @@ def render_page(
     trees = [(index, list(group)) for index, group in groupby(views, lambda view: view.tree.iteration)]
     sampled_names, sampled = sampled_rows(records)
     stages, durations = duration_rows(records)
+    kind_names, kinds = kind_rows(material.kinds)
     return _template("report.html.jinja").render(
         title=f"Coppice: {config.preset}, {dataset}, seed {config.seed}",
         headline=headline(config, result),
@@ -108,6 +109,8 @@ def render_page(
         environment=environment_rows(material.environment),
         finished=material.finished_at,
         changed=changed_settings(config),
+        kind_names=kind_names,
+        kinds=kinds,
         sections=_sections(figures, material, trials),
     )
 
