@@ -29,7 +29,7 @@ from pipeline_lib.training.trained_policy import REFERENCE, TRAINED, TrainedPoli
 ADAPTER_CONFIG = "adapter_config.json"
 LINEAR = (torch.nn.Linear, Conv1D)  # the latter is what GPT-2 has in place of the former
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of mallopt(3)
-LARGE_TENSOR_BYTES = 1 << 20
+LARGE_TENSOR_BYTES = 4 << 20
 KEPT_BYTES = 32 << 20  # where glibc's own threshold ends up by itself
 
 
@@ -80,8 +80,9 @@ def large_tensors_given_back(device: torch.device) -> Iterator[None]:
     """Lets glibc return a large tensor's memory to the system as soon as it is freed; does nothing elsewhere.
 
     It keeps up to 32 MB of each for later, in holes that the next tensors rarely fit: 0.6 of the 2.8 GB that training
-    a model of 95 million weights took. Afterwards it keeps them again: an engine in this process takes tensors of the
-    same size over and over.
+    a model of 95 million weights took. What is smaller than `LARGE_TENSOR_BYTES` it may keep: where every tensor of a
+    small model went back, clearing pages was a quarter of the time. Afterwards it keeps all again: an engine in this
+    process takes tensors of the same size over and over.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt if device.type == "cpu" else None
