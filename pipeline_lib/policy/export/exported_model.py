@@ -57,7 +57,9 @@ def write_merged(folder: Path, adapter: Path, base: Path | str, policy: PolicyCo
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()  # a bar per load would tear the caller's own lines apart
     model = AutoModelForCausalLM.from_pretrained(
         base,
         revision=(policy.revision if isinstance(base, str) else None) or "main",
