@@ -68,8 +68,8 @@ def smollm2() -> PipelineConfig:
     1. ``search.temperature=0.6`` and ``top_p=0.9``: at temperature 1 it gets 10 of 1,920 rollouts right, too few to
        learn from.
     2. ``policy.num_shots=3``: without worked examples half of its answers never end, and one takes 50 tokens; with them
-       all end, after 15. ``stop_after_answer`` for what still runs on. An instruction that asks for "the calculation" got
-       one for two-step problems too.
+       all end, after 15. ``stop_after_answer`` for what still runs on. Asked for "the calculation" it made one, of two
+       steps too.
     3. ``train.objective=rft`` at 5e-4: with a tenth of the rollouts right, what is missing is the habit of right ones.
        ``kl_beta=0``: a third of the training's time went into a KL that rft only reports.
     4. 1,536 tokens an update and a forward pass, about five problems with their worked examples: these are the same in

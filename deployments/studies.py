@@ -13,6 +13,7 @@ from pipeline_lib.study.grid import Method, StudyConfig
 
 FAMILIES = ("tiny-word", "tiny-algebra")
 INDEPENDENT = "search.num_candidates=1000"  # every rollout starts at the problem, none in the middle of a tree
+INDEPENDENT_TOKENS = {8: 1.24, 16: 1.48}  # by rollouts of a problem: tokens of independent ones over those of a tree's
 QUICK = (
     "num_iterations=2",
     "problems.num_problems=60",
@@ -28,12 +29,13 @@ def tiny(base: PipelineConfig, *, quick: bool) -> StudyConfig:
     """The shipped objective against those that it is compared with, on both generated families."""
     common = ['evaluation.datasets=["tiny-word", "tiny-algebra"]', f"gate.patience={base.num_iterations + 1}"]
     sizes = QUICK if quick else ("num_iterations=4", "evaluation.num_problems=1500", "problems.num_validation=500")
+    base = apply_overrides(base, [*common, *sizes])
     return StudyConfig(
         name="tiny-quick" if quick else "tiny",
-        base=apply_overrides(base, [*common, *sizes]),
+        base=base,
         families=FAMILIES[:1] if quick else FAMILIES,
         seeds=(0, 1) if quick else (0, 1, 2),
-        methods=METHODS,
+        methods=(*METHODS, _independent(base)),
         reference="rft",
     )
 
@@ -42,10 +44,20 @@ METHODS = (
     Method(name="coppice", settings=("train.objective=relative-correctness",)),
     Method(name="positives", settings=("train.negative_clip=0",)),
     Method(name="rft", settings=("train.objective=rft",)),
-    Method(name="rft-independent", settings=("train.objective=rft", INDEPENDENT)),
     Method(name="step-dpo", settings=("train.objective=step-dpo", "train.learning_rate=1e-4")),
     Method(name="grpo", kind="grpo"),
 )
+
+
+def _independent(base: PipelineConfig) -> Method:
+    """RFT from independent rollouts, on so many fewer problems that it samples as many tokens as a search does."""
+    num_problems = round(base.problems.num_problems / INDEPENDENT_TOKENS[base.search.num_simulations])
+    return Method(
+        name="rft-independent",
+        settings=("train.objective=rft", INDEPENDENT, f"problems.num_problems={num_problems}"),
+    )
+
+
 STUDIES: dict[str, Callable[..., StudyConfig]] = {"tiny": tiny}
 
 

@@ -256,3 +256,15 @@ def test_a_run_that_fails_is_named_with_its_last_words(tmp_path: Path) -> None:
     assert process.returncode == 2
     assert output.splitlines()[-1].startswith("coppice: coppice tiny-word seed 0: exit code 2, coppice: ")
     assert "log: " in output
+
+
+def test_independent_rollouts_ask_fewer_problems_for_as_many_tokens() -> None:
+    for quick, num_problems, expected in ((True, 60, 48), (False, 400, 270)):
+        study = study_of("tiny", quick=quick)
+        sizes = {
+            method.name: study.cell(method, "tiny-word", 0, 0).config.problems.num_problems
+            for method in study.methods
+            if method.kind == "run"
+        }
+        assert sizes.pop("rft-independent") == expected
+        assert set(sizes.values()) == {num_problems}

@@ -79,16 +79,18 @@ class VllmEngine:
             ConfigError: see the class.
             StaleWeightsError: it still answers with other weights.
         """
-        rank = adapter_rank(weights.adapter_dir) if weights.adapter_dir else 0
-        merged = adapter_digest(weights.adapter_dir) if weights.adapter_dir and self._merges else ""
-        if self._merges:
-            rank = 0
-        if rank > self._lora_rank or (weights.model_dir, merged) != self._started_with:
+        rank, merged = 0, ""
+        if weights.adapter_dir is not None and self._merges:
+            merged = adapter_digest(weights.adapter_dir)
+        elif weights.adapter_dir is not None:
+            rank = adapter_rank(weights.adapter_dir)
+        wanted = weights.model_dir, merged
+        if self._engine is not None and (rank > self._lora_rank or wanted != self._started_with):
             self.close()
         self._lora_rank = max(rank, self._lora_rank)
         if self._engine is None:
             self._start(weights if merged else Weights(weights.model_dir))
-            self._started_with = weights.model_dir, merged
+            self._started_with = wanted
         elif self._is_asleep:
             self._engine.wake_up()
         self._is_asleep = False
