@@ -11,6 +11,7 @@ from report_fixtures import OTHER, TRAINED, make_audit, make_record, make_result
 from tree_fixtures import make_tree
 
 from pipeline_lib.config import GateConfig, PipelineConfig
+from pipeline_lib.evaluation.statistics import wilson_interval
 from pipeline_lib.gate import calibration_grid, replay
 from pipeline_lib.report import Material, figures_of, findings_markdown, render_page, render_plain
 from pipeline_lib.report.answers.by_kind import MAX_KINDS, accuracy_by_kind
@@ -244,7 +245,7 @@ def test_each_kind_of_problem_has_its_own_accuracy() -> None:
     problems = {str(i): replace(make_problem(str(i)), metadata=each) for i, each in enumerate(metadata)}
     given = {0: ("0", "1", "2", "3"), 1: ("0", "1", "2", "gone")}
     answers = {index: [Prediction(name, name == "0" or index == 1) for name in names] for index, names in given.items()}
-    kinds = accuracy_by_kind(TRAINED, problems, answers)
+    kinds = accuracy_by_kind(TRAINED, problems, answers, interval=wilson_interval)
     assert [(kind.kind, kind.num_problems, kind.num_correct) for kind in kinds] == [
         ("Level 3", 1, {0: 0, 1: 1}),
         ("level 1", 2, {0: 1, 1: 2}),
@@ -257,10 +258,12 @@ def test_each_kind_of_problem_has_its_own_accuracy() -> None:
 def test_a_column_that_names_problems_is_no_kind() -> None:
     metadata = [{"id": str(i), "steps": str(i % MAX_KINDS), "source": "x"} for i in range(MAX_KINDS + 1)]
     problems = {str(i): replace(make_problem(str(i)), metadata=each) for i, each in enumerate(metadata)}
-    kinds = accuracy_by_kind(TRAINED, problems, {0: [Prediction(name, True) for name in problems]})
+    kinds = accuracy_by_kind(
+        TRAINED, problems, {0: [Prediction(name, True) for name in problems]}, interval=wilson_interval
+    )
     assert [kind.kind for kind in kinds] == [f"steps {i}" for i in range(MAX_KINDS)]
     assert sum(kind.num_problems for kind in kinds) == len(problems)
-    assert accuracy_by_kind(TRAINED, problems, {}) == ()
+    assert accuracy_by_kind(TRAINED, problems, {}, interval=wilson_interval) == ()
 
 
 def test_a_large_run_stays_small_and_quick() -> None:

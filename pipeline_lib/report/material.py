@@ -73,6 +73,7 @@ class KindAccuracy(Record):
     kind: str = Field(description="`level 1`, `steps 3` or a subject.")
     num_problems: int
     num_correct: dict[int, int] = Field(description="By evaluated iteration, 0 being the base.")
+    intervals: dict[int, tuple[float, float]] = Field(description="Of the accuracies, 95 %, by iteration.")
 
 
 class Material(Record):

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pipeline_lib.config import EvaluationConfig, PipelineConfig
+from pipeline_lib.report.material import KindAccuracy
 from pipeline_lib.types import EvalReport, GateDecision, IterationRecord, PairedTest, RunResult
 
 DASH = "–"
@@ -86,12 +87,11 @@ def format_accuracy(report: EvalReport | None) -> str:
     return _with_interval(report.accuracy, report.interval)
 
 
-def format_share(num_correct: int, num_problems: int) -> str:
-    """A share in per cent with half the width of its Wilson interval, as `format_accuracy` has it."""
-    from scipy.stats import binomtest  # a page alone wants it, and it takes its time
-
-    interval = binomtest(num_correct, num_problems).proportion_ci(method="wilson")
-    return _with_interval(num_correct / num_problems, (interval.low, interval.high))
+def format_kind(kind: KindAccuracy, iteration: int) -> str:
+    """The same of one kind of problem; a dash where that iteration was not evaluated."""
+    if iteration not in kind.num_correct:
+        return DASH
+    return _with_interval(kind.num_correct[iteration] / kind.num_problems, kind.intervals[iteration])
 
 
 def format_average(report: EvalReport | None) -> str:

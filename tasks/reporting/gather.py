@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from pipeline_lib.config import PipelineConfig, Settings
 from pipeline_lib.evaluation import Prediction, read_predictions
+from pipeline_lib.evaluation.statistics import wilson_interval
 from pipeline_lib.gate import calibration_grid, replay
 from pipeline_lib.problems.problem_table import read_problems
 from pipeline_lib.report import Material, render_page
@@ -49,7 +50,7 @@ def gather_material(records: Sequence[IterationRecord]) -> Material:
     for dataset in tested_datasets(records):
         with _naming_what_is_missing(missing, f"answers to {dataset}, by kind of problem and as they flipped"):
             problems, answers = _test_answers(records, dataset)
-            kinds += accuracy_by_kind(dataset, problems, answers)
+            kinds += accuracy_by_kind(dataset, problems, answers, interval=wilson_interval)
             flips += [summarise_flips(dataset, problems, answers)] if len(answers) > 1 else []
     return Material(
         environment=describe_environment(),

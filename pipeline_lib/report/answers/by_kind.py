@@ -5,7 +5,7 @@ A set that is easy on the whole may gain on its easiest problems alone; one numb
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pipeline_lib.report.answers.flips import GradedAnswer
 from pipeline_lib.report.material import KindAccuracy
@@ -15,7 +15,11 @@ MAX_KINDS = 12  # of one column; one with more is no grouping but a name
 
 
 def accuracy_by_kind(
-    dataset: str, problems: Mapping[str, Problem], answers: Mapping[int, Sequence[GradedAnswer]]
+    dataset: str,
+    problems: Mapping[str, Problem],
+    answers: Mapping[int, Sequence[GradedAnswer]],
+    *,
+    interval: Callable[[int, int], tuple[float, float]],
 ) -> tuple[KindAccuracy, ...]:
     """Right answers on each value of each column of the problems' metadata that tells them apart.
 
@@ -23,6 +27,7 @@ def accuracy_by_kind(
         dataset: name of the test set.
         problems: by problem id.
         answers: by iteration; a problem that some iteration lacks is left out.
+        interval: of an accuracy, from right answers and problems.
 
     Returns:
         by column, then value; nothing of a column with one value or with more than `MAX_KINDS`.
@@ -43,7 +48,12 @@ def accuracy_by_kind(
         for value, names in sorted(of_value.items(), key=_place):
             counts = {index: sum(given[name] for name in names) for index, given in right.items()}
             kind = f"{column} {value}" if column not in value.lower() else value
-            found.append(KindAccuracy(dataset=dataset, kind=kind, num_problems=len(names), num_correct=counts))
+            intervals = {index: interval(count, len(names)) for index, count in counts.items()}
+            found.append(
+                KindAccuracy(
+                    dataset=dataset, kind=kind, num_problems=len(names), num_correct=counts, intervals=intervals
+                )
+            )
     return tuple(found)
 
 

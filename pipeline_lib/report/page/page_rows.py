@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pipeline_lib.config import GateConfig
 from pipeline_lib.report.material import KindAccuracy
-from pipeline_lib.report.tables import DASH, counted, format_number, format_share
+from pipeline_lib.report.tables import counted, format_kind, format_number
 from pipeline_lib.types import GateTrial, IterationRecord
 
 
@@ -61,15 +61,7 @@ def kind_rows(kinds: Sequence[KindAccuracy]) -> tuple[list[str], list[list[str]]
     """The iterations, and for every kind its test set, name, size, and accuracy ± half its 95 % interval of each."""
     indices = sorted({index for kind in kinds for index in kind.num_correct})
     rows = [
-        [
-            kind.dataset,
-            kind.kind,
-            str(kind.num_problems),
-            *(
-                format_share(kind.num_correct[index], kind.num_problems) if index in kind.num_correct else DASH
-                for index in indices
-            ),
-        ]
+        [kind.dataset, kind.kind, str(kind.num_problems), *(format_kind(kind, index) for index in indices)]
         for kind in kinds
     ]
     return ["base" if index == 0 else str(index) for index in indices], rows
