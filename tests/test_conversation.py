@@ -228,6 +228,14 @@ def test_examples_are_of_as_many_levels_as_there_are(dataset: str) -> None:
     assert [shot.question for shot in shots_for(config)[:3]] == [problem.question for problem in drawn]
 
 
+def test_the_longest_examples_have_the_most_lines() -> None:
+    config = apply_overrides(PipelineConfig(), ["problems.dataset=tiny-arithmetic", "policy.num_shots=3"])
+    longest = shots_for(apply_overrides(config, ["policy.shot_choice=longest"]))
+    assert [shot.solution.count("\n") for shot in longest] == [2] * 4
+    assert min(shot.solution.count("\n") for shot in shots_for(config)) == 1
+    assert len({shot.question for shot in longest}) == 4
+
+
 def test_beside_worked_examples_every_set_is_asked_as_they_are() -> None:
     """A prompt that shows answers behind ``####`` and asks for a box would be answered in either way."""
     config = apply_overrides(PipelineConfig(), ["problems.dataset=gsm8k"])

@@ -104,6 +104,12 @@ class PolicyConfig(ConfigGroup):
         "split, never held out, never the question itself. Base models need them; where there is no chat template, a "
         "plain one of ours takes its place. Our choice: 0.",
     )
+    shot_choice: Literal["levels", "longest"] = Field(
+        "levels",
+        json_schema_extra={"before": "levels"},
+        description="Which worked examples: levels, in turn of each level that the rows name; longest, the solutions "
+        "with the most lines, which small models need to take several steps at all. Our choice: levels.",
+    )
     chat_template_kwargs: dict[str, Any] = Field(
         default_factory=dict,
         json_schema_extra={"before": {}},

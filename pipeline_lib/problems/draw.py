@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from pipeline_lib.types import Problem
 IntArray = NDArray[np.int64]
 ASKED_AGAIN_SHARE = 0.5  # of a draw, at most: repeats overfit
 TEST_SEED = 0  # of the order of test sets, and of worked examples: the same in every run, whatever its seed
-SHOTS_LOOKED_AT = 16  # problems for each worked example, among which levels are looked for
+SHOTS_LOOKED_AT = 16  # problems for each worked example, among which levels or long solutions are looked for
 
 
 class DrawnProblems(list[Problem]):
@@ -71,19 +71,30 @@ def draw_test(pool: ProblemPool, num_problems: int) -> list[Problem]:
     return [pool[i] for i in _permutation(len(pool), TEST_SEED, "test", 0)[:num_problems].tolist()]
 
 
-def draw_shots(pool: ProblemPool, num_problems: int, *, num_validation: int, validation_seed: int) -> list[Problem]:
-    """Problems for worked examples: the same ones in every run, none of them held out, of as many levels as there are.
+def draw_shots(
+    pool: ProblemPool,
+    num_problems: int,
+    *,
+    num_validation: int,
+    validation_seed: int,
+    solutions: Callable[[Sequence[Problem]], Sequence[str]] | None = None,
+) -> list[Problem]:
+    """Problems for worked examples: the same ones in every run, none of them held out.
 
-    A small model copies the form of its examples: shown one-step solutions alone, it took one step everywhere.
+    Of as many levels as there are, or those with the longest solutions. A small model copies the form of its examples:
+    shown one-step solutions alone, it took one step everywhere.
 
     Args:
         pool: the train split.
         num_problems: problems to draw.
         num_validation: how many problems `hold_out` takes from the pool.
         validation_seed: the seed that `hold_out` was given.
+        solutions: worked solutions of problems, of which those with the most lines are drawn; None takes all levels.
 
     Raises:
         ProblemsError: there are not that many.
+
+    Source: examples with the most steps are complexity-based prompting, arXiv 2210.00720.
     """
     rest = np.arange(len(pool)) if pool.validation is not None else _cut(pool, num_validation, validation_seed)[1]
     if num_problems > len(rest):
@@ -91,8 +102,12 @@ def draw_shots(pool: ProblemPool, num_problems: int, *, num_validation: int, val
             f"policy.num_shots={num_problems - 1}: {pool.name} has {len(rest)} problems that are not held out, and one "
             "more than shots is needed; lower it"
         )
-    looked_at = rest[_permutation(len(rest), TEST_SEED, "shots", 0)[: SHOTS_LOOKED_AT * num_problems]]
-    return _of_all_levels([pool[i] for i in looked_at.tolist()])[:num_problems]
+    places = rest[_permutation(len(rest), TEST_SEED, "shots", 0)[: SHOTS_LOOKED_AT * num_problems]]
+    looked_at = [pool[i] for i in places.tolist()]
+    if solutions is None:
+        return _of_all_levels(looked_at)[:num_problems]
+    num_lines = np.array([len(solution.splitlines()) for solution in solutions(looked_at)])
+    return [looked_at[i] for i in np.argsort(-num_lines, kind="stable")[:num_problems].tolist()]
 
 
 def _of_all_levels(problems: Sequence[Problem]) -> list[Problem]:

@@ -9,7 +9,7 @@ import hashlib
 import heapq
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -81,15 +81,16 @@ def _shots(settings: str) -> tuple[Shot, ...]:
     """The same of settings as JSON: a large train split is read once."""
     config = PipelineConfig.model_validate_json(settings)
     problems, dataset = config.problems, config.problems.dataset
+    mark = answer_mark(dataset, instruction_for(config, dataset))
+    solutions = partial(worked_solutions, path=problems.path, columns=problems.columns, mark=mark)
     drawn = draw_shots(
         training_pool(config),
         config.policy.num_shots + 1,
         num_validation=problems.num_validation,
         validation_seed=problems.validation_seed,
+        solutions=solutions if config.policy.shot_choice == "longest" else None,
     )
-    mark = answer_mark(dataset, instruction_for(config, dataset))
-    solutions = worked_solutions(drawn, path=problems.path, columns=problems.columns, mark=mark)
-    return tuple(Shot(problem.question, solution) for problem, solution in zip(drawn, solutions, strict=True))
+    return tuple(Shot(problem.question, solution) for problem, solution in zip(drawn, solutions(drawn), strict=True))
 
 
 def prompt_codec(config: PipelineConfig, dataset: str) -> TokenizerCodec:
