@@ -72,6 +72,7 @@ def training_key(**changes: object) -> str:
         ("kl_alarm", 0.5, {"relative-correctness", "rft", "step-dpo"}),
         ("weighting", "sign", {"relative-correctness"}),
         ("weighting_temperature", 0.5, set()),
+        ("value_weight", 0.5, {"relative-correctness"}),
         ("soft_clip", 1.0, {"relative-correctness"}),
         ("ratio_clip", 0.2, {"relative-correctness"}),
         ("kl_on", "path", {"relative-correctness"}),

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from training_fixtures import group_scores, make_tree, random_tree
@@ -90,6 +92,17 @@ def test_every_weighting_takes_another_thing_of_the_same_scores():
     np.testing.assert_allclose(weights(soft_clip=1), softened / np.abs(softened[softened != 0]).mean())
     hotter = weights(weighting="exp", weighting_temperature=10)
     assert np.ptp(hotter[SCORES != 0]) < np.ptp(weights(weighting="exp")[SCORES != 0])
+
+
+def test_a_steps_value_is_a_weight_beside_its_score():
+    all_right = replace(ALL_WRONG, value_sums=ALL_WRONG.visits.astype(float))
+    trees, scores = [TREE, ALL_WRONG, all_right], [SCORES, np.zeros(2), np.zeros(2)]
+    plain = build_examples(trees, scores, TrainConfig())
+    weighted = build_examples(trees, scores, TrainConfig(value_weight=0.5))
+    assert [example.tree for example in plain] == [TREE]
+    assert [example.tree for example in weighted] == [TREE, all_right]
+    np.testing.assert_allclose(weighted[0].weights[1:], plain[0].weights[1:] + 0.5 * TREE.values[1:])
+    np.testing.assert_allclose(weighted[1].weights, [0, 0.5])
 
 
 def test_rft_takes_each_distinct_step_of_right_paths_once():

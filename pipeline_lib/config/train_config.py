@@ -126,6 +126,14 @@ class TrainConfig(ConfigGroup):
         description="Tau of weighting=exp, which alone reads it, in units of the scores' mean magnitude: the lower, "
         "the more the best steps stand out. Our choice.",
     )
+    value_weight: float = Field(
+        0.0,
+        ge=0,
+        json_schema_extra={"before": 0.0},
+        description="Weight of a step's value, the share of its rollouts that were right, beside its score, in units "
+        "of the weights' mean magnitude: what all solve is taught too, and steps that nothing stands beside. Large, "
+        "it is rft by values. relative-correctness alone reads it. Paper: 0, the score alone.",
+    )
     soft_clip: float | None = Field(
         None,
         gt=0,
@@ -196,7 +204,7 @@ class TrainConfig(ConfigGroup):
         """Names of the settings that no result of this training depends on: in no store key, in no checkpoint's."""
         names = set(NEVER_IN_A_RESULT)
         if self.objective != "relative-correctness":
-            names |= {"negative_clip", "weighting", "soft_clip", "ratio_clip"}
+            names |= {"negative_clip", "weighting", "value_weight", "soft_clip", "ratio_clip"}
         if self.objective != "relative-correctness" or self.weighting != "exp":
             names.add("weighting_temperature")
         if self.objective != "step-dpo":
