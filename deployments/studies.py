@@ -1,6 +1,6 @@
 """Studies, by name: which methods are compared, and with which settings each was tried.
 
-Every method gets as many tries as any other, and validation chooses among them.
+Every method gets as many tries as any other, four, and validation chooses among them; a quick study has the first ones.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pipeline_lib.study.grid import Method, StudyConfig
 FAMILIES = ("tiny-word", "tiny-algebra")
 INDEPENDENT = "search.num_candidates=1000"  # every rollout starts at the problem, none in the middle of a tree
 INDEPENDENT_TOKENS = {8: 1.24, 16: 1.48}  # by rollouts of a problem: tokens of independent ones over those of a tree's
+DPO_RATES = ((1e-4, 0.1), (3e-5, 0.1), (3e-4, 0.1), (1e-4, 0.5))
 QUICK = (
     "num_iterations=2",
     "problems.num_problems=60",
@@ -35,18 +36,39 @@ def tiny(base: PipelineConfig, *, quick: bool) -> StudyConfig:
         base=base,
         families=FAMILIES[:1] if quick else FAMILIES,
         seeds=(0, 1) if quick else (0, 1, 2),
-        methods=(*METHODS, _independent(base)),
+        methods=tuple(_with_one_try(method) if quick else method for method in (*METHODS, _independent(base))),
         reference="rft",
     )
 
 
+RATES = ((), ("train.tokens_per_update=2048",), ("train.learning_rate=5e-4",), ("train.learning_rate=2e-3",))
 METHODS = (
-    Method(name="coppice", settings=("train.objective=relative-correctness",)),
-    Method(name="positives", settings=("train.negative_clip=0",)),
-    Method(name="rft", settings=("train.objective=rft",)),
-    Method(name="step-dpo", settings=("train.objective=step-dpo", "train.learning_rate=1e-4")),
-    Method(name="grpo", kind="grpo"),
+    Method(
+        name="coppice",
+        settings=("train.objective=relative-correctness",),
+        tries=(
+            (),
+            ("train.value_weight=1",),
+            ("train.value_weight=1", "train.negative_clip=0.5"),
+            ("score.baseline=root", "score.chain_credit=true"),
+        ),
+    ),
+    Method(name="rft", settings=("train.objective=rft",), tries=RATES),
+    Method(
+        name="step-dpo",
+        settings=("train.objective=step-dpo",),
+        tries=tuple((f"train.learning_rate={rate}", f"train.dpo_beta={beta}") for rate, beta in DPO_RATES),
+    ),
+    Method(
+        name="grpo",
+        kind="grpo",
+        tries=((), ("learning_rate=1e-4",), ("learning_rate=6e-4",), ("problems_per_update=16",)),
+    ),
 )
+
+
+def _with_one_try(method: Method) -> Method:
+    return method.model_copy(update={"tries": method.tries[:1]})
 
 
 def _independent(base: PipelineConfig) -> Method:
@@ -55,6 +77,7 @@ def _independent(base: PipelineConfig) -> Method:
     return Method(
         name="rft-independent",
         settings=("train.objective=rft", INDEPENDENT, f"problems.num_problems={num_problems}"),
+        tries=RATES,
     )
 
 

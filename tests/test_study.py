@@ -268,3 +268,13 @@ def test_independent_rollouts_ask_fewer_problems_for_as_many_tokens() -> None:
         }
         assert sizes.pop("rft-independent") == expected
         assert set(sizes.values()) == {num_problems}
+
+
+def test_every_method_has_as_many_tries_and_each_is_a_setting_of_its_own() -> None:
+    for quick, num_tries in ((True, 1), (False, 4)):
+        study = study_of("tiny", quick=quick)
+        assert {len(method.tries) for method in study.methods} == {num_tries}
+    for method in study.methods:
+        cells = [study.cell(method, "tiny-word", 0, attempt) for attempt in range(num_tries)]
+        told = {(cell.config.model_copy(update={"name": None}).model_dump_json(), cell.options) for cell in cells}
+        assert len(told) == num_tries
