@@ -70,7 +70,8 @@ def smollm2() -> PipelineConfig:
     2. ``policy.num_shots=3``: without worked examples half of its answers never end, and one takes 50 tokens; with them
        all end, after 15. ``stop_after_answer`` for what still runs on. Asked for "the calculation" it made one, of two
        steps too; shown one-step solutions among the three it took one step everywhere (1 of 160 rollouts of two-step
-       problems right), shown ``longest`` ones alone two where they are needed now and then (3 of 128).
+       problems right). So ``shot_choice=longest``, and the first draw of five, ``shot_seed=1``, after which it gets 24 %
+       of one-step and 6 % of two-step rollouts right: after another one it was 15 % and 2 %.
     3. ``train.objective=rft`` at 5e-4: with a tenth of the rollouts right, what is missing is the habit of right ones.
        ``kl_beta=0``: a third of the training's time went into a KL that rft only reports.
     4. 1,536 tokens an update and a forward pass, about five problems with their worked examples: these are the same in
@@ -91,6 +92,7 @@ def smollm2() -> PipelineConfig:
             stop_after_answer=True,
             num_shots=3,
             shot_choice="longest",
+            shot_seed=1,
             instruction="Give one calculation per line, then '#### ' and the answer.",
         ),
         search=SearchConfig(num_simulations=16, temperature=0.6, top_p=0.9, max_new_tokens=64, num_shards=1),

@@ -234,6 +234,7 @@ def test_the_longest_examples_have_the_most_lines() -> None:
     assert [shot.solution.count("\n") for shot in longest] == [2] * 4
     assert min(shot.solution.count("\n") for shot in shots_for(config)) == 1
     assert len({shot.question for shot in longest}) == 4
+    assert shots_for(apply_overrides(config, ["policy.shot_choice=longest", "policy.shot_seed=1"])) != longest
 
 
 def test_beside_worked_examples_every_set_is_asked_as_they_are() -> None:

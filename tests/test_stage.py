@@ -30,6 +30,7 @@ OUTSIDE_THE_STAGES = {
     "policy.device": "where the same numbers are computed",
     "policy.max_batch": "how many rows share a decode step; a row's result does not depend on the others",
     "policy.shot_choice": "read with num_shots alone: test_conversation.py",
+    "policy.shot_seed": "likewise",
     "policy.num_threads": "how many cores compute the same numbers",
     "runner": "where the same shards are searched",
     "search.spend_saved": "read with stop_after_equal alone: test_shards.py",

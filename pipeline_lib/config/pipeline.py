@@ -110,6 +110,13 @@ class PolicyConfig(ConfigGroup):
         description="Which worked examples: levels, in turn of each level that the rows name; longest, the solutions "
         "with the most lines, which small models need to take several steps at all. Our choice: levels.",
     )
+    shot_seed: int = Field(
+        0,
+        ge=0,
+        json_schema_extra={"before": 0},
+        description="Seed of the draw of worked examples, not the run's. Small models answer very differently after "
+        "other ones: try several and choose on the validation set. Our choice: 0.",
+    )
     chat_template_kwargs: dict[str, Any] = Field(
         default_factory=dict,
         json_schema_extra={"before": {}},

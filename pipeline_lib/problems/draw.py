@@ -21,7 +21,7 @@ from pipeline_lib.types import Problem
 
 IntArray = NDArray[np.int64]
 ASKED_AGAIN_SHARE = 0.5  # of a draw, at most: repeats overfit
-TEST_SEED = 0  # of the order of test sets, and of worked examples: the same in every run, whatever its seed
+TEST_SEED = 0  # of the order of test sets: the same in every run, whatever its seed
 SHOTS_LOOKED_AT = 16  # problems for each worked example, among which levels or long solutions are looked for
 
 
@@ -77,6 +77,7 @@ def draw_shots(
     *,
     num_validation: int,
     validation_seed: int,
+    seed: int = 0,
     solutions: Callable[[Sequence[Problem]], Sequence[str]] | None = None,
 ) -> list[Problem]:
     """Problems for worked examples: the same ones in every run, none of them held out.
@@ -89,6 +90,7 @@ def draw_shots(
         num_problems: problems to draw.
         num_validation: how many problems `hold_out` takes from the pool.
         validation_seed: the seed that `hold_out` was given.
+        seed: of this choice alone, not the run's.
         solutions: worked solutions of problems, of which those with the most lines are drawn; None takes all levels.
 
     Raises:
@@ -102,7 +104,7 @@ def draw_shots(
             f"policy.num_shots={num_problems - 1}: {pool.name} has {len(rest)} problems that are not held out, and one "
             "more than shots is needed; lower it"
         )
-    places = rest[_permutation(len(rest), TEST_SEED, "shots", 0)[: SHOTS_LOOKED_AT * num_problems]]
+    places = rest[_permutation(len(rest), seed, "shots", 0)[: SHOTS_LOOKED_AT * num_problems]]
     looked_at = [pool[i] for i in places.tolist()]
     if solutions is None:
         return _of_all_levels(looked_at)[:num_problems]

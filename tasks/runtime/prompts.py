@@ -88,6 +88,7 @@ def _shots(settings: str) -> tuple[Shot, ...]:
         config.policy.num_shots + 1,
         num_validation=problems.num_validation,
         validation_seed=problems.validation_seed,
+        seed=config.policy.shot_seed,
         solutions=solutions if config.policy.shot_choice == "longest" else None,
     )
     return tuple(Shot(problem.question, solution) for problem, solution in zip(drawn, solutions(drawn), strict=True))
