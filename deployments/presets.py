@@ -70,8 +70,8 @@ def smollm2() -> PipelineConfig:
     2. ``policy.num_shots=3``: without worked examples half of its answers never end, and one takes 50 tokens; with them
        all end, after 15. ``stop_after_answer`` for what still runs on. Asked for "the calculation" it made one, of two
        steps too; shown one-step solutions among the three it took one step everywhere (1 of 160 rollouts of two-step
-       problems right). So ``shot_choice=longest``, and the first draw of five, ``shot_seed=1``, after which it gets 24 %
-       of one-step and 6 % of two-step rollouts right: after another one it was 15 % and 2 %.
+       problems right). So ``shot_choice=longest``, and of six draws ``shot_seed=1``, after which 24 % of one-step and
+       6 % of two-step rollouts are right; after draw 0 they were 10 % and 5 %.
     3. ``train.objective=rft`` at 5e-4: with a tenth of the rollouts right, what is missing is the habit of right ones.
        ``kl_beta=0``: a third of the training's time went into a KL that rft only reports.
     4. 1,536 tokens an update and a forward pass, about five problems with their worked examples: these are the same in
