@@ -361,6 +361,8 @@ def test_what_a_run_trained_leaves_the_house(
     assert [report["accuracy"] for report in reports] == [
         report.accuracy for report in trained.evaluations if report.split == "test"
     ]
+    names = [run.info.run_name for run in client(home).search_runs(["1"], "tags.`coppice.evaluated` != ''")]
+    assert f"tiny with adapter {trained.policy.policy_id[:8]} on test" in names
     found = plain_answers(
         tmp_path,
         adapters=[champion],

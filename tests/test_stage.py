@@ -88,7 +88,7 @@ OTHER_VALUES = {
     "policy.instruction": "Think.",
     "policy.template_date": "2025-01-01",
     "policy.stop": "Question:",
-    "policy.shot_choice": "longest",
+    "policy.shot_choice": "one_level",
     "policy.system_prompt": "Be brief.",
     "policy.chat_template_kwargs": '{"enable_thinking": false}',
     "search.step_delimiter": "sentence",

@@ -104,11 +104,12 @@ class PolicyConfig(ConfigGroup):
         "split, never held out, never the question itself. Base models need them; where there is no chat template, a "
         "plain one of ours takes its place. Our choice: 0.",
     )
-    shot_choice: Literal["levels", "longest"] = Field(
-        "levels",
-        json_schema_extra={"before": "levels"},
-        description="Which worked examples: levels, in turn of each level that the rows name; longest, the solutions "
-        "with the most lines, which small models need to take several steps at all. Our choice: levels.",
+    shot_choice: Literal["mixed", "one_level"] = Field(
+        "mixed",
+        json_schema_extra={"before": "mixed"},
+        description="Worked examples of as many levels as the rows name, before every question the same; or of one "
+        "level, which a question's text picks: small models take as many steps as their examples, and learn to look "
+        "at the question instead. Our choice: mixed.",
     )
     shot_seed: int = Field(
         0,

@@ -18,6 +18,7 @@ from tasks.evaluate import load_report
 from tasks.runtime.keys import key_text
 
 EVALUATED, ADAPTER, SPLIT = "coppice.evaluated", "coppice.adapter", "coppice.split"
+SHOWN_CHARS = 8  # of an adapter's id, in the run's name
 LOGGER = logging.getLogger("coppice.progress")
 
 
@@ -70,12 +71,13 @@ def record_evaluation(
     material = "\n".join([policy.policy_id, split, key_text(unnamed), *(ref.sha256 for ref in evaluations)])
     adapter = {} if policy.adapter_uri is None else {ADAPTER: policy.adapter_uri}
     model = Path(config.policy.model).name
+    named = f" with adapter {policy.policy_id.rpartition('-')[2][:SHOWN_CHARS]}" if adapter else ""
     run_id, reports = track_evaluation(
         unnamed,
         policy,
         evaluations,
         run_key=f"evaluation-{hashlib.sha256(material.encode()).hexdigest()[:16]}",
-        run_name=f"{model}{' with an adapter' if adapter else ''} on {split}",
+        run_name=f"{model}{named} on {split}",
         tags={EVALUATED: policy.policy_id, SPLIT: split, **adapter},
     )
     LOGGER.info(f"MLflow run: {run_id}")

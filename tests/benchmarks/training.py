@@ -53,34 +53,60 @@ def training_figures(
     Raises:
         ArithmeticError: the two gradients differ by more than `TOLERANCE`, relative.
     """
-    # Negative weights and the KL take part, so that the comparison covers the whole loss.
-    train = config.train.model_copy(update={"objective": "relative-correctness"})
-    examples = build_examples(trees, [score_tree(tree, config.score) for tree in trees], train)
-    trained = load_policy(model_dir, None, train, config.policy, seed=config.seed)
-    _leave_reference(trained)
-    hidden_size = int(trained.model.config.hidden_size)
+    comparison = PackedComparison(trees, config, model_dir=model_dir, eos_token_id=eos_token_id, rounds=rounds)
+    examples = comparison.examples
+    bushy = [_bushy_example(seed, len(examples[0].tree.prompt_token_ids)) for seed in range(num_compared // 3)]
+    return [
+        *comparison.figures("train.speedup_vs_per_step", bushy, 4.0),
+        *comparison.figures("train.speedup_vs_per_step_tiny", examples[:num_compared], None),
+        _tokens_vs_unique(comparison.plan(examples, config.train.tokens_per_update)),
+    ]
 
-    def plan(chosen: Sequence[TrainingExample], tokens_per_update: int) -> list[list[PackedBatch]]:
-        packed = pack_examples(chosen, train, eos_token_id=eos_token_id)
+
+class PackedComparison:
+    """Packed and per-step training of examples of some trees by one policy.
+
+    Args:
+        trees, config, model_dir, eos_token_id, rounds: see `training_figures`.
+
+    Attributes:
+        examples: of those trees that have any score.
+    """
+
+    def __init__(
+        self,
+        trees: Sequence[SearchTree],
+        config: PipelineConfig,
+        *,
+        model_dir: Path | str,
+        eos_token_id: int,
+        rounds: int,
+    ) -> None:
+        # Negative weights and the KL take part, so that the comparison covers the whole loss.
+        self._train = config.train.model_copy(update={"objective": "relative-correctness", "kl_beta": 0.1})
+        self._seed, self._eos_token_id, self._rounds = config.seed, eos_token_id, rounds
+        scores = [score_tree(tree, config.score) for tree in trees]
+        self.examples = build_examples(trees, scores, self._train)
+        self._trained = load_policy(model_dir, None, self._train, config.policy, seed=config.seed)
+        _leave_reference(self._trained)
+
+    def plan(self, chosen: Sequence[TrainingExample], tokens_per_update: int) -> list[list[PackedBatch]]:
+        """The forward passes of each update over some examples."""
+        packed = pack_examples(chosen, self._train, eos_token_id=self._eos_token_id)
         updates = plan_updates(
             packed,
-            derive_generator(config.seed, "benchmark").permutation(len(packed)),
+            derive_generator(self._seed, "benchmark").permutation(len(packed)),
             tokens_per_update=tokens_per_update,
-            tokens_per_microbatch=train.tokens_per_microbatch,
-            break_even_tokens=6 * hidden_size,
+            tokens_per_microbatch=self._train.tokens_per_microbatch,
+            break_even_tokens=6 * int(self._trained.model.config.hidden_size),
         )
         return list(updates)
 
-    def compare(name: str, chosen: Sequence[TrainingExample], target: float | None) -> list[Figure]:
-        (batches,) = plan(chosen, 10**9)
-        return _compare(name, trained, train, chosen, batches, eos_token_id, rounds, target)
-
-    bushy = [_bushy_example(seed, len(examples[0].tree.prompt_token_ids)) for seed in range(num_compared // 3)]
-    return [
-        *compare("train.speedup_vs_per_step", bushy, 4.0),
-        *compare("train.speedup_vs_per_step_tiny", examples[:num_compared], None),
-        _tokens_vs_unique(plan(examples, train.tokens_per_update)),
-    ]
+    def figures(self, name: str, chosen: Sequence[TrainingExample], target: float | None) -> list[Figure]:
+        """The speed-up on some examples, over rows that are batched and over rows that are not."""
+        (batches,) = self.plan(chosen, 10**9)
+        train, rounds = self._train, self._rounds
+        return _compare(name, self._trained, train, chosen, batches, self._eos_token_id, rounds, target)
 
 
 def _bushy_example(seed: int, num_prompt_tokens: int) -> TrainingExample:
