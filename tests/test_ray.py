@@ -63,6 +63,18 @@ def die(entry: Entry, *, number: int) -> Done:
     raise AssertionError("it lives")
 
 
+@stage(lambda *, number: {"number": number}, run_name="last {number}")
+def last_long(entry: Entry, *, number: int) -> Done:
+    """Says that it has begun, and takes longer than anybody waits."""
+    (entry.path / "begun").touch()
+    time.sleep(120)
+    return Done(0)
+
+
+class Terminated(BaseException):
+    """What the command's own handler of SIGTERM raises."""
+
+
 @contextmanager
 def started(cluster: AbstractContextManager[None]) -> Iterator[None]:
     """Skips where Ray did not start on a machine that others keep busy: its own processes get 15 s."""
@@ -250,6 +262,38 @@ def test_a_worker_that_dies_too_often_is_an_error_of_ours(home: Path, monkeypatc
 
     with pytest.raises(RunnerError, match=r"^doomed: .*ray\.max_retries.* run again"):
         doomed(small_config(*ON_RAY, "ray.max_retries=0"))
+
+
+@on_a_cluster
+def test_a_terminated_run_does_not_wait_for_its_shards(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray lets no signal's exception through while it waits but Ctrl-C's: a batch system's SIGTERM was lost."""
+    monkeypatch.setenv("COPPICE_HOME", str(home))
+    monkeypatch.setenv("COPPICE_STORE", str(home / "store"))
+    sent: list[float] = []
+
+    @flow
+    def long(config: PipelineConfig) -> None:
+        run_each(config, last_long, [{"number": 1}], name="long")
+
+    def terminate() -> None:
+        deadline = time.monotonic() + TIME_LIMIT_S
+        while not list(home.glob("store/last-long/*/begun")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(1)  # the run waits by now
+        sent.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def raises(number: int, frame: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, raises)
+    try:
+        threading.Thread(target=terminate).start()
+        with pytest.raises(Terminated):
+            long(small_config(*ON_RAY))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert time.monotonic() - sent[0] < 10
 
 
 def test_without_a_server_the_runner_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

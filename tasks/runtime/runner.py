@@ -78,11 +78,15 @@ def check_runner(config: PipelineConfig) -> None:
 
 
 def _run_on_ray(config: RayConfig, stage: Stage[..., Ref], calls: Sequence[Call], name: str) -> None:
+    from prefect.futures import as_completed
+
     engines.close()  # workers on this machine need the memory
     with ray_tasks(config) as runner:
         futures = [stage.submit(runner, **call) for call in calls]
         progress = Progress(name, len(futures))
-        for future in futures:  # all of them, also after a failure: what they finish is kept
+        # All of them, also after a failure: what they finish is kept. Not by `future.wait`, in which Ray lets no signal
+        # through but Ctrl-C's.
+        for future in as_completed(futures):
             future.wait()
             progress.advance()
         failed = [future for future in futures if not future.state.is_completed()]
