@@ -69,8 +69,7 @@ def smollm2() -> PipelineConfig:
        learn from.
     2. ``policy.num_shots=3``: without worked examples half of its answers never end, and one takes 50 tokens; with them
        all end, after 15. ``stop_after_answer`` for what still runs on. Asked for "the calculation" it made one, of two
-       steps too. ``shot_choice=one_level``: it takes as many steps as its examples do, one where one of three has one
-       (1 of 160 two-step rollouts right), two everywhere after two-step ones alone.
+       steps too.
     3. ``train.objective=rft`` at 5e-4: with a tenth of the rollouts right, what is missing is the habit of right ones.
        ``kl_beta=0``: a third of the training's time went into a KL that rft only reports.
     4. 1,536 tokens an update and a forward pass, about five problems with their worked examples: these are the same in
@@ -90,7 +89,6 @@ def smollm2() -> PipelineConfig:
             num_threads=2,
             stop_after_answer=True,
             num_shots=3,
-            shot_choice="one_level",
             instruction="Give one calculation per line, then '#### ' and the answer.",
         ),
         search=SearchConfig(num_simulations=16, temperature=0.6, top_p=0.9, max_new_tokens=64, num_shards=1),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +20,11 @@ from pipeline_lib.policy.codec import TokenizerCodec
 from pipeline_lib.policy.model_folders import TINY_BASE
 from pipeline_lib.policy.prompting.conversation import Conversation, Shot
 from pipeline_lib.policy.tokenizers import load_codec
-from pipeline_lib.problems.draw import draw_shots, draw_shots_by_level, hold_out
+from pipeline_lib.problems.draw import draw_shots, hold_out
 from pipeline_lib.problems.formats import answer_mark
-from pipeline_lib.problems.pools import ProblemPool
-from pipeline_lib.problems.rows import ProblemsError
 from pipeline_lib.problems.run_sets import training_pool
 from pipeline_lib.problems.sources import load_problems, worked_solutions
 from pipeline_lib.problems.tiny import make_problem
-from pipeline_lib.types import Problem
 from tasks.runtime.engines import engine_spec, open_policy
 from tasks.runtime.policies import base_policy
 from tasks.runtime.prompts import instruction_for, measure_prompts, problems_to_ask, shots_for
@@ -230,38 +226,6 @@ def test_examples_are_of_as_many_levels_as_there_are(dataset: str) -> None:
     drawn = draw_shots(training_pool(config), 3, num_validation=config.problems.num_validation, validation_seed=0)
     assert len({problem.metadata["level"] for problem in drawn}) == 3
     assert [shot.question for shot in shots_for(config)[:3]] == [problem.question for problem in drawn]
-
-
-def test_a_question_picks_the_level_of_its_examples() -> None:
-    config = apply_overrides(
-        PipelineConfig(), ["problems.dataset=tiny-arithmetic", "policy.num_shots=3", "policy.shot_choice=one_level"]
-    )
-    shots = shots_for(config)
-    assert [shot.solution.count("\n") for shot in shots] == [1] * 6 + [2] * 3 + [shots[-1].solution.count("\n")]
-    conversation = Conversation(shots=shots, num_shots=3)
-    shown: Counter[tuple[str, ...]] = Counter()
-    for number in range(300):
-        turns = conversation.turns(f"What is {number} + 1?")
-        assert turns == conversation.turns(f"What is {number} + 1?")
-        shown[tuple(turn["content"] for turn in turns[:-1:2])] += 1
-    parts = [tuple(shot.question for shot in shots[first : first + 3]) for first in (0, 3, 6)]
-    assert set(shown) == set(parts)
-    assert min(shown.values()) > 70
-    own = conversation.turns(shots[1].question)
-    assert len(own) == 7
-    assert [turn["content"] for turn in own].count(shots[1].question) == 1
-    assert shots_for(apply_overrides(config, ["policy.shot_seed=1"])) != shots
-
-
-def test_a_level_with_too_few_examples_is_left_out_and_none_at_all_is_named() -> None:
-    levels = ["1", "2", "1", "3", "1", "2"]
-    problems = [Problem(f"a/train/{n:05d}", f"{n}?", "1", "a", {"level": level}) for n, level in enumerate(levels)]
-    pool = ProblemPool("a/train", problems)
-    drawn = draw_shots_by_level(pool, 2, num_validation=0, validation_seed=0)
-    assert [problem.metadata["level"] for problem in drawn[:4]] == ["1", "1", "2", "2"]
-    assert len({problem.problem_id for problem in drawn}) == 5
-    with pytest.raises(ProblemsError, match=r"^policy\.num_shots=4: a/train has too few problems of one level"):
-        draw_shots_by_level(pool, 4, num_validation=0, validation_seed=0)
 
 
 def test_beside_worked_examples_every_set_is_asked_as_they_are() -> None:

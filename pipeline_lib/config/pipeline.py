@@ -104,20 +104,6 @@ class PolicyConfig(ConfigGroup):
         "split, never held out, never the question itself. Base models need them; where there is no chat template, a "
         "plain one of ours takes its place. Our choice: 0.",
     )
-    shot_choice: Literal["mixed", "one_level"] = Field(
-        "mixed",
-        json_schema_extra={"before": "mixed"},
-        description="Worked examples of as many levels as the rows name, before every question the same; or of one "
-        "level, which a question's text picks: small models take as many steps as their examples, and learn to look "
-        "at the question instead. Our choice: mixed.",
-    )
-    shot_seed: int = Field(
-        0,
-        ge=0,
-        json_schema_extra={"before": 0},
-        description="Seed of the draw of worked examples, not the run's. Small models answer very differently after "
-        "other ones: try several and choose on the validation set. Our choice: 0.",
-    )
     chat_template_kwargs: dict[str, Any] = Field(
         default_factory=dict,
         json_schema_extra={"before": {}},

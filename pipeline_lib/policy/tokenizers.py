@@ -105,7 +105,6 @@ def make_codec(
         instruction=instruction,
         system=config.system_prompt,
         shots=shots,
-        num_shots=config.num_shots or None,
         template_options=config.chat_template_kwargs,
         today=config.template_date,
     )

@@ -21,7 +21,7 @@ from pipeline_lib.types import Problem
 
 IntArray = NDArray[np.int64]
 ASKED_AGAIN_SHARE = 0.5  # of a draw, at most: repeats overfit
-TEST_SEED = 0  # of the order of test sets: the same in every run, whatever its seed
+TEST_SEED = 0  # of the order of test sets, and of worked examples: the same in every run, whatever its seed
 SHOTS_LOOKED_AT = 16  # problems for each worked example, among which levels are looked for
 
 
@@ -71,10 +71,8 @@ def draw_test(pool: ProblemPool, num_problems: int) -> list[Problem]:
     return [pool[i] for i in _permutation(len(pool), TEST_SEED, "test", 0)[:num_problems].tolist()]
 
 
-def draw_shots(
-    pool: ProblemPool, num_problems: int, *, num_validation: int, validation_seed: int, seed: int = 0
-) -> list[Problem]:
-    """Problems for worked examples, of as many levels as there are: the same ones in every run, none of them held out.
+def draw_shots(pool: ProblemPool, num_problems: int, *, num_validation: int, validation_seed: int) -> list[Problem]:
+    """Problems for worked examples: the same ones in every run, none of them held out, of as many levels as there are.
 
     A small model copies the form of its examples: shown one-step solutions alone, it took one step everywhere.
 
@@ -83,55 +81,18 @@ def draw_shots(
         num_problems: problems to draw.
         num_validation: how many problems `hold_out` takes from the pool.
         validation_seed: the seed that `hold_out` was given.
-        seed: of this choice alone, not the run's.
 
     Raises:
         ProblemsError: there are not that many.
     """
-    return _of_all_levels(_shot_candidates(pool, num_problems, num_validation, validation_seed, seed))[:num_problems]
-
-
-def draw_shots_by_level(
-    pool: ProblemPool, num_problems: int, *, num_validation: int, validation_seed: int, seed: int = 0
-) -> list[Problem]:
-    """As many for each level that the rows name, level after level, and one in reserve; see `draw_shots`.
-
-    Args:
-        pool: the train split.
-        num_problems: problems to draw of each level; a level of which too few are found is left out.
-        num_validation: how many problems `hold_out` takes from the pool.
-        validation_seed: the seed that `hold_out` was given.
-        seed: of this choice alone, not the run's.
-
-    Raises:
-        ProblemsError: there are not that many, or not of any level.
-    """
-    candidates = _shot_candidates(pool, num_problems + 1, num_validation, validation_seed, seed)
-    by_level: defaultdict[str, list[Problem]] = defaultdict(list)
-    for problem in candidates:
-        by_level[problem.metadata.get("level", "")].append(problem)
-    drawn = [p for _, found in sorted(by_level.items()) for p in found[:num_problems] if len(found) >= num_problems]
-    reserve = next((problem for problem in candidates if problem not in drawn), None)
-    if not drawn or reserve is None:
-        raise ProblemsError(
-            f"policy.num_shots={num_problems}: {pool.name} has too few problems of one level among {len(candidates)} "
-            "that were looked at; lower it, or set policy.shot_choice=mixed"
-        )
-    return [*drawn, reserve]
-
-
-def _shot_candidates(
-    pool: ProblemPool, num_problems: int, num_validation: int, validation_seed: int, seed: int
-) -> list[Problem]:
-    """Problems that are not held out, several for each that is wanted, in an order that `seed` makes."""
     rest = np.arange(len(pool)) if pool.validation is not None else _cut(pool, num_validation, validation_seed)[1]
     if num_problems > len(rest):
         raise ProblemsError(
             f"policy.num_shots={num_problems - 1}: {pool.name} has {len(rest)} problems that are not held out, and one "
             "more than shots is needed; lower it"
         )
-    places = rest[_permutation(len(rest), seed, "shots", 0)[: SHOTS_LOOKED_AT * num_problems]]
-    return [pool[i] for i in places.tolist()]
+    looked_at = rest[_permutation(len(rest), TEST_SEED, "shots", 0)[: SHOTS_LOOKED_AT * num_problems]]
+    return _of_all_levels([pool[i] for i in looked_at.tolist()])[:num_problems]
 
 
 def _of_all_levels(problems: Sequence[Problem]) -> list[Problem]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pipeline_lib.config import ConfigError, PipelineConfig, Settings
 from pipeline_lib.policy.model_folders import model_folder
 from pipeline_lib.policy.prompting.conversation import Shot
-from pipeline_lib.problems.draw import draw_shots, draw_shots_by_level, draw_test, hold_out
+from pipeline_lib.problems.draw import draw_shots, draw_test, hold_out
 from pipeline_lib.problems.formats import answer_mark, format_of
 from pipeline_lib.problems.pools import ProblemPool
 from pipeline_lib.problems.run_sets import tested_pool, training_pool
@@ -81,12 +81,12 @@ def _shots(settings: str) -> tuple[Shot, ...]:
     """The same of settings as JSON: a large train split is read once."""
     config = PipelineConfig.model_validate_json(settings)
     problems, dataset = config.problems, config.problems.dataset
-    pool, policy = training_pool(config), config.policy
-    apart = {"num_validation": problems.num_validation, "validation_seed": problems.validation_seed}
-    if policy.shot_choice == "one_level":
-        drawn = draw_shots_by_level(pool, policy.num_shots, **apart, seed=policy.shot_seed)
-    else:
-        drawn = draw_shots(pool, policy.num_shots + 1, **apart, seed=policy.shot_seed)
+    drawn = draw_shots(
+        training_pool(config),
+        config.policy.num_shots + 1,
+        num_validation=problems.num_validation,
+        validation_seed=problems.validation_seed,
+    )
     mark = answer_mark(dataset, instruction_for(config, dataset))
     solutions = worked_solutions(drawn, path=problems.path, columns=problems.columns, mark=mark)
     return tuple(Shot(problem.question, solution) for problem, solution in zip(drawn, solutions, strict=True))

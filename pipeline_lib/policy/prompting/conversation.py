@@ -19,7 +19,6 @@ import jinja2.meta
 
 from pipeline_lib.config import TEMPLATE_DATE, ConfigError
 from pipeline_lib.config.one_line import first_line
-from pipeline_lib.seeding import derive_seed
 
 Turns = list[dict[str, str]]
 PLAIN_VERSION = 1  # rises with every change of what follows
@@ -51,8 +50,6 @@ class Conversation:
         system: the system's turn, which comes first; None leaves it to the template, "" is a turn without a word.
         shots: worked examples, each with the instruction. The last one is in reserve, for a question that is among the
             others: no prompt shows its own solution, and all prompts show as many.
-        num_shots: how many a prompt shows. Where there are several times as many, a question's text picks its part of
-            them; None shows all.
         template_options: what the template is told besides, by the names that it asks for.
         today: what the template's ``strftime_now`` tells, so that a prompt is the same on every day.
     """
@@ -60,7 +57,6 @@ class Conversation:
     instruction: str = ""
     system: str | None = None
     shots: tuple[Shot, ...] = ()
-    num_shots: int | None = None
     template_options: Mapping[str, Any] = field(default_factory=dict)
     today: date = TEMPLATE_DATE
 
@@ -68,10 +64,7 @@ class Conversation:
         """What is said up to where the answer begins."""
         turns = [] if self.system is None else [{"role": "system", "content": self.system}]
         others = [shot for shot in self.shots if shot.question != question]
-        num_all = max(0, len(self.shots) - 1)
-        num_shown = num_all if self.num_shots is None else min(self.num_shots, num_all)
-        first = num_shown * (derive_seed("shots", question) % (num_all // num_shown)) if num_shown else 0
-        for shot in others[first : first + num_shown]:
+        for shot in others[: max(0, len(self.shots) - 1)]:
             turns += [self._asked(shot.question), {"role": "assistant", "content": shot.solution}]
         return [*turns, self._asked(question)]
 
