@@ -14,6 +14,7 @@ from pipeline_lib.study.grid import Method, StudyConfig
 FAMILIES = ("tiny-word", "tiny-algebra")
 INDEPENDENT = "search.num_candidates=1000"  # every rollout starts at the problem, none in the middle of a tree
 INDEPENDENT_TOKENS = {8: 1.24, 16: 1.48}  # by rollouts of a problem: tokens of independent ones over those of a tree's
+RATES = ((), ("train.tokens_per_update=2048",), ("train.learning_rate=5e-4",), ("train.learning_rate=2e-3",))
 DPO_RATES = ((1e-4, 0.1), (3e-5, 0.1), (3e-4, 0.1), (1e-4, 0.5))
 QUICK = (
     "num_iterations=2",
@@ -41,7 +42,6 @@ def tiny(base: PipelineConfig, *, quick: bool) -> StudyConfig:
     )
 
 
-RATES = ((), ("train.tokens_per_update=2048",), ("train.learning_rate=5e-4",), ("train.learning_rate=2e-3",))
 METHODS = (
     Method(
         name="coppice",

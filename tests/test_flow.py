@@ -358,9 +358,7 @@ def test_what_a_run_trained_leaves_the_house(
     assert commits == ["fetch-champion"]  # what the run measured of it is found
     trained = result.records[1]
     reports = json.loads((tmp_path / "reports.json").read_text())
-    assert [report["accuracy"] for report in reports] == [
-        report.accuracy for report in trained.evaluations if report.split == "test"
-    ]
+    assert [r["accuracy"] for r in reports] == [r.accuracy for r in trained.evaluations if r.split == "test"]
     names = [run.info.run_name for run in client(home).search_runs(["1"], "tags.`coppice.evaluated` != ''")]
     assert f"tiny with adapter {trained.policy.policy_id[:8]} on test" in names
     found = plain_answers(

@@ -16,10 +16,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+import typer
 from prefect import flow, task
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 from run_fixtures import manifests, small_config
 
+from deployments.interrupts import says_how_to_go_on
 from pipeline_lib.config import ConfigError, PipelineConfig, RayConfig
 from pipeline_lib.search.tree_files import read_trees_parquet, tree_to_dict
 from pipeline_lib.store import Entry, Store
@@ -63,16 +65,12 @@ def die(entry: Entry, *, number: int) -> Done:
     raise AssertionError("it lives")
 
 
-@stage(lambda *, number: {"number": number}, run_name="last {number}")
-def last_long(entry: Entry, *, number: int) -> Done:
+@stage(lambda *, number: {"number": number}, run_name="sleep {number}")
+def sleep_long(entry: Entry, *, number: int) -> Done:
     """Says that it has begun, and takes longer than anybody waits."""
     (entry.path / "begun").touch()
     time.sleep(120)
     return Done(0)
-
-
-class Terminated(BaseException):
-    """What the command's own handler of SIGTERM raises."""
 
 
 @contextmanager
@@ -273,26 +271,20 @@ def test_a_terminated_run_does_not_wait_for_its_shards(home: Path, monkeypatch: 
 
     @flow
     def long(config: PipelineConfig) -> None:
-        run_each(config, last_long, [{"number": 1}], name="long")
+        run_each(config, sleep_long, [{"number": 1}], name="long")
 
     def terminate() -> None:
         deadline = time.monotonic() + TIME_LIMIT_S
-        while not list(home.glob("store/last-long/*/begun")) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        time.sleep(1)  # the run waits by now
-        sent.append(time.monotonic())
-        os.kill(os.getpid(), signal.SIGTERM)
+        while time.monotonic() < deadline and not sent:
+            time.sleep(1)  # once the shard has begun, the run waits for it
+            if list(home.glob("store/sleep-long/*/begun")):
+                sent.append(time.monotonic())
+                os.kill(os.getpid(), signal.SIGTERM)
 
-    def raises(number: int, frame: object) -> None:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, raises)
-    try:
-        threading.Thread(target=terminate).start()
-        with pytest.raises(Terminated):
-            long(small_config(*ON_RAY))
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    threading.Thread(target=terminate, daemon=True).start()
+    with pytest.raises(typer.Exit) as ended, says_how_to_go_on():
+        long(small_config(*ON_RAY))
+    assert ended.value.exit_code == 128 + signal.SIGTERM
     assert time.monotonic() - sent[0] < 10
 
 

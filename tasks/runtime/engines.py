@@ -28,8 +28,8 @@ SAMPLED_WITH = {
 """Settings of the policy that say how it is asked and where its answers end."""
 
 
-class _Engines:
-    """At most one engine is open: a model's memory is freed before the next one is loaded."""
+class Engines:
+    """At most one engine is open in each: a model's memory is freed before the next one is loaded."""
 
     def __init__(self) -> None:
         self._key: tuple[str, ...] | None = None
@@ -76,7 +76,7 @@ class _Engines:
             policy.close()
 
 
-engines = _Engines()
+engines = Engines()
 
 
 def _weights(policy: PolicyRef, *, needed: bool) -> Weights:

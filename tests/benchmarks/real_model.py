@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from pathlib import Path
@@ -26,35 +25,24 @@ from rich.console import Console  # noqa: E402
 from deployments.presets import PRESETS  # noqa: E402
 from pipeline_lib.config import PipelineConfig, apply_overrides  # noqa: E402
 from pipeline_lib.policy.model_folders import model_path  # noqa: E402
-from pipeline_lib.policy.protocol import Policy  # noqa: E402
 from pipeline_lib.problems.run_sets import training_pool  # noqa: E402
-from tasks.runtime.prompts import prompt_codec  # noqa: E402
+from tasks.runtime.engines import Engines  # noqa: E402
+from tasks.runtime.policies import base_policy  # noqa: E402
 
 NUM_COMPARED = 8  # trees whose training is compared: a real model's single steps take seconds each
-
-
-def open_policy(config: PipelineConfig) -> Policy:
-    """An engine of its own with the configuration's base, as a run asks it."""
-    folder, codec = model_path(config.policy.model), prompt_codec(config, config.problems.dataset)
-    if config.policy.backend == "vllm":
-        from pipeline_lib.policy.vllm_engine.vllm_policy import VllmPolicy
-
-        return VllmPolicy(folder, policy_id="base", config=config.policy, codec=codec)
-    from pipeline_lib.policy.transformers_engine.transformers_policy import TransformersPolicy
-
-    return TransformersPolicy(folder, policy_id="base", config=config.policy, codec=codec)
 
 
 def figures(config: PipelineConfig, num_problems: int, rounds: int) -> list[Figure]:
     """Both figures; packed training is compared on trees that have a score."""
     problems = list(training_pool(config)[:num_problems])
-    policy, other = open_policy(config), open_policy(config)
+    two = Engines(), Engines()
+    policy, other = (each.open(config, base_policy(config), dataset=config.problems.dataset) for each in two)
     search, trees, _ = throughput_figure(
         "search.throughput_vs_raw", policy, other, problems, config.search, target=0.97
     )
     eos_token_id = int(policy.codec.tokenizer.eos_token_id)
-    policy.close()
-    other.close()
+    for each in two:
+        each.close()
     comparison = PackedComparison(
         trees, config, model_dir=model_path(config.policy.model), eos_token_id=eos_token_id, rounds=rounds
     )
@@ -70,7 +58,6 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides")
     arguments = parser.parse_args()
     started, config = time.perf_counter(), apply_overrides(PRESETS[arguments.preset](), arguments.overrides)
-    os.environ.setdefault("OMP_NUM_THREADS", str(config.policy.num_threads))
     console = Console()
     for figure in figures(config, arguments.problems, arguments.rounds):
         target = "" if figure.target is None else f" (target {figure.target:g})"

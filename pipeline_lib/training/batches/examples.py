@@ -105,8 +105,6 @@ def with_values(weights: list[Float64Array], trees: Sequence[SearchTree], value_
 
     Example: weights (0, 1.5, -0.1) and values (0.5, 1, 0) with 0.5 give (0, 2, -0.1): the root has no weight.
     """
-    if value_weight == 0:
-        return weights
     combined = []
     for weight, tree in zip(weights, trees, strict=True):
         values = tree.values
