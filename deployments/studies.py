@@ -25,12 +25,18 @@ QUICK = (
     "evaluation.num_samples=0",
     "train.num_epochs=2",
 )
+FULL = (
+    "num_iterations=3",
+    "problems.num_problems=200",
+    "problems.num_validation=500",
+    "evaluation.num_problems=1500",
+)
 
 
 def tiny(base: PipelineConfig, *, quick: bool) -> StudyConfig:
     """The shipped objective against those that it is compared with, on both generated families."""
     common = ['evaluation.datasets=["tiny-word", "tiny-algebra"]', f"gate.patience={base.num_iterations + 1}"]
-    sizes = QUICK if quick else ("num_iterations=4", "evaluation.num_problems=1500", "problems.num_validation=500")
+    sizes = QUICK if quick else FULL
     base = apply_overrides(base, [*common, *sizes])
     return StudyConfig(
         name="tiny-quick" if quick else "tiny",
@@ -50,7 +56,7 @@ METHODS = (
             (),
             ("train.value_weight=1",),
             ("train.value_weight=1", "train.negative_clip=0.5"),
-            ("score.baseline=root", "score.chain_credit=true"),
+            ("train.value_weight=1", "train.tokens_per_update=2048"),
         ),
     ),
     Method(name="rft", settings=("train.objective=rft",), tries=RATES),
