@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from prefect import flow
@@ -16,8 +17,8 @@ from tasks.study.cells import cell_result, cells_end_with_it, run_cell
 
 
 @flow(name="study", flow_run_name="study-{study.name}", validate_parameters=True)
-def run_study(study: StudyConfig) -> dict[str, Any]:
-    """Runs methods against each other.
+def run_study(study: StudyConfig, output: Path) -> dict[str, Any]:
+    """Runs methods against each other; `output` is the folder of its results, of which none is made twice.
 
     1. Run every try of a method with the first seed; validation chooses one for each family.
     2. Run what was chosen with every seed.
@@ -25,29 +26,31 @@ def run_study(study: StudyConfig) -> dict[str, Any]:
     4. Make the tables.
     """
     with cells_end_with_it():
-        trials, results = run_methods(study, "run", [])
-        more_trials, more_results = run_methods(study, "grpo", results)
+        trials, results = run_methods(study, output, "run", [])
+        more_trials, more_results = run_methods(study, output, "grpo", results)
     found = study_json(study, [*trials, *more_trials], [*results, *more_results])
     show_markdown(study_markdown(found), key="study", description=study.name)
     return found
 
 
-def run_methods(study: StudyConfig, kind: str, earlier: list[CellResult]) -> tuple[list[CellResult], list[CellResult]]:
+def run_methods(
+    study: StudyConfig, output: Path, kind: str, earlier: list[CellResult]
+) -> tuple[list[CellResult], list[CellResult]]:
     """Steps 1 and 2 for one kind of method: results of the tries, and of what was chosen."""
-    trials = run_cells(study, with_budgets(study, study.trials(kind), earlier))
-    results = run_cells(study, with_budgets(study, study.cells(kind, choose_tries(trials)), earlier))
+    trials = run_cells(study, output, with_budgets(study, study.trials(kind), earlier))
+    results = run_cells(study, output, with_budgets(study, study.cells(kind, choose_tries(trials)), earlier))
     return trials, results
 
 
-def run_cells(study: StudyConfig, cells: Iterable[Cell]) -> list[CellResult]:
+def run_cells(study: StudyConfig, output: Path, cells: Iterable[Cell]) -> list[CellResult]:
     """The results of cells in order, as many at once as the task runner has places; a failure is raised last."""
     listed = list(cells)
-    futures = [run_cell.submit(cell, study.name) for cell in listed]
+    futures = [run_cell.submit(cell, study.name, output) for cell in listed]
     for future in futures:
         future.wait()
     for future in futures:
         future.result()
-    return [cell_result(cell, study.name) for cell in listed]
+    return [cell_result(cell, output) for cell in listed]
 
 
 def with_budgets(study: StudyConfig, cells: Iterable[Cell], earlier: list[CellResult]) -> Iterable[Cell]:

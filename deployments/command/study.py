@@ -40,7 +40,10 @@ def study(
     ] = 2,
     output: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder for the tables; that of the study in the home if left out."),
+        typer.Option(
+            metavar="DIR",
+            help="Folder for tables and every run's result, of which none is made twice; in the home if left out.",
+        ),
     ] = None,
 ) -> None:
     """Run a study: methods against each other at equal budgets, over families and seeds; the same command goes on."""
@@ -67,11 +70,10 @@ def study(
         from tasks.study.cells import study_folder
 
         prefect.wait()
+        folder = study_folder(asked.name) if output is None else output.resolve()
         with the_only_one(settings, f"study-{asked.name}"):
             runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=parallel)
-            found = run_study.with_options(task_runner=runner)(asked)  # type: ignore[arg-type]  # its futures are
-    folder = study_folder(asked.name) if output is None else output
-    folder.mkdir(parents=True, exist_ok=True)
+            found = run_study.with_options(task_runner=runner)(asked, folder)  # type: ignore[arg-type]  # its futures are
     write_json(folder / f"{asked.name}.json", found)
     text = study_markdown(found)
     (folder / f"{asked.name}.md").write_text(text, encoding="utf-8")

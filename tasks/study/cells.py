@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from prefect.states import Completed
 
 from pipeline_lib.config import Settings
 from pipeline_lib.config.yaml_file import config_yaml
-from pipeline_lib.store import read_json
+from pipeline_lib.store import read_json, write_json
 from pipeline_lib.study.cell_result import CellResult, result_of
 from pipeline_lib.study.grid import Cell
 
@@ -30,7 +30,7 @@ class CellError(RuntimeError):
 
 
 def study_folder(name: str) -> Path:
-    """Where the runs of a study of this name leave their settings, logs and summaries."""
+    """Where the runs of a study of this name leave their settings, logs and summaries, and by default its results."""
     return Settings().home.resolve() / "studies" / name
 
 
@@ -49,33 +49,44 @@ def run_command(cell: Cell, config: Path, summary: Path) -> list[str]:
 
 
 @task(name="study-cell", task_run_name="{cell.label}", cache_policy=NO_CACHE, persist_result=False)
-def run_cell(cell: Cell, study: str) -> dict[str, Any] | State[Any]:
-    """Runs a cell to its end, unless its summary is there.
+def run_cell(cell: Cell, study: str, output: Path) -> dict[str, Any] | State[Any]:
+    """Runs a cell to its end, unless its result is there, which another machine may have made.
+
+    Args:
+        cell: what is run.
+        study: name of the study.
+        output: the study's folder of results.
 
     Raises:
         CellError: its command failed, or the study has ended; what it finished is kept, and the next attempt goes on.
     """
+    result = result_file(cell, output)
+    if result.is_file():
+        return Completed(name="Cached", message=f"{result.name} is there")
     if _ENDED.is_set():
         raise CellError(f"{cell.label}: the study was ended before it began")
     folder = study_folder(study)
-    summary = folder / f"{cell.key}.json"
-    if summary.is_file():
-        return Completed(name="Cached", message=f"{summary.name} is there")
     folder.mkdir(parents=True, exist_ok=True)
-    config, log, fresh = (summary.with_suffix(suffix) for suffix in (".yaml", ".log", ".new"))
+    summary = folder / f"{cell.key}.json"
+    config, log = summary.with_suffix(".yaml"), summary.with_suffix(".log")
     config.write_text(config_yaml(cell.config), encoding="utf-8")
-    with log.open("ab") as output:
-        code = _wait_for(run_command(cell, config, fresh), output)
+    with log.open("ab") as stream:
+        code = _wait_for(run_command(cell, config, summary), stream)
     if code != 0:
         raise CellError(f"{cell.label}: exit code {code}, {_last_line(log)}; log: {log}")
-    fresh.rename(summary)  # whole or not there
-    return Completed(name="Completed", message=str(summary))
+    result.parent.mkdir(parents=True, exist_ok=True)
+    write_json(result, result_of(cell, read_json(summary)).model_dump(mode="json"))
+    return Completed(name="Completed", message=str(result))
 
 
-def cell_result(cell: Cell, study: str) -> CellResult:
+def result_file(cell: Cell, output: Path) -> Path:
+    """Where a cell's result lies in a study's folder of results."""
+    return output / "cells" / f"{cell.key}.json"
+
+
+def cell_result(cell: Cell, output: Path) -> CellResult:
     """What a cell came to, once `run_cell` has ended."""
-    summary: Mapping[str, Any] = read_json(study_folder(study) / f"{cell.key}.json")
-    return result_of(cell, summary)
+    return CellResult.model_validate(read_json(result_file(cell, output)))
 
 
 @contextmanager
