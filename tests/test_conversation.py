@@ -228,6 +228,25 @@ def test_examples_are_of_as_many_levels_as_there_are(dataset: str) -> None:
     assert [shot.question for shot in shots_for(config)[:3]] == [problem.question for problem in drawn]
 
 
+def test_examples_are_of_the_levels_that_are_asked_for_in_their_order() -> None:
+    asked = ["problems.dataset=tiny-arithmetic", "policy.num_shots=3", 'policy.shot_levels=["3", "1", "3"]']
+    config = apply_overrides(PipelineConfig(), asked)
+    policy, problems = config.policy, config.problems
+    drawn = draw_shots(
+        training_pool(config),
+        4,
+        levels=policy.shot_levels,
+        num_validation=problems.num_validation,
+        validation_seed=problems.validation_seed,
+    )
+    assert [problem.metadata["level"] for problem in drawn] == ["3", "1", "3", "3"]
+    assert [shot.question for shot in shots_for(config)] == list(dict.fromkeys(problem.question for problem in drawn))
+    with pytest.raises(ConfigError, match=r"policy\.shot_levels=.*3 levels for num_shots=2"):
+        apply_overrides(config, ["policy.num_shots=2"])
+    with pytest.raises(ConfigError, match=r"policy\.shot_levels: too few problems of level '9'.*levels: 1, 2, 3$"):
+        shots_for(apply_overrides(config, ['policy.shot_levels=["3", "1", "9"]']))
+
+
 def test_beside_worked_examples_every_set_is_asked_as_they_are() -> None:
     """A prompt that shows answers behind ``####`` and asks for a box would be answered in either way."""
     config = apply_overrides(PipelineConfig(), ["problems.dataset=gsm8k"])

@@ -12,7 +12,7 @@ from __future__ import annotations
 from datetime import date
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from pipeline_lib.config.engine_config import ServerConfig, VllmConfig
 from pipeline_lib.config.group import ConfigGroup
@@ -104,6 +104,13 @@ class PolicyConfig(ConfigGroup):
         "split, never held out, never the question itself. Base models need them; where there is no chat template, a "
         "plain one of ours takes its place. Our choice: 0.",
     )
+    shot_levels: tuple[str, ...] = Field(
+        (),
+        json_schema_extra={"before": []},
+        description="Level of each worked example, as `level` in the metadata of the problems has it, in order; the "
+        "last one stands next to the question, and small models copy it most. As many as num_shots, without which none "
+        "is read. Our choice: none, of all levels in turn.",
+    )
     chat_template_kwargs: dict[str, Any] = Field(
         default_factory=dict,
         json_schema_extra={"before": {}},
@@ -126,6 +133,14 @@ class PolicyConfig(ConfigGroup):
     )
     vllm: VllmConfig = Field(default_factory=VllmConfig)
     server: ServerConfig = Field(default_factory=ServerConfig)
+
+    @field_validator("shot_levels")
+    @classmethod
+    def _one_for_each_shot(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        num_shots = info.data.get("num_shots", 0)
+        if value and num_shots and len(value) != num_shots:
+            raise ValueError(f"{len(value)} levels for num_shots={num_shots}; name one for each worked example")
+        return value
 
     @field_validator("stop", mode="before")
     @classmethod

@@ -71,19 +71,24 @@ def draw_test(pool: ProblemPool, num_problems: int) -> list[Problem]:
     return [pool[i] for i in _permutation(len(pool), TEST_SEED, "test", 0)[:num_problems].tolist()]
 
 
-def draw_shots(pool: ProblemPool, num_problems: int, *, num_validation: int, validation_seed: int) -> list[Problem]:
-    """Problems for worked examples: the same ones in every run, none of them held out, of as many levels as there are.
+def draw_shots(
+    pool: ProblemPool, num_problems: int, *, levels: Sequence[str] = (), num_validation: int, validation_seed: int
+) -> list[Problem]:
+    """Problems for worked examples: the same ones in every run, none of them held out.
 
-    A small model copies the form of its examples: shown one-step solutions alone, it took one step everywhere.
+    A small model copies the form of its examples, the last ones most: shown one-step solutions alone, it took one step
+    everywhere.
 
     Args:
         pool: the train split.
         num_problems: problems to draw.
+        levels: what their metadata have as `level`, in order, the last one for all that follow; empty: of as many
+            levels as there are.
         num_validation: how many problems `hold_out` takes from the pool.
         validation_seed: the seed that `hold_out` was given.
 
     Raises:
-        ProblemsError: there are not that many.
+        ProblemsError: there are not that many, or not of such a level.
     """
     rest = np.arange(len(pool)) if pool.validation is not None else _cut(pool, num_validation, validation_seed)[1]
     if num_problems > len(rest):
@@ -92,7 +97,22 @@ def draw_shots(pool: ProblemPool, num_problems: int, *, num_validation: int, val
             "more than shots is needed; lower it"
         )
     looked_at = rest[_permutation(len(rest), TEST_SEED, "shots", 0)[: SHOTS_LOOKED_AT * num_problems]]
-    return _of_all_levels([pool[i] for i in looked_at.tolist()])[:num_problems]
+    problems = [pool[i] for i in looked_at.tolist()]
+    if not levels:
+        return _of_all_levels(problems)[:num_problems]
+    return [_take_level(problems, levels[min(place, len(levels) - 1)]) for place in range(num_problems)]
+
+
+def _take_level(problems: list[Problem], level: str) -> Problem:
+    """The first problem of a level, which is taken out of `problems`."""
+    for problem in problems:
+        if problem.metadata.get("level") == level:
+            problems.remove(problem)
+            return problem
+    known = sorted({problem.metadata.get("level", "none") for problem in problems})
+    raise ProblemsError(
+        f"policy.shot_levels: too few problems of level {level!r} were found; levels: {', '.join(known)}"
+    )
 
 
 def _of_all_levels(problems: Sequence[Problem]) -> list[Problem]:

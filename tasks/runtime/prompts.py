@@ -84,6 +84,7 @@ def _shots(settings: str) -> tuple[Shot, ...]:
     drawn = draw_shots(
         training_pool(config),
         config.policy.num_shots + 1,
+        levels=config.policy.shot_levels,
         num_validation=problems.num_validation,
         validation_seed=problems.validation_seed,
     )
