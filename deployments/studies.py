@@ -1,16 +1,18 @@
-"""Studies, by name: which methods are compared, and with which settings each was tried.
+"""Studies, by their preset and question: which methods are compared, and with which settings each was tried.
 
-Every method gets as many tries as any other, four, and validation chooses among them; a quick study has the first ones.
+Every method of a study gets as many tries as any other, and validation chooses among them; a quick study has the first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Protocol
 
 from deployments.presets import preset
 from pipeline_lib.config import ConfigError, PipelineConfig, apply_overrides
 from pipeline_lib.study.grid import Method, StudyConfig
 
+NEVER = 1000  # iterations without a gain
 FAMILIES = ("tiny-word", "tiny-algebra")
 INDEPENDENT = "search.num_candidates=1000"  # every rollout starts at the problem, none in the middle of a tree
 INDEPENDENT_TOKENS = {8: 1.24, 16: 1.48}  # by rollouts of a problem: tokens of independent ones over those of a tree's
@@ -33,19 +35,119 @@ FULL = (
 )
 
 
-def tiny(base: PipelineConfig, *, quick: bool) -> StudyConfig:
+SIZES = ("num_iterations", "problems.num_problems")
+LITERAL = (  # the paper's literal reading, as the preset tiny-literal has it, each iteration going on from the last
+    "score.baseline=others",
+    "score.scaling=linear",
+    "train.negative_clip=null",
+    "train.kl_beta=0.1",
+    "gate.continue_from=last",
+)
+
+
+def objectives(base: PipelineConfig, *, quick: bool) -> StudyConfig:
     """The shipped objective against those that it is compared with, on both generated families."""
-    common = ['evaluation.datasets=["tiny-word", "tiny-algebra"]', f"gate.patience={base.num_iterations + 1}"]
-    sizes = QUICK if quick else FULL
-    base = apply_overrides(base, [*common, *sizes])
+    base = _sized(base, quick=quick, datasets=FAMILIES)
     return StudyConfig(
         name="tiny-quick" if quick else "tiny",
+        question="Which objective learns most from equally many sampled tokens?",
         base=base,
         families=FAMILIES[:1] if quick else FAMILIES,
         seeds=(0, 1) if quick else (0, 1, 2),
-        methods=tuple(_with_one_try(method) if quick else method for method in (*METHODS, _independent(base))),
+        methods=_with_tries((*METHODS, _independent(base)), quick=quick),
         reference="rft",
     )
+
+
+def degradation(base: PipelineConfig, *, quick: bool) -> StudyConfig:
+    """Question 1: the literal reading, one cause of its fall switched off in each of the others."""
+    return _ablation(
+        base,
+        quick=quick,
+        name="tiny-degradation",
+        question="Why do more iterations, or more problems, make a policy worse?",
+        iterations=4,
+        methods={
+            "literal": LITERAL,
+            "literal-2x-problems": (*LITERAL, "problems.num_problems=400"),
+            "literal-clipped": (*LITERAL, "train.negative_clip=0.1"),
+            "literal-positives": (*LITERAL, "train.negative_clip=0"),
+            "literal-kl-0.5": (*LITERAL, "train.kl_beta=0.5"),
+            "literal-from-best": (*LITERAL, "gate.continue_from=best"),
+            "coppice": (),
+            "coppice-from-last": ("gate.continue_from=last",),
+        },
+    )
+
+
+def endurance(base: PipelineConfig, *, quick: bool) -> StudyConfig:
+    """Question 2: eight iterations, and as many problems in more and in fewer of them."""
+    return _ablation(
+        base,
+        quick=quick,
+        name="tiny-endurance",
+        question="For how many iterations does a policy go on getting better, and are many small ones better?",
+        iterations=8,
+        methods={
+            "literal": LITERAL,
+            "coppice": (),
+            "rft": ("train.objective=rft",),
+            "coppice-16x100": ("num_iterations=16", "problems.num_problems=100"),
+            "coppice-2x800": ("num_iterations=2", "problems.num_problems=800"),
+        },
+    )
+
+
+def ranks(base: PipelineConfig, *, quick: bool) -> StudyConfig:
+    """Question 3: what is trained, each at the best of three rates."""
+    kinds = {
+        "rank-4": (("train.lora_rank=4", "train.lora_alpha=8"), (1e-3, 5e-4, 2e-3)),
+        "rank-16": ((), (1e-3, 5e-4, 2e-3)),
+        "rank-64": (("train.lora_rank=64", "train.lora_alpha=128"), (1e-3, 5e-4, 2e-3)),
+        "rank-64-rslora": (("train.lora_rank=64", "train.lora_scaling=sqrt_rank"), (1e-3, 5e-4, 2e-3)),
+        "all-weights": (("train.full_finetuning=true",), (1e-4, 3e-5, 3e-4)),
+    }
+    methods = tuple(
+        Method(name=name, settings=settings, tries=tuple((f"train.learning_rate={rate}",) for rate in rates))
+        for name, (settings, rates) in kinds.items()
+    )
+    return StudyConfig(
+        name="tiny-ranks-quick" if quick else "tiny-ranks",
+        question="Adapters of which rank, or all weights, each at its best rate?",
+        base=_sized(base, quick=quick, datasets=FAMILIES[:1]),
+        families=FAMILIES[:1],
+        seeds=(0, 1) if quick else (0, 1, 2),
+        methods=_with_tries(methods, quick=quick),
+        reference="rank-16",
+    )
+
+
+def _ablation(
+    base: PipelineConfig, *, quick: bool, name: str, question: str, iterations: int, methods: dict[str, Sequence[str]]
+) -> StudyConfig:
+    """A study of one family whose methods have one try each; the shipped settings are the reference.
+
+    A quick one leaves out the methods that have a size of their own.
+    """
+    length = () if quick else (f"num_iterations={iterations}",)
+    if quick:
+        methods = {each: own for each, own in methods.items() if not any(name.startswith(SIZES) for name in own)}
+    return StudyConfig(
+        name=f"{name}-quick" if quick else name,
+        question=question,
+        base=_sized(base, *length, quick=quick, datasets=FAMILIES[:1]),
+        families=FAMILIES[:1],
+        seeds=(0, 1) if quick else (0, 1, 2),
+        methods=tuple(Method(name=each, settings=tuple(settings)) for each, settings in methods.items()),
+        reference="coppice",
+    )
+
+
+def _sized(base: PipelineConfig, *settings: str, quick: bool, datasets: Sequence[str]) -> PipelineConfig:
+    """The base of a study: its sizes, its test sets, and no early end."""
+    named = ", ".join(f'"{name}"' for name in datasets)
+    sizes = (*(QUICK if quick else FULL), *settings)
+    return apply_overrides(base, [*sizes, f"evaluation.datasets=[{named}]", f"gate.patience={NEVER}"])
 
 
 METHODS = (
@@ -73,8 +175,8 @@ METHODS = (
 )
 
 
-def _with_one_try(method: Method) -> Method:
-    return method.model_copy(update={"tries": method.tries[:1]})
+def _with_tries(methods: Sequence[Method], *, quick: bool) -> tuple[Method, ...]:
+    return tuple(method.model_copy(update={"tries": method.tries[:1]}) if quick else method for method in methods)
 
 
 def _independent(base: PipelineConfig) -> Method:
@@ -87,19 +189,29 @@ def _independent(base: PipelineConfig) -> Method:
     )
 
 
-STUDIES: dict[str, Callable[..., StudyConfig]] = {"tiny": tiny}
+class _Study(Protocol):
+    def __call__(self, base: PipelineConfig, *, quick: bool) -> StudyConfig: ...
 
 
-def study_of(preset_name: str, *, quick: bool) -> StudyConfig:
+STUDIES: dict[str, dict[str, _Study]] = {
+    "tiny": {"objectives": objectives, "degradation": degradation, "endurance": endurance, "ranks": ranks}
+}
+QUESTIONS = tuple(dict.fromkeys(question for studies in STUDIES.values() for question in studies))
+
+
+def study_of(preset_name: str, question: str = "objectives", *, quick: bool) -> StudyConfig:
     """The study of a preset.
 
     Args:
         preset_name: the preset's.
+        question: which of its studies.
         quick: smaller, in minutes.
 
     Raises:
-        ConfigError: there is none for that preset.
+        ConfigError: there is none for that preset, or no such question.
     """
     if preset_name not in STUDIES:
         raise ConfigError(f"--preset {preset_name}: there is no study of it; there is one of {', '.join(STUDIES)}")
-    return STUDIES[preset_name](preset(preset_name), quick=quick)
+    if question not in STUDIES[preset_name]:
+        raise ConfigError(f"--question {question}: a study of {preset_name} answers {', '.join(STUDIES[preset_name])}")
+    return STUDIES[preset_name][question](preset(preset_name), quick=quick)

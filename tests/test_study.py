@@ -16,7 +16,7 @@ import pytest
 
 from deployments.command.study import narrowed, with_methods
 from deployments.presets import preset
-from deployments.studies import study_of
+from deployments.studies import QUESTIONS, study_of
 from pipeline_lib.config import ConfigError
 from pipeline_lib.study.cell_result import CellResult, Measured, result_of
 from pipeline_lib.study.comparison import choose_tries, estimate, paired_differences
@@ -112,6 +112,8 @@ def test_two_methods_of_one_name_and_an_unknown_reference_are_refused() -> None:
 def test_an_iteration_that_did_not_train_leaves_the_policy_as_it_was() -> None:
     cell = next(small_study().trials("run"))
     search, nothing = {"tokens_generated": 70}, {"updates": 0, "kl": 0.0, "tokens": 0}
+    rollouts = {"correct": 6, "wrong": 14}
+    audit = {"num_problems": 10, "num_all_correct": 1, "num_all_wrong": 4, "num_steps": 35, "rollouts": rollouts}
     summary = {
         "base": {"tiny-word": 0.4},
         "base_sampled": {"tiny-word": {"avg@4": 0.3, "pass@4": 0.6}},
@@ -121,8 +123,9 @@ def test_an_iteration_that_did_not_train_leaves_the_policy_as_it_was() -> None:
                 "accuracy": {"tiny-word": 0.6},
                 "sampled": {},
                 "validation": 0.55,
+                "audit": audit,
                 "search": search,
-                "train": {"updates": 5, "kl": 0.1, "tokens": 900},
+                "train": {"updates": 5, "kl": 0.1, "tokens": 900, "negatives_pushed": 0.5},
                 "seconds": {"search": 3.0, "train": 2.0, "evaluate": 50.0},
             },
             {
@@ -141,6 +144,28 @@ def test_an_iteration_that_did_not_train_leaves_the_policy_as_it_was() -> None:
     assert [policy.generated_tokens for policy in result.policies] == [0, 70, 140]
     assert [policy.seconds for policy in result.policies] == [0.0, 5.0, 6.0]
     assert (result.champion, result.best.sampled, result.policies[0].sampled) == (1, {}, {"tiny-word": 0.3})
+    searched = {"right": 0.3, "solved": 0.6, "all_right": 0.1, "distinct_steps": 3.5, "tokens_per_rollout": 3.5}
+    assert [policy.search for policy in result.policies] == [{}, pytest.approx(searched), {}]
+    assert [policy.negatives_pushed for policy in result.policies] == [None, 0.5, None]
+
+
+def test_a_run_rises_until_its_validation_accuracy_falls() -> None:
+    for validation, expected in (([0.5, 0.6, 0.6, 0.7], 3), ([0.5, 0.6, 0.55, 0.7], 1), ([0.5, 0.4, 0.7], 0)):
+        assert run_of("a", 0, validation, validation).rises_for == expected
+
+
+def test_what_searches_found_is_a_row_for_each_iteration() -> None:
+    runs = [run_of("a", seed, [0.5, 0.7], [0.5, 0.6]) for seed in (0, 1)]
+    for run, right in zip(runs, (0.4, 0.6), strict=True):
+        search = {"right": right, "solved": 0.9, "all_right": 0.1, "distinct_steps": 3.0, "tokens_per_rollout": 20.0}
+        object.__setattr__(run, "policies", (run.policies[0], run.policies[1].model_copy(update={"search": search})))
+    found = study_json(small_study(), [], runs)
+    (row,) = found["diagnostics"]
+    assert (row["method"], row["iteration"], row["right"]["mean"]) == ("a", 1, pytest.approx(0.5))
+    assert (
+        "| tiny-word | a | 1 | 50.0 ±127.1 | 90.0 ±0.0 | 10.0 ±0.0 | 3.0 | 20.0 | – | – | 70.0 ±0.0 |"
+        in study_markdown(found)
+    )
 
 
 def test_tables_have_means_intervals_differences_and_transfer() -> None:
@@ -159,7 +184,7 @@ def test_tables_have_means_intervals_differences_and_transfer() -> None:
     assert by_method["a"]["difference"] is None
     assert [row["generated_tokens"] for row in found["iterations"]] == [100, 200]
     text = study_markdown(found)
-    assert "| a | 50.0 ±0.0 | 71.0 ±12.7 |  | 71.0 ±12.7 | – | – | 100 | 0 | 0 | 0 |" in text
+    assert "| a | 50.0 ±0.0 | 71.0 ±12.7 |  | 71.0 ±12.7 | – | – | 1.0 | 100 | 0 | 0 | 0 |" in text
     assert "| tiny-word | tiny-algebra | b | 40.0 ±0.0 | 66.0 ±12.7 | +5.0 [+5.0, +5.0] |" in text
     assert "| a | tiny-word | 1 | 60.0 | 1 |  |" in text
 
@@ -187,6 +212,8 @@ def test_a_part_of_a_study_keeps_its_reference() -> None:
         narrowed(study, [], ["gsm8k"], [])
     with pytest.raises(ConfigError, match="there is no study of it"):
         study_of("gsm8k", quick=False)
+    with pytest.raises(ConfigError, match="--question rank: a study of tiny answers objectives, degradation, "):
+        study_of("tiny", "rank", quick=False)
 
 
 def test_methods_of_ones_own_come_from_a_file(tmp_path: Path) -> None:
@@ -270,11 +297,24 @@ def test_independent_rollouts_ask_fewer_problems_for_as_many_tokens() -> None:
         assert set(sizes.values()) == {num_problems}
 
 
-def test_every_method_has_as_many_tries_and_each_is_a_setting_of_its_own() -> None:
-    for quick, num_tries in ((True, 1), (False, 4)):
-        study = study_of("tiny", quick=quick)
-        assert {len(method.tries) for method in study.methods} == {num_tries}
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_every_method_has_as_many_tries_and_each_is_a_setting_of_its_own(question: str) -> None:
+    num_tries = {"objectives": 4, "ranks": 3}.get(question, 1)
+    for quick, expected in ((True, 1), (False, num_tries)):
+        study = study_of("tiny", question, quick=quick)
+        assert {len(method.tries) for method in study.methods} == {expected}
+    told = set()
     for method in study.methods:
         cells = [study.cell(method, "tiny-word", 0, attempt) for attempt in range(num_tries)]
-        told = {(cell.config.model_copy(update={"name": None}).model_dump_json(), cell.options) for cell in cells}
-        assert len(told) == num_tries
+        configs = [cell.config.model_copy(update={"name": None}).model_dump_json() for cell in cells]
+        told |= {(cell.kind, config, cell.options) for cell, config in zip(cells, configs, strict=True)}
+    assert len(told) == num_tries * len(study.methods)
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_a_quick_study_has_two_seeds_and_no_method_of_another_size(question: str) -> None:
+    study = study_of("tiny", question, quick=True)
+    cells = list(study.trials("run"))
+    assert (study.seeds, {cell.config.num_iterations for cell in cells}) == ((0, 1), {2})
+    sizes = {cell.config.problems.num_problems for cell in cells if cell.method != "rft-independent"}
+    assert sizes == {60}

@@ -116,6 +116,7 @@ def test_the_kl_term_is_added_to_every_objective_by_the_same_rule(model_dir, obj
     assert own["loss"] == pytest.approx(plain["loss"] + published * own["kl"], rel=1e-5)
     if objective == "rft":
         assert own["loss"] == pytest.approx(own["nll"], rel=1e-5)
+    assert ("nll_negative" in own) == (objective == "relative-correctness")
 
 
 def learning_rates(model_dir, folder, **changes):
@@ -223,6 +224,7 @@ def test_a_clipped_ratio_bounds_what_negatives_do(model_dir, tmp_path):
     clipped = run(model_dir, tmp_path / "clipped", config=with_(**hard, ratio_clip=0.2))
     assert clipped.history[0]["kl"] == pytest.approx(0, abs=1e-6)
     assert clipped.history[-1]["nll"] < plain.history[-1]["nll"]
+    assert 0 < clipped.negatives_pushed < plain.negatives_pushed
     assert clipped.policy_change < plain.policy_change
     assert clipped.last_loss < clipped.history[0]["loss"]
 

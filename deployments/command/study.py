@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 def study(
     preset: Annotated[str, typer.Option(metavar="NAME", help="Preset whose study is run: tiny.")] = "tiny",
+    question: Annotated[
+        str, typer.Option(metavar="NAME", help="What is asked: objectives, degradation, endurance or ranks.")
+    ] = "objectives",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer problems, seeds and iterations: minutes.")] = False,
     overrides: SetOption = [],  # noqa: B006  typer copies it
     methods: Annotated[
@@ -51,7 +54,7 @@ def study(
     from pipeline_lib.config import apply_overrides
     from pipeline_lib.problems.run_sets import check_datasets
 
-    asked = study_of(preset, quick=quick)
+    asked = study_of(preset, question, quick=quick)
     asked = asked if file is None else with_methods(asked, file)
     asked = narrowed(asked, methods, families, seeds)
     asked = asked.model_copy(update={"base": apply_overrides(asked.base, overrides), "num_parallel": parallel})

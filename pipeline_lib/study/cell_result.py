@@ -9,6 +9,14 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline_lib.study.grid import Cell
 
+SEARCHED = {  # what is known of a search: how it is read
+    "right": "share of its rollouts that are right",
+    "solved": "share of its problems with a right rollout, so pass@n of n rollouts",
+    "all_right": "share of its problems of which every rollout is right",
+    "distinct_steps": "different steps that it found for a problem",
+    "tokens_per_rollout": "tokens that a rollout sampled; a tree's share their beginnings",
+}
+
 
 class Measured(BaseModel):
     """A policy of a run: the base, or that of an iteration.
@@ -21,7 +29,9 @@ class Measured(BaseModel):
         trained_tokens: that a training pass went over up to here.
         updates: of the optimizer, up to here.
         kl: to the policy before, nats per token; None where it was not measured.
+        negatives_pushed: by how many nats a token training made the steps of negative weight less likely; None without.
         seconds: of searching and training up to here, evaluations aside.
+        search: of the search that it was trained on, by the policy before: `SEARCHED`; empty where there was none.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -33,7 +43,9 @@ class Measured(BaseModel):
     trained_tokens: int = 0
     updates: int = 0
     kl: float | None = None
+    negatives_pushed: float | None = None
     seconds: float = 0.0
+    search: dict[str, float] = {}
 
 
 class CellResult(BaseModel):
@@ -65,6 +77,13 @@ class CellResult(BaseModel):
     def last(self) -> Measured:
         """The policy after all iterations."""
         return self.policies[-1]
+
+    @property
+    def rises_for(self) -> int:
+        """Iterations from the base on until validation accuracy falls for the first time."""
+        validated = [policy.validation or 0.0 for policy in self.policies]
+        falls = [index for index in range(1, len(validated)) if validated[index] < validated[index - 1]]
+        return falls[0] - 1 if falls else len(validated) - 1
 
     @property
     def best(self) -> Measured:
@@ -108,8 +127,24 @@ def _measured(iteration: Mapping[str, Any], before: Measured) -> Measured:
         trained_tokens=before.trained_tokens + int(train["tokens"]),
         updates=before.updates + int(train["updates"]),
         kl=train["kl"],
+        negatives_pushed=train.get("negatives_pushed"),
         seconds=before.seconds + sum(seconds.get(name, 0.0) for name in ("search", "first_search", "score", "train")),
+        search=_searched(iteration),
     )
+
+
+def _searched(iteration: Mapping[str, Any]) -> dict[str, float]:
+    audit, search = iteration.get("audit"), iteration["search"]
+    if not audit or not audit.get("rollouts"):  # GRPO searches nothing
+        return {}
+    num_problems, num_rollouts = audit["num_problems"], sum(audit["rollouts"].values())
+    return {
+        "right": audit["rollouts"].get("correct", 0) / num_rollouts,
+        "solved": 1 - audit["num_all_wrong"] / num_problems,
+        "all_right": audit["num_all_correct"] / num_problems,
+        "distinct_steps": audit["num_steps"] / num_problems,
+        "tokens_per_rollout": search["tokens_generated"] / num_rollouts,
+    }
 
 
 def _averages(sampled: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:

@@ -75,6 +75,7 @@ class StudyConfig(ConfigGroup):
     """Methods × families × seeds, and what they have in common."""
 
     name: str = Field(pattern=r"^[\w.-]+$", description="Names the study's folder.")
+    question: str = Field("", description="What it is to answer, one sentence.")
     base: PipelineConfig = Field(description="What every cell starts from.")
     families: tuple[str, ...] = Field(
         min_length=1, description="Datasets that are trained on, each in runs of its own."

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pipeline_lib.study.cell_result import CellResult, Measured
+from pipeline_lib.study.cell_result import SEARCHED, CellResult, Measured
 from pipeline_lib.study.comparison import Estimate, estimate, paired_differences
 from pipeline_lib.study.grid import StudyConfig
 
@@ -30,8 +30,11 @@ def study_json(study: StudyConfig, trials: Sequence[CellResult], results: Sequen
         "preset": study.base.preset,
         "seeds": list(study.seeds),
         "reference": study.reference,
+        "question": study.question,
+        "base": study.base.model_dump(mode="json"),
         "iterations": accuracy_rows(study, results),
         "transfer": transfer_rows(study, results),
+        "diagnostics": diagnostic_rows(study, results),
         "tries": [_trial_row(trial) for trial in trials],
         "results": [result.model_dump(mode="json") for result in results],
     }
@@ -71,6 +74,7 @@ def _accuracy_row(study: StudyConfig, results: Sequence[CellResult], family: str
         "seeds": len(runs),
         "accuracy": [accuracy(policies) for policies in _by_iteration(runs)],
         "best": accuracy(best),
+        "rises_for": _figures([float(run.rises_for) for run in runs]),
         "sampled": _figures([policy.sampled.get(family) for policy in best]),
         "difference": _difference(study, results, method, family, family),
         "generated_tokens": _mean([policy.generated_tokens for policy in last]),
@@ -90,6 +94,30 @@ def _transfer_row(study: StudyConfig, results: Sequence[CellResult], family: str
         "base": _figures([run.policies[0].accuracy.get(dataset) for run in runs]),
         "best": _figures([run.best.accuracy.get(dataset) for run in runs]),
         "difference": _difference(study, results, method, family, dataset),
+    }
+
+
+def diagnostic_rows(study: StudyConfig, results: Sequence[CellResult]) -> list[Row]:
+    """A row for each family, method and iteration: what its search found, and what its training did."""
+    return [
+        _diagnostic_row(policies, family, method.name, iteration)
+        for family in study.families
+        for method in study.methods
+        for iteration, policies in enumerate(_by_iteration(_runs(results, method.name, family)))
+        if any(policy.search for policy in policies)
+    ]
+
+
+def _diagnostic_row(policies: Sequence[Measured], family: str, method: str, iteration: int) -> Row:
+    searched = {name: _figures([policy.search.get(name) for policy in policies]) for name in SEARCHED}
+    return {
+        "family": family,
+        "method": method,
+        "iteration": iteration,
+        **searched,
+        "kl": _figures([policy.kl for policy in policies]),
+        "negatives_pushed": _figures([policy.negatives_pushed for policy in policies]),
+        "accuracy": _figures([policy.accuracy.get(family) for policy in policies]),
     }
 
 
@@ -120,17 +148,19 @@ def study_markdown(found: Mapping[str, Any]) -> str:
 
 
 def how_to_read(found: Mapping[str, Any]) -> str:
-    """What the numbers of the tables are, in two sentences."""
+    """What was asked, and what the numbers of the tables are."""
+    asked = f"{found['question']} " if found["question"] else ""
     return (
-        f"Preset {found['preset']}, seeds {', '.join(map(str, found['seeds']))}. Greedy accuracy in %, ± half the 95 % "
-        "interval over seeds (Student). best: the policy that validation chose. difference: best less that of "
-        f"{found['reference']}, in points, seed by seed. Tokens, updates and seconds: of searching and training, all "
-        "iterations together. Tries were made with the first seed, and validation chose."
+        f"{asked}Preset {found['preset']}, seeds {', '.join(map(str, found['seeds']))}. Greedy accuracy in %, ± half "
+        "the 95 % interval over seeds (Student). best: the policy that validation chose. difference: best less that of "
+        f"{found['reference']}, in points, seed by seed. rises for: iterations until validation accuracy first falls, "
+        "mean. Tokens, updates and seconds: of searching and training, all iterations together. Tries were made with "
+        "the first seed, and validation chose."
     )
 
 
 def tables_of(found: Mapping[str, Any]) -> list[Table]:
-    """Accuracy on each family, transfer, and the tries.
+    """Accuracy on each family, transfer, what searches and trainings did, and the tries.
 
     Args:
         found: what `study_json` made.
@@ -142,12 +172,15 @@ def tables_of(found: Mapping[str, Any]) -> list[Table]:
     ]
     if found["transfer"]:
         tables.append(_transfer_table(found["transfer"], reference))
+    if found["diagnostics"]:
+        tables.append(_diagnostics_table(found["diagnostics"]))
     return [*tables, _tries_table(found["tries"])]
 
 
 def _accuracy_table(family: str, rows: Sequence[Row], reference: str) -> Table:
     longest = max(len(row["accuracy"]) for row in rows)
     header = ["method", "base", *map(str, range(1, longest)), "best", "sampled", f"difference to {reference}"]
+    header += ["rises for"]
     header += ["tokens sampled", "tokens trained", "updates", "seconds"]
     body = [
         [
@@ -157,6 +190,7 @@ def _accuracy_table(family: str, rows: Sequence[Row], reference: str) -> Table:
             _cell(row["best"]),
             _cell(row["sampled"]),
             _difference_cell(row["difference"]),
+            f"{row['rises_for']['mean']:.1f}",
             *(f"{row[name]:,.0f}" for name in ("generated_tokens", "trained_tokens", "updates", "seconds")),
         ]
         for row in rows
@@ -172,6 +206,22 @@ def _transfer_table(rows: Sequence[Row], reference: str) -> Table:
         for row in rows
     ]
     return Table("Transfer", header, body)
+
+
+def _diagnostics_table(rows: Sequence[Row]) -> Table:
+    header = ["trained on", "method", "iteration", "rollouts right", "solved", "all right", "steps a problem"]
+    header += ["tokens a rollout", "KL", "negatives pushed", "accuracy after"]
+    body = [
+        [
+            *(str(row[name]) for name in ("family", "method", "iteration")),
+            *(_cell(row[name]) for name in ("right", "solved", "all_right")),
+            *(_number(row[name], 1) for name in ("distinct_steps", "tokens_per_rollout")),
+            *(_number(row[name], 3) for name in ("kl", "negatives_pushed")),
+            _cell(row["accuracy"]),
+        ]
+        for row in rows
+    ]
+    return Table("What each iteration's search found and its training did", header, body)
 
 
 def _tries_table(rows: Sequence[Row]) -> Table:
@@ -202,7 +252,7 @@ def _runs(results: Iterable[CellResult], method: str, family: str) -> list[CellR
 
 def _by_iteration(runs: Sequence[CellResult]) -> list[list[Measured]]:
     """The policies of all runs after each iteration; a run that ended earlier stays where it was."""
-    longest = max(len(run.policies) for run in runs)
+    longest = max((len(run.policies) for run in runs), default=0)
     return [[run.policies[min(index, len(run.policies) - 1)] for run in runs] for index in range(longest)]
 
 
@@ -239,6 +289,10 @@ def _trial_row(trial: CellResult) -> Row:
         "iteration": trial.champion,
         "settings": list(trial.overrides),
     }
+
+
+def _number(figures: Mapping[str, Any] | None, digits: int) -> str:
+    return "–" if figures is None else f"{figures['mean']:.{digits}f}"
 
 
 def _cell(figures: Mapping[str, Any] | None) -> str:

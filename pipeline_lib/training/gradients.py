@@ -30,11 +30,13 @@ class _Counts(NamedTuple):
         weighted_tokens: scored tokens with a weight, at least 1.
         scored_tokens: all scored tokens; the KL is taken on these.
         pairs: of step-dpo.
+        negative_tokens: scored tokens with a negative weight; no loss is divided by these.
     """
 
     weighted_tokens: int
     scored_tokens: int
     pairs: int
+    negative_tokens: int
 
     @classmethod
     def of(cls, batches: Sequence[PackedBatch]) -> _Counts:
@@ -42,6 +44,7 @@ class _Counts(NamedTuple):
             max(1, sum(batch.num_weighted_tokens for batch in batches)),
             sum(batch.num_scored_tokens for batch in batches),
             sum(batch.num_pairs for batch in batches),
+            sum(int((batch.weights < 0).sum()) for batch in batches),
         )
 
 
@@ -57,11 +60,12 @@ def add_gradients(
         team: deals out the batches; every process ends with the same gradients and metrics.
 
     Returns:
-        ``loss``; ``nll``, the unweighted mean negative log-likelihood of scored tokens; ``kl`` where there
-        is a reference; ``num_tokens``, ``num_unique_tokens``, ``num_scored_tokens``.
+        ``loss``; ``nll``, the unweighted mean negative log-likelihood of scored tokens; ``nll_negative``, of those
+        whose weight is negative, where there are any; ``kl`` where there is a reference; ``num_tokens``,
+        ``num_unique_tokens``, ``num_scored_tokens``.
     """
     counts = _Counts.of(batches)
-    loss_sum = nll_sum = kl_sum = 0.0
+    loss_sum = nll_sum = negative_sum = kl_sum = 0.0
     has_reference = config.needs_reference
     mine, num_idle = team.share(batches)
     for batch in mine:
@@ -69,14 +73,15 @@ def add_gradients(
         loss = _loss(terms, batch, config, counts)
         loss.backward()
         loss_sum += float(loss.detach())
-        has_weight = torch.from_numpy(batch.weights != 0).to(terms.log_probs.device)
-        nll_sum -= float(terms.log_probs.detach()[has_weight].sum())
+        weights = torch.from_numpy(batch.weights).to(terms.log_probs.device)
+        nll_sum -= float(terms.log_probs.detach()[weights != 0].sum())
+        negative_sum -= float(terms.log_probs.detach()[weights < 0].sum())
         if terms.kls is not None:
             kl_sum += float(terms.kls.detach().sum())
     for _ in range(num_idle):
         (0 * batch_terms(trained, idle_batch(), with_reference=has_reference).log_probs.sum()).backward()
     team.add_up_gradients(trained.trainable().values())
-    loss_sum, nll_sum, kl_sum = team.add_up((loss_sum, nll_sum, kl_sum))
+    loss_sum, nll_sum, negative_sum, kl_sum = team.add_up((loss_sum, nll_sum, negative_sum, kl_sum))
     metrics = {
         "loss": loss_sum,
         "nll": nll_sum / counts.weighted_tokens,
@@ -84,6 +89,8 @@ def add_gradients(
         "num_unique_tokens": float(sum(batch.num_unique_tokens for batch in batches)),
         "num_scored_tokens": float(counts.weighted_tokens),
     }
+    if counts.negative_tokens:
+        metrics["nll_negative"] = negative_sum / counts.negative_tokens
     return metrics | ({"kl": kl_sum / counts.scored_tokens} if has_reference else {})
 
 

@@ -23,6 +23,8 @@ class TrainResult:
         last_loss: loss of the last update.
         mean_kl: KL(current || reference), nats per scored token, over all updates; nan where not measured.
         last_kl: over the last `KL_WINDOW` updates.
+        negatives_pushed: by how many nats a token the steps of negative weight became less likely, mean of the last
+            `KL_WINDOW` updates less that of the first; nan without any.
         num_tokens: computed in forward passes of the policy, padding and repeated prefixes included.
         num_unique_tokens: what the trees hold of these, once per epoch.
         num_scored_tokens: tokens with a loss, once per epoch.
@@ -36,6 +38,7 @@ class TrainResult:
     last_loss: float
     mean_kl: float
     last_kl: float
+    negatives_pushed: float
     num_tokens: int
     num_unique_tokens: int
     num_scored_tokens: int
@@ -49,13 +52,14 @@ class TrainResult:
         return self.policy_change >= MIN_CHANGE
 
     def metrics(self) -> dict[str, float]:
-        """The headline numbers by metric name; a KL that was not measured is left out."""
+        """The headline numbers by metric name; what was not measured is left out."""
         values = {
             "train/updates": float(self.num_updates),
             "train/loss": self.mean_loss,
             "train/last_loss": self.last_loss,
             "train/kl": self.mean_kl,
             "train/last_kl": self.last_kl,
+            "train/negatives_pushed": self.negatives_pushed,
             "train/tokens": float(self.num_tokens),
             "train/scored_tokens": float(self.num_scored_tokens),
             "train/tokens_vs_unique": self.num_tokens / max(self.num_unique_tokens, 1),
@@ -76,13 +80,14 @@ def summarise(history: Sequence[UpdateMetrics], *, kl_alarm: float) -> TrainResu
     """The result of a run from its updates, at least one; the last of them has ``policy_change``."""
     losses = [update["loss"] for update in history]
     kls = [update["kl"] for update in history if "kl" in update]
-    recent = kls[-KL_WINDOW:]
+    negatives = [update["nll_negative"] for update in history if "nll_negative" in update]
     return TrainResult(
         num_updates=len(history),
         mean_loss=sum(losses) / len(losses),
         last_loss=losses[-1],
-        mean_kl=sum(kls) / len(kls) if kls else math.nan,
-        last_kl=sum(recent) / len(recent) if recent else math.nan,
+        mean_kl=_mean(kls),
+        last_kl=_mean(kls[-KL_WINDOW:]),
+        negatives_pushed=_mean(negatives[-KL_WINDOW:]) - _mean(negatives[:KL_WINDOW]),
         num_tokens=_total(history, "num_tokens"),
         num_unique_tokens=_total(history, "num_unique_tokens"),
         num_scored_tokens=_total(history, "num_scored_tokens"),
@@ -90,6 +95,10 @@ def summarise(history: Sequence[UpdateMetrics], *, kl_alarm: float) -> TrainResu
         policy_change=history[-1]["policy_change"],
         history=tuple(history),
     )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
 
 
 def _total(history: Sequence[UpdateMetrics], name: str) -> int:

@@ -24,6 +24,18 @@ SEARCH_KEYS = {  # in the summary: in the record
 }
 
 
+AUDIT_KEYS = {
+    "variance",
+    "informative_share",
+    "num_problems",
+    "num_all_correct",
+    "num_all_wrong",
+    "num_steps",
+    "rollouts",
+    "passed",
+    "reason",
+    "cutoffs",
+}
 FAILURE_KEYS = {name: SEARCH_KEYS[name] for name in ("engine_errors", "redrawn")}
 
 
@@ -101,12 +113,13 @@ def _iteration_json(record: IterationRecord) -> JsonDict:
         "truncated": _truncated(record),
         "evaluate": {name: _finite(record.evaluate.get(key)) for name, key in FAILURE_KEYS.items()},
         "parent": record.parent,
-        "audit": audit and audit.model_dump(include={"variance", "informative_share", "passed", "reason", "cutoffs"}),
+        "audit": audit and audit.model_dump(include=AUDIT_KEYS),
         "search": {name: _finite(record.search.get(key)) for name, key in SEARCH_KEYS.items()},
         "train": {
             "updates": int(train.get("updates", 0)),
             "kl": _finite(train.get("kl", 0.0)),
             "tokens": int(train.get("tokens", 0)),
+            "negatives_pushed": _finite(train.get("negatives_pushed")),
         },
         "seconds": dict(record.seconds),
     }
