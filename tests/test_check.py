@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 
 from deployments.preflight.check import CHECKS, run_checks
-from deployments.preflight.findings import CheckLine
+from deployments.preflight.findings import CheckLine, Findings
+from deployments.preflight.problem_checks import check_problems
+from deployments.preflight.rehearsal import Rehearsal
+from deployments.preflight.run_checks import check_cost
 from deployments.presets import preset
 from pipeline_lib.config import Settings, apply_overrides
+from tasks.runtime.progress_lines import duration
 
 pytestmark = pytest.mark.slow  # most of it is the import of torch
 
@@ -55,6 +59,28 @@ def test_the_tiny_preset_passes_and_its_cost_is_told(home: Path) -> None:
     cost = rf"3 iterations of [\d.]+ M tokens and {time}, on this machine; {room} of disk, {room} free"
     assert re.fullmatch(cost, found["cost"].text)
     assert not list(home.glob("store/*"))
+
+
+def test_new_questions_are_in_the_cost_and_samples_ask_none(home: Path) -> None:
+    """Behind worked examples, 500 questions of a test set cost more than the 15 tokens of their answers."""
+    config = apply_overrides(preset("tiny"), [*SMALL, "evaluation.num_samples=4"])
+    findings = Findings()
+    check_problems(config, Settings(), findings)
+    nothing = Rehearsal(
+        sampled_per_s=1e9,
+        seconds_per_prompt=1.0,
+        tokens_per_answer=10.0,
+        tokens_per_rollout=5.0,
+        trained_per_s=1e9,
+        trained_tokens=100.0,
+        tree_bytes=1000,
+        policy_bytes=1000,
+        outcomes="1 correct",
+        graded_in_turns=False,
+    )
+    findings.rehearsal = nothing
+    questions = config.problems.num_problems + config.problems.num_validation + config.evaluation.num_problems
+    assert duration(questions) in check_cost(config, Settings(), findings)
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,19 @@
 """One problem through every stage, with the very model of the run, and how fast this machine is at it.
 
 A stage that would fail after hours of search fails here within a minute or two: speed is that of the beginnings of
-answers where whole ones would take longer. Where chance gives no signal, as with a model that is always right or always
+answers where whole ones would take longer. New questions are timed apart: behind worked examples, short answers cost as
+much by their prompts as by their tokens. Where chance gives no signal, as with a model that is always right or always
 wrong, the rollouts are graded in turns, so that training is tried all the same.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -42,7 +44,8 @@ class Rehearsal:
     """What one problem cost.
 
     Args:
-        sampled_per_s: tokens per second of a full engine.
+        sampled_per_s: tokens per second of a full engine, all answers to one question.
+        seconds_per_prompt: what an answer to a new question takes beside its tokens, in a full engine.
         tokens_per_answer: mean length of an independent answer, in tokens.
         tokens_per_rollout: tokens that the search drew for a rollout, on average.
         trained_per_s: packed tokens per second, forward and backward.
@@ -54,6 +57,7 @@ class Rehearsal:
     """
 
     sampled_per_s: float
+    seconds_per_prompt: float
     tokens_per_answer: float
     tokens_per_rollout: float
     trained_per_s: float
@@ -84,12 +88,13 @@ class AlternatingGrader(Grader):
         return finished
 
 
-def rehearse(config: PipelineConfig, problem: Problem, folder: Path) -> Rehearsal:
+def rehearse(config: PipelineConfig, problem: Problem, others: Sequence[Problem], folder: Path) -> Rehearsal:
     """Samples, searches, scores, audits, trains, loads what was trained, and answers with it.
 
     Args:
         config: what the run will use.
         problem: the one that goes through.
+        others: at least one; they are asked to see how fast that goes, in turn where the engine holds more.
         folder: empty; gets what training writes.
 
     Raises:
@@ -99,7 +104,7 @@ def rehearse(config: PipelineConfig, problem: Problem, folder: Path) -> Rehearsa
     base = base_policy(config)
     with _closing_engines(), open_grader(config, problem.dataset) as grader:
         engine = open_policy(config, base, [problem])
-        sampled_per_s, tokens_per_answer = _throughput(engine, problem, config)
+        speed = _speed(engine, problem, others, config)
         tree = _search(config, problem, engine, grader)
         informative = tree if tree.is_informative else _search(config, problem, engine, AlternatingGrader())
         if not informative.is_informative:
@@ -112,8 +117,9 @@ def rehearse(config: PipelineConfig, problem: Problem, folder: Path) -> Rehearsa
         _evaluate(config, problem, trained, grader)
     write_trees_parquet([tree], folder / "trees.parquet")
     return Rehearsal(
-        sampled_per_s=sampled_per_s,
-        tokens_per_answer=_mean_path_tokens(tree) if tokens_per_answer is None else tokens_per_answer,
+        sampled_per_s=speed.tokens_per_s,
+        seconds_per_prompt=speed.seconds_per_prompt,
+        tokens_per_answer=speed.tokens_per_answer or _mean_path_tokens(tree),
         tokens_per_rollout=tree.tokens_generated / tree.num_simulations,
         trained_per_s=trained_tokens / seconds,
         trained_tokens=trained_tokens,
@@ -142,23 +148,32 @@ def _closing_engines() -> Iterator[None]:
         engines.close()
 
 
-def _throughput(engine: Policy, problem: Problem, config: PipelineConfig) -> tuple[float, float | None]:
-    """Tokens per second of as many independent answers as the engine holds, and their mean length if they are whole."""
-    longest = config.search.max_new_tokens
-    num_tokens, seconds = _sample(engine, problem, config, min(longest, FIRST_TOKENS))
-    affordable = int(SECONDS_OF_SAMPLING * num_tokens / seconds / engine.capacity)
-    length = min(longest, max(affordable, FIRST_TOKENS))
-    num_tokens, seconds = _sample(engine, problem, config, length)
-    return num_tokens / seconds, num_tokens / engine.capacity if length == longest else None
+class _Speed(NamedTuple):
+    """See `Rehearsal`; the mean length of an answer is None where answers were not let end."""
+
+    tokens_per_s: float
+    seconds_per_prompt: float
+    tokens_per_answer: float | None
 
 
-def _sample(engine: Policy, problem: Problem, config: PipelineConfig, max_new_tokens: int) -> tuple[int, float]:
-    """Tokens of a full engine's answers of at most `max_new_tokens` each, and the seconds that they took."""
-    params = sampling_params(config.search, max_new_tokens)
-    prompt = engine.codec.encode_prompt(problem.question)
+def _speed(engine: Policy, problem: Problem, others: Sequence[Problem], config: PipelineConfig) -> _Speed:
+    """How fast a full engine is with one question, and what new ones cost: the first tokens, then longer answers."""
+    longest, capacity = config.search.max_new_tokens, engine.capacity
+    num_tokens, seconds = _sample(engine, [problem], config, min(longest, FIRST_TOKENS))
+    tokens_per_s = num_tokens / seconds
+    length = min(longest, max(int(SECONDS_OF_SAMPLING * tokens_per_s / capacity), FIRST_TOKENS))
+    num_tokens, seconds = _sample(engine, others, config, length)
+    beside = max(0.0, seconds - num_tokens / tokens_per_s)
+    return _Speed(tokens_per_s, beside / capacity, num_tokens / capacity if length == longest else None)
+
+
+def _sample(engine: Policy, problems: Sequence[Problem], config: PipelineConfig, longest: int) -> tuple[int, float]:
+    """Tokens of a full engine's answers of at most `longest` tokens each, and the seconds that they took."""
+    params = sampling_params(config.search, longest)
+    prompts = [engine.codec.encode_prompt(problem.question) for problem in problems[: engine.capacity]]
     started = time.perf_counter()
     requests = [
-        SampleRequest(f"answer-{i}", prompt, params, derive_seed(config.seed, "rehearsal", i))
+        SampleRequest(f"answer-{i}", prompts[i % len(prompts)], params, derive_seed(config.seed, "rehearsal", i))
         for i in range(engine.capacity)
     ]
     answers = draw_all(engine, requests, max_failed_share=config.policy.max_failed_share)

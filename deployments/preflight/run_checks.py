@@ -29,8 +29,10 @@ def check_tracking(config: PipelineConfig, settings: Settings, findings: Finding
 def check_stages(config: PipelineConfig, settings: Settings, findings: Findings) -> str:
     """One problem goes through every stage."""
     assert findings.training_problems is not None  # among the check's needs
+    pool = findings.training_problems
+    problem, others = typical_problem(pool), list(pool[: config.policy.max_batch])
     with tempfile.TemporaryDirectory() as folder:
-        findings.rehearsal = rehearsal = rehearse(config, typical_problem(findings.training_problems), Path(folder))
+        findings.rehearsal = rehearsal = rehearse(config, problem, others, Path(folder))
     note = "; graded in turns to try training, since chance gave no signal" if rehearsal.graded_in_turns else ""
     return (
         f"{rehearsal.outcomes}{note}; {rehearsal.sampled_per_s:,.0f} tokens/s sampled by a full engine, "
@@ -43,11 +45,13 @@ def check_cost(config: PipelineConfig, settings: Settings, findings: Findings) -
     assert findings.rehearsal is not None  # among the check's needs
     rehearsal, num_problems = findings.rehearsal, config.problems.num_problems
     sampled = num_problems * config.search.num_simulations * rehearsal.tokens_per_rollout
-    sampled += _num_evaluation_answers(config, findings) * rehearsal.tokens_per_answer
+    greedy, samples = _num_evaluation_answers(config, findings)
+    sampled += (greedy + samples) * rehearsal.tokens_per_answer
     replayed = [min(earlier, config.train.replay_iterations) for earlier in range(config.num_iterations)]
     trees = num_problems * (1 + sum(replayed) / config.num_iterations)
     trained = trees * rehearsal.trained_tokens * config.train.num_epochs
-    seconds = sampled / rehearsal.sampled_per_s + trained / rehearsal.trained_per_s
+    seconds = sampled / rehearsal.sampled_per_s + (num_problems + greedy) * rehearsal.seconds_per_prompt
+    seconds += trained / rehearsal.trained_per_s
     disk = num_copies(settings) * (num_problems * rehearsal.tree_bytes + rehearsal.policy_bytes) * config.num_iterations
     free = shutil.disk_usage(_nearest_existing(settings.home)).free
     text = (
@@ -74,13 +78,13 @@ def typical_problem(pool: ProblemPool) -> Problem:
     return some[len(some) // 2]
 
 
-def _num_evaluation_answers(config: PipelineConfig, findings: Findings) -> int:
-    """Answers that one policy is asked for: validation, every test set, and samples of each test set."""
+def _num_evaluation_answers(config: PipelineConfig, findings: Findings) -> tuple[int, int]:
+    """Answers that one policy is asked for: to validation and every test set, and samples of each test set."""
     pools = [pool for key, pool in findings.problems.items() if key != "training"]
     evaluation = config.evaluation
     tested = sum(min(evaluation.num_problems, len(pool)) for pool in pools)
     samples = min(evaluation.sampled_problems, evaluation.num_problems) * evaluation.num_samples
-    return config.problems.num_validation + tested + samples * len(pools)
+    return config.problems.num_validation + tested, samples * len(pools)
 
 
 def _nearest_existing(path: Path) -> Path:

@@ -147,6 +147,28 @@ def study_markdown(found: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def headline_markdown(found: Mapping[str, Any]) -> str:
+    """The outcome alone, a row for each family and method, the best first.
+
+    Args:
+        found: what `study_json` made.
+    """
+    header = ["trained and tested on", "method", "base", "best", f"difference to {found['reference']}"]
+    header += ["tokens sampled", "trained on", "seconds"]
+    families = list(dict.fromkeys(row["family"] for row in found["iterations"]))
+    ordered = sorted(found["iterations"], key=lambda row: (families.index(row["family"]), -row["best"]["mean"]))
+    body = [
+        [
+            *(row[name] for name in ("family", "method")),
+            *(_cell(figures) for figures in (row["accuracy"][0], row["best"])),
+            _difference_cell(row["difference"]),
+            *(f"{row[name]:,.0f}" for name in ("generated_tokens", "trained_tokens", "seconds")),
+        ]
+        for row in ordered
+    ]
+    return markdown_table(header, body)
+
+
 def how_to_read(found: Mapping[str, Any]) -> str:
     """What was asked, and what the numbers of the tables are."""
     asked = f"{found['question']} " if found["question"] else ""
