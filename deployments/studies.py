@@ -16,8 +16,14 @@ NEVER = 1000  # iterations without a gain
 FAMILIES = ("tiny-word", "tiny-algebra")
 INDEPENDENT = "search.num_candidates=1000"  # every rollout starts at the problem, none in the middle of a tree
 INDEPENDENT_TOKENS = {8: 1.24, 16: 1.48}  # by rollouts of a problem: tokens of independent ones over those of a tree's
-RATES = ((), ("train.tokens_per_update=2048",), ("train.learning_rate=5e-4",), ("train.learning_rate=2e-3",))
-DPO_RATES = ((1e-4, 0.1), (3e-5, 0.1), (3e-4, 0.1), (1e-4, 0.5))
+RATES = (
+    (),
+    ("train.tokens_per_update=2048",),
+    ("train.learning_rate=5e-4",),
+    ("train.learning_rate=2e-3",),
+    ("train.learning_rate=5e-4", "train.tokens_per_update=2048"),
+)
+DPO_RATES = ((1e-4, 0.1), (3e-5, 0.1), (3e-4, 0.1), (1e-4, 0.5), (1e-3, 0.1))
 QUICK = (
     "num_iterations=2",
     "problems.num_problems=60",
@@ -53,7 +59,8 @@ def objectives(base: PipelineConfig, *, quick: bool) -> StudyConfig:
         question="Which objective learns most from equally many sampled tokens?",
         base=base,
         families=FAMILIES[:1] if quick else FAMILIES,
-        seeds=(0, 1) if quick else (0, 1, 2),
+        seeds=(0, 1) if quick else tuple(range(6)),
+        num_trial_seeds=1 if quick else 2,
         methods=_with_tries((*METHODS, _independent(base)), quick=quick),
         reference="rft",
     )
@@ -159,6 +166,7 @@ METHODS = (
             ("train.value_weight=1",),
             ("train.value_weight=1", "train.negative_clip=0.5"),
             ("train.value_weight=1", "train.tokens_per_update=2048"),
+            ("train.value_weight=1", "train.learning_rate=5e-4"),
         ),
     ),
     Method(name="rft", settings=("train.objective=rft",), tries=RATES),
@@ -170,7 +178,13 @@ METHODS = (
     Method(
         name="grpo",
         kind="grpo",
-        tries=((), ("learning_rate=1e-4",), ("learning_rate=6e-4",), ("problems_per_update=16",)),
+        tries=(
+            (),
+            ("learning_rate=1e-4",),
+            ("learning_rate=6e-4",),
+            ("problems_per_update=16",),
+            ("rollouts_per_problem=16", "problems_per_update=4"),
+        ),
     ),
 )
 

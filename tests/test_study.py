@@ -81,6 +81,10 @@ def test_validation_alone_chooses_among_tries_and_the_first_of_equals_wins() -> 
         run_of("b", 0, [0.5, 1.0], [0.5, 0.8], attempt=2),
     ]
     assert choose_tries(tries) == {("b", "tiny-word"): 1}
+    more = [
+        run_of("b", 1, [0.5, 0.6], [0.5, validation], attempt) for attempt, validation in enumerate((0.9, 0.6, 0.6))
+    ]
+    assert choose_tries([*tries, *more]) == {("b", "tiny-word"): 0}
 
 
 def test_cells_differ_in_what_was_asked_alone() -> None:
@@ -186,7 +190,7 @@ def test_tables_have_means_intervals_differences_and_transfer() -> None:
     text = study_markdown(found)
     assert "| a | 50.0 ±0.0 | 71.0 ±12.7 |  | 71.0 ±12.7 | – | – | 1.0 | 100 | 0 | 0 | 0 |" in text
     assert "| tiny-word | tiny-algebra | b | 40.0 ±0.0 | 66.0 ±12.7 | +5.0 [+5.0, +5.0] |" in text
-    assert "| a | tiny-word | 1 | 60.0 | 1 |  |" in text
+    assert "| a | tiny-word | 1 | 0 | 60.0 | 1 |  |" in text
 
 
 def test_the_page_has_a_figure_for_each_family_and_asks_no_network() -> None:
@@ -299,7 +303,7 @@ def test_independent_rollouts_ask_fewer_problems_for_as_many_tokens() -> None:
 
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_every_method_has_as_many_tries_and_each_is_a_setting_of_its_own(question: str) -> None:
-    num_tries = {"objectives": 4, "ranks": 3}.get(question, 1)
+    num_tries = {"objectives": 5, "ranks": 3}.get(question, 1)
     for quick, expected in ((True, 1), (False, num_tries)):
         study = study_of("tiny", question, quick=quick)
         assert {len(method.tries) for method in study.methods} == {expected}

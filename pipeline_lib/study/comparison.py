@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
@@ -74,14 +75,13 @@ def paired_differences(
 
 
 def choose_tries(trials: Sequence[CellResult]) -> dict[tuple[str, str], int]:
-    """By method and family the try whose champion validates best, the earliest of equals; no test set is looked at."""
-    best: dict[tuple[str, str], CellResult] = {}
+    """By method and family the try whose champions validate best, the earliest of equals; no test set is looked at.
+
+    Args:
+        trials: one for each method, family, try and seed; seeds count alike.
+    """
+    validated: dict[tuple[str, str], dict[int, list[float]]] = {}
     for trial in trials:
-        place = (trial.method, trial.family)
-        if place not in best or _validation(trial) > _validation(best[place]):
-            best[place] = trial
-    return {place: trial.attempt for place, trial in best.items()}
-
-
-def _validation(result: CellResult) -> float:
-    return -1.0 if result.best.validation is None else result.best.validation
+        tries = validated.setdefault((trial.method, trial.family), {})
+        tries.setdefault(trial.attempt, []).append(-1.0 if trial.best.validation is None else trial.best.validation)
+    return {place: max(tries, key=lambda attempt: fmean(tries[attempt])) for place, tries in validated.items()}

@@ -81,6 +81,9 @@ class StudyConfig(ConfigGroup):
         min_length=1, description="Datasets that are trained on, each in runs of its own."
     )
     seeds: tuple[int, ...] = Field(min_length=1, description="Seeds that each method gets on each family.")
+    num_trial_seeds: int = Field(
+        1, ge=1, description="How many of them, from the first on, a method's tries are chosen by."
+    )
     methods: tuple[Method, ...] = Field(min_length=1, description="What is compared.")
     reference: str = Field(description="Method that the others are compared with, seed by seed.")
     num_parallel: int = Field(1, ge=1, description="Cells that run at once, each in processes of its own.")
@@ -97,11 +100,12 @@ class StudyConfig(ConfigGroup):
         return self
 
     def trials(self, kind: str) -> Iterator[Cell]:
-        """A cell for every try of a kind of method, with the first seed; validation chooses among those of a method."""
+        """A cell for every try of a kind of method, with the first seeds; validation chooses among them."""
         for method in self._of(kind):
             for family in self.families:
                 for attempt in range(len(method.tries)):
-                    yield self.cell(method, family, self.seeds[0], attempt)
+                    for seed in self.seeds[: self.num_trial_seeds]:
+                        yield self.cell(method, family, seed, attempt)
 
     def cells(self, kind: str, choice: Choice) -> Iterator[Cell]:
         """A cell for every method of a kind, family and seed, with the chosen try."""

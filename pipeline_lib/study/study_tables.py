@@ -177,7 +177,7 @@ def how_to_read(found: Mapping[str, Any]) -> str:
         "the 95 % interval over seeds (Student). best: the policy that validation chose. difference: best less that of "
         f"{found['reference']}, in points, seed by seed. rises for: iterations until validation accuracy first falls, "
         "mean. Tokens, updates and seconds: of searching and training, all iterations together. Tries were made with "
-        "the first seed, and validation chose."
+        "the seeds that their table names, and validation chose: by the mean over these."
     )
 
 
@@ -247,12 +247,13 @@ def _diagnostics_table(rows: Sequence[Row]) -> Table:
 
 
 def _tries_table(rows: Sequence[Row]) -> Table:
-    header = ["method", "family", "try", "validation", "iteration", "settings"]
+    header = ["method", "family", "try", "seed", "validation", "iteration", "settings"]
     body = [
         [
             row["method"],
             row["family"],
             str(row["try"]),
+            str(row["seed"]),
             "–" if row["validation"] is None else f"{PERCENT * row['validation']:.1f}",
             str(row["iteration"]),
             ", ".join(f"`{setting}`" for setting in row["settings"]),
