@@ -20,7 +20,7 @@ from tasks.study.cells import cell_result, cells_end_with_it, run_cell
 def run_study(study: StudyConfig, output: Path) -> dict[str, Any]:
     """Runs methods against each other; `output` is the folder of its results, of which none is made twice.
 
-    1. Run every try of a method with the first seed; validation chooses one for each family.
+    1. Run every try of a method with the first seeds; validation chooses one for each family, no test set is asked.
     2. Run what was chosen with every seed.
     3. Let methods from outside sample as many tokens as the reference did, in the same two steps.
     4. Make the tables.

@@ -90,7 +90,8 @@ def test_validation_alone_chooses_among_tries_and_the_first_of_equals_wins() -> 
 def test_cells_differ_in_what_was_asked_alone() -> None:
     study = small_study()
     trials = list(study.trials("run"))
-    assert [(cell.method, cell.attempt) for cell in trials] == [("a", 0), ("b", 0), ("b", 1)]
+    assert [(cell.method, cell.attempt) for cell in trials] == [("b", 0), ("b", 1)]  # a has nothing to choose from
+    assert {cell.config.evaluation.datasets for cell in trials} == {()}
     cells = list(study.cells("run", {("a", "tiny-word"): 0, ("b", "tiny-word"): 1}))
     assert [(cell.method, cell.seed, cell.config.train.learning_rate) for cell in cells] == [
         ("a", 0, 1e-3),
@@ -98,8 +99,8 @@ def test_cells_differ_in_what_was_asked_alone() -> None:
         ("b", 0, 1e-4),
         ("b", 1, 1e-4),
     ]
-    assert cells[2].key == trials[2].key
-    assert len({cell.key for cell in [*trials, *cells]}) == 5
+    assert cells[2].config.evaluation.datasets == ("tiny-word", "tiny-algebra")
+    assert len({cell.key for cell in [*trials, *cells]}) == 6
     assert cells[0].config.name == "s: a tiny-word seed 0"
     assert list(study.trials("grpo")) == []
 
@@ -318,7 +319,7 @@ def test_every_method_has_as_many_tries_and_each_is_a_setting_of_its_own(questio
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_a_quick_study_has_two_seeds_and_no_method_of_another_size(question: str) -> None:
     study = study_of("tiny", question, quick=True)
-    cells = list(study.trials("run"))
+    cells = list(study.cells("run", {}))
     assert (study.seeds, {cell.config.num_iterations for cell in cells}) == ((0, 1), {2})
     sizes = {cell.config.problems.num_problems for cell in cells if cell.method != "rft-independent"}
     assert sizes == {60}

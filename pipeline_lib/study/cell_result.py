@@ -118,7 +118,7 @@ def result_of(cell: Cell, summary: Mapping[str, Any]) -> CellResult:
 def _measured(iteration: Mapping[str, Any], before: Measured) -> Measured:
     """An iteration that did not train left the policy, and so its accuracies, as they were."""
     seconds, train = iteration["seconds"], iteration["train"]
-    is_trained = bool(iteration["accuracy"])
+    is_trained = iteration["validation"] is not None or bool(iteration["accuracy"])
     return Measured(
         accuracy=iteration["accuracy"] if is_trained else before.accuracy,
         sampled=_averages(iteration["sampled"]) if is_trained else before.sampled,

@@ -7,7 +7,7 @@ search, has the same key in the store, so it is computed once; and whoever doubt
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from pipeline_lib.config import PipelineConfig, apply_overrides
 from pipeline_lib.config.group import ConfigGroup
 
+UNTESTED = ("evaluation.datasets=[]", "evaluation.num_samples=0")
 Choice = Mapping[tuple[str, str], int]  # (method, family) to the number of the try that validation chose
 
 
@@ -100,24 +101,27 @@ class StudyConfig(ConfigGroup):
         return self
 
     def trials(self, kind: str) -> Iterator[Cell]:
-        """A cell for every try of a kind of method, with the first seeds; validation chooses among them."""
+        """A cell for every try of methods of a kind that have several, with the first seeds: validation chooses.
+
+        No test set is asked.
+        """
         for method in self._of(kind):
             for family in self.families:
-                for attempt in range(len(method.tries)):
+                for attempt in range(len(method.tries) if len(method.tries) > 1 else 0):
                     for seed in self.seeds[: self.num_trial_seeds]:
-                        yield self.cell(method, family, seed, attempt)
+                        yield self.cell(method, family, seed, attempt, UNTESTED)
 
     def cells(self, kind: str, choice: Choice) -> Iterator[Cell]:
-        """A cell for every method of a kind, family and seed, with the chosen try."""
+        """A cell for every method of a kind, family and seed, with the chosen try: the first where none was chosen."""
         for method in self._of(kind):
             for family in self.families:
                 for seed in self.seeds:
-                    yield self.cell(method, family, seed, choice[method.name, family])
+                    yield self.cell(method, family, seed, choice.get((method.name, family), 0))
 
     def _of(self, kind: str) -> list[Method]:
         return [method for method in self.methods if method.kind == kind]
 
-    def cell(self, method: Method, family: str, seed: int, attempt: int) -> Cell:
+    def cell(self, method: Method, family: str, seed: int, attempt: int, changes: Sequence[str] = ()) -> Cell:
         """The run of one try of a method.
 
         Args:
@@ -125,11 +129,12 @@ class StudyConfig(ConfigGroup):
             family: dataset that is trained on.
             seed: of the run.
             attempt: number of the try, from 0.
+            changes: to the study's own settings, NAME=VALUE each.
         """
         own = (*method.settings, *method.tries[attempt])
         settings, options = (own, ()) if method.kind == "run" else ((), own)
         overrides = (f"problems.dataset={family}", f"seed={seed}", *settings)
-        config = apply_overrides(self.base, list(overrides))
+        config = apply_overrides(self.base, [*changes, *overrides])
         cell = Cell(
             method=method.name,
             kind=method.kind,

@@ -196,7 +196,9 @@ def tables_of(found: Mapping[str, Any]) -> list[Table]:
         tables.append(_transfer_table(found["transfer"], reference))
     if found["diagnostics"]:
         tables.append(_diagnostics_table(found["diagnostics"]))
-    return [*tables, _tries_table(found["tries"])]
+    if found["tries"]:
+        tables.append(_tries_table(found["tries"]))
+    return tables
 
 
 def _accuracy_table(family: str, rows: Sequence[Row], reference: str) -> Table:
