@@ -58,11 +58,8 @@ def study(
     asked = asked if file is None else with_methods(asked, file)
     asked = narrowed(asked, methods, families, seeds)
     asked = asked.model_copy(update={"base": apply_overrides(asked.base, overrides), "num_parallel": parallel})
-    for kind in ("run", "grpo"):
-        for cell in (
-            *asked.trials(kind),
-            *asked.cells(kind, {}),
-        ):  # a setting that is refused is refused before anything starts
+    for kind in ("run", "grpo"):  # a setting that is refused is refused before anything starts
+        for cell in (*asked.trials(kind), *asked.cells(kind, {})):
             check_datasets(cell.config)
     settings = load_settings()
     from deployments.service.terminal_server import prefect_of_run
