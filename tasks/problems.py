@@ -22,7 +22,7 @@ from pipeline_lib.search.tree_files import TREES_FILE
 from pipeline_lib.store import Entry, read_json, write_json
 from pipeline_lib.types import IterationRecord, Problem, Ref
 from tasks.runtime.keys import key_of
-from tasks.runtime.stage import Done, open_store, stage
+from tasks.runtime.stage import Done, open_store, stage, stage_refs
 
 Asked = tuple[tuple[Ref, ...], ...]  # for each earlier iteration its problems, then its trees
 PROBLEMS, NOTES = "problems.parquet", "notes"
@@ -94,11 +94,9 @@ def asked_before(config: PipelineConfig, records: Sequence[IterationRecord]) -> 
     """Problems and trees of every earlier iteration, oldest first; none where the draw does not look back."""
     if config.problems.curriculum == "uniform":
         return ()
-    return tuple((record.refs["problems"], *_trees_of(record)) for record in records if "problems" in record.refs)
-
-
-def _trees_of(record: IterationRecord) -> Iterator[Ref]:
-    return (ref for name, ref in record.refs.items() if name.partition("/")[0] == "search")
+    return tuple(
+        (record.refs["problems"], *stage_refs(record, "search")) for record in records if "problems" in record.refs
+    )
 
 
 def _problems_of(ref: Ref) -> list[Problem]:

@@ -13,12 +13,11 @@ from pipeline_lib.seeding import derive_seed
 from pipeline_lib.store import PARTIAL, Entry, read_json, write_json
 from pipeline_lib.training.batches.examples import build_examples, count_examples
 from pipeline_lib.types import IterationRecord, PolicyRef, Ref, TrainingExample
-from tasks.reporting.trees import stage_refs
 from tasks.runtime.engines import code_spec, engines
 from tasks.runtime.keys import key_of
 from tasks.runtime.policies import policy_folder
 from tasks.runtime.progress import Progress
-from tasks.runtime.stage import Done, open_store, stage
+from tasks.runtime.stage import Done, open_store, stage, stage_refs
 from tasks.score import load_scores
 from tasks.search import load_trees
 

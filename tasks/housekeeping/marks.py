@@ -14,7 +14,7 @@ from pipeline_lib.types import IterationRecord, Ref
 from tasks.finish import RESULT, finish_run
 from tasks.gate import decide_gate
 from tasks.record import RECORD, record_iteration
-from tasks.reporting.trees import stage_refs
+from tasks.runtime.stage import stage_refs
 from tasks.search import gather_trees, search_shard
 
 RECORDED_BY = {record_iteration.name: RECORD, finish_run.name: RESULT}

@@ -10,9 +10,9 @@ from pipeline_lib.report.metrics import update_points
 from pipeline_lib.tracking import IterationContents
 from pipeline_lib.types import IterationRecord, PolicyRef
 from tasks.audit import AUDIT
-from tasks.reporting.trees import stage_refs, traced_trees, trees_page
+from tasks.reporting.trees import traced_trees, trees_page
 from tasks.runtime.policies import adapter_folder
-from tasks.runtime.stage import open_store
+from tasks.runtime.stage import open_store, stage_refs
 from tasks.score import SCORES
 from tasks.search import TREES
 from tasks.train import load_history

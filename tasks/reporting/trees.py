@@ -17,9 +17,9 @@ from pipeline_lib.report.page.tree_pictures import show_tree
 from pipeline_lib.report.tree_choice import RootCount, most_informative_trees, one_tree_of_each_kind
 from pipeline_lib.search import read_roots, read_trees_parquet
 from pipeline_lib.tracking.tree_traces import TreeTrace, trace_tree
-from pipeline_lib.types import Float64Array, IterationRecord, Problem, Ref, SearchTree
+from pipeline_lib.types import Float64Array, IterationRecord, Problem, SearchTree
 from tasks.problems import PROBLEMS
-from tasks.runtime.stage import open_store
+from tasks.runtime.stage import open_store, stage_refs
 from tasks.score import SCORES
 from tasks.search import TREES
 
@@ -46,11 +46,6 @@ def traced_trees(record: IterationRecord) -> list[TreeTrace]:
     """The trees that taught most as traces, these first; none when the iteration searched nothing."""
     chosen = most_informative_trees(_roots(record), MAX_TRACES)
     return [trace_tree(tree, problem, scores) for tree, problem, scores in _read(record, chosen)]
-
-
-def stage_refs(record: IterationRecord, stage: str) -> list[Ref]:
-    """A stage's reference, or those of its shards; none where it did not run."""
-    return [ref for name, ref in record.refs.items() if name.partition("/")[0] == stage]
 
 
 def _roots(record: IterationRecord) -> list[RootCount]:

@@ -27,7 +27,7 @@ from pipeline_lib.store import Entry, Store, read_json, write_json
 from pipeline_lib.store.disk import explain_disk_full
 from pipeline_lib.store.patience import doubling_delays
 from pipeline_lib.store.refresh import Refresh
-from pipeline_lib.types import Ref
+from pipeline_lib.types import IterationRecord, Ref
 from tasks.orchestration.context import flow_context
 
 if TYPE_CHECKING:
@@ -326,6 +326,11 @@ def stage(
         )
 
     return decorate
+
+
+def stage_refs(record: IterationRecord, stage: str) -> list[Ref]:
+    """A stage's reference, or those of its shards; none where it did not run."""
+    return [ref for name, ref in record.refs.items() if name.partition("/")[0] == stage]
 
 
 def _settings() -> Settings:
