@@ -129,6 +129,24 @@ def ranks(base: PipelineConfig, *, quick: bool) -> StudyConfig:
     )
 
 
+def verifiers(base: PipelineConfig, *, quick: bool) -> StudyConfig:
+    """Where step scores should pay: rollouts are rewarded by a verifier that pays for every second wrong answer."""
+    lax = ("grader=pipeline_lib.study.verifiers.remainders:up_to_2", "evaluation.grader=math")
+    rates = tuple((f"train.learning_rate={rate}",) for rate in (1e-3, 5e-4, 2.5e-4))
+    kinds = {"rft": ("train.objective=rft",), "coppice-scores": (), "coppice-values": ("train.value_weight=1",)}
+    methods = tuple(Method(name=name, settings=settings, tries=rates) for name, settings in kinds.items())
+    return StudyConfig(
+        name="tiny-verifiers-quick" if quick else "tiny-verifiers",
+        question="Where the verifier pays for every second wrong answer too, does it help to score steps?",
+        base=_sized(base, *lax, quick=quick, datasets=FAMILIES[:1]),
+        families=FAMILIES[:1],
+        seeds=(0, 1) if quick else tuple(range(6)),
+        num_trial_seeds=1 if quick else 2,
+        methods=_with_tries(methods, quick=quick),
+        reference="rft",
+    )
+
+
 def _ablation(
     base: PipelineConfig, *, quick: bool, name: str, question: str, iterations: int, methods: dict[str, Sequence[str]]
 ) -> StudyConfig:
@@ -208,7 +226,13 @@ class _Study(Protocol):
 
 
 STUDIES: dict[str, dict[str, _Study]] = {
-    "tiny": {"objectives": objectives, "degradation": degradation, "endurance": endurance, "ranks": ranks}
+    "tiny": {
+        "objectives": objectives,
+        "verifiers": verifiers,
+        "degradation": degradation,
+        "endurance": endurance,
+        "ranks": ranks,
+    }
 }
 QUESTIONS = tuple(dict.fromkeys(question for studies in STUDIES.values() for question in studies))
 

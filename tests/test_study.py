@@ -217,7 +217,7 @@ def test_a_part_of_a_study_keeps_its_reference() -> None:
         narrowed(study, [], ["gsm8k"], [])
     with pytest.raises(ConfigError, match="there is no study of it"):
         study_of("gsm8k", quick=False)
-    with pytest.raises(ConfigError, match="--question rank: a study of tiny answers objectives, degradation, "):
+    with pytest.raises(ConfigError, match="--question rank: a study of tiny answers objectives, verifiers, "):
         study_of("tiny", "rank", quick=False)
 
 
@@ -304,7 +304,7 @@ def test_independent_rollouts_ask_fewer_problems_for_as_many_tokens() -> None:
 
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_every_method_has_as_many_tries_and_each_is_a_setting_of_its_own(question: str) -> None:
-    num_tries = {"objectives": 5, "ranks": 3}.get(question, 1)
+    num_tries = {"objectives": 5, "verifiers": 3, "ranks": 3}.get(question, 1)
     for quick, expected in ((True, 1), (False, num_tries)):
         study = study_of("tiny", question, quick=quick)
         assert {len(method.tries) for method in study.methods} == {expected}

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def study(
     preset: Annotated[str, typer.Option(metavar="NAME", help="Preset whose study is run: tiny.")] = "tiny",
     question: Annotated[
-        str, typer.Option(metavar="NAME", help="What is asked: objectives, degradation, endurance or ranks.")
+        str, typer.Option(metavar="NAME", help="What is asked: objectives, verifiers, degradation, endurance or ranks.")
     ] = "objectives",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer problems, seeds and iterations: minutes.")] = False,
     overrides: SetOption = [],  # noqa: B006  typer copies it
