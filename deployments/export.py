@@ -27,7 +27,6 @@ from pipeline_lib.policy.export.exported_model import (
     write_tokenizer,
 )
 from pipeline_lib.policy.model_folders import chat_template, fingerprint, model_folder, model_path
-from pipeline_lib.problems.formats import format_of
 from pipeline_lib.registry.model_card import ExportedFiles, Kind, model_card
 from pipeline_lib.tracking import (
     Champion,
@@ -40,6 +39,7 @@ from pipeline_lib.tracking import (
     registered_champion,
     registered_version,
 )
+from tasks.runtime.prompts import instruction_for
 
 HUB_TIMEOUT_S = 10.0
 
@@ -133,7 +133,7 @@ def export_version(
             has_base=kind == "adapter" and is_folder,
             dtype=config.policy.dtype,
             lora_rank=served_rank(trained) if is_adapter(trained) else 0,
-            instruction=_instruction(config),
+            instruction=instruction_for(config, config.problems.dataset),
             told=_told(config, base),
             coppice=installed_version() or "from its source",
         )
@@ -213,11 +213,6 @@ def _licence_on_hub(champion: Champion) -> str | None:
         card = model_info(champion.base_model, revision=champion.revision, timeout=HUB_TIMEOUT_S).card_data
         return None if card is None or card.license is None else str(card.license)
     return None
-
-
-def _instruction(config: PipelineConfig) -> str:
-    chosen = config.policy.instruction
-    return format_of(config.problems.dataset).instruction if chosen is None else chosen
 
 
 def _told(config: PipelineConfig, base: Path) -> tuple[str, ...]:
