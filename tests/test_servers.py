@@ -132,6 +132,22 @@ def test_a_database_address_reaches_only_its_server(home: Path, monkeypatch: pyt
 
 
 @pytest.mark.slow
+def test_pages_are_unpacked_in_the_home_where_another_user_installed_the_libraries(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container; beside the library they cannot be written, and the server then has none."""
+    folder = "PREFECT_SERVER_UI_STATIC_DIRECTORY"
+    prefect, *_ = servers.servers(Settings(), servers.ServerSettings())
+    assert folder not in prefect.environment
+    monkeypatch.setattr(servers.os, "access", lambda *_: False)
+    prefect, mlflow, _ = servers.servers(Settings(), servers.ServerSettings())
+    assert Path(prefect.environment[folder]).is_relative_to(home)
+    assert folder not in mlflow.environment
+    monkeypatch.setenv(folder, "/elsewhere")
+    prefect, *_ = servers.servers(Settings(), servers.ServerSettings())
+    assert prefect.environment[folder] == "/elsewhere"
+
+
 def test_up_prints_the_two_addresses_and_both_answer(served: ServedHome) -> None:
     assert [line.split()[-1] for line in served.printed.splitlines()[:2]] == [served.prefect, served.mlflow]
     for address in (f"{served.prefect}/api/health", f"{served.mlflow}/health", served.prefect, served.mlflow):

@@ -14,6 +14,7 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -30,6 +31,7 @@ from pipeline_lib.store import read_json
 
 HOST = "127.0.0.1"
 CANCEL_TIMEOUT_S = 60.0
+PREFECT_PAGES = ("PREFECT_SERVER_UI_STATIC_DIRECTORY", "PREFECT_UI_STATIC_DIRECTORY")
 PREFECT_DATABASE = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_API_DATABASE_CONNECTION_URL")
 MLFLOW_DATABASE = ("MLFLOW_BACKEND_STORE_URI", "MLFLOW_REGISTRY_STORE_URI")
 LOOPBACK = build_opener(ProxyHandler({}))  # a proxy has no business there
@@ -107,7 +109,7 @@ def servers(
             name="prefect",
             folder=folder,
             command=(python, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(ports.prefect_port)),
-            environment=prefect_environment(home, ports.prefect_url) | _pages(ports),
+            environment=prefect_environment(home, ports.prefect_url) | _pages(home, ports),
             address=ports.prefect_url,
             is_healthy=lambda _: is_healthy_prefect(ports.prefect_url),
         ),
@@ -155,9 +157,14 @@ def _environment(home: Path, prefect_url: str) -> dict[str, str]:
     return common | {"PREFECT_HOME": str(home / "prefect-server"), "PREFECT_API_URL": f"{prefect_url}/api"}
 
 
-def _pages(ports: ServerSettings) -> dict[str, str]:
+def _pages(home: Path, ports: ServerSettings) -> dict[str, str]:
+    """What lets a browser see Prefect's pages: the server unpacks them beside the library unless told otherwise."""
+    spec = find_spec("prefect")
+    library = Path(spec.origin if spec and spec.origin else __file__).parent
+    is_installed_by_another = not os.access(library / "server", os.W_OK) and not _set_by_user(PREFECT_PAGES)
+    unpacked = {PREFECT_PAGES[0]: str(home / "prefect-server" / "pages")} if is_installed_by_another else {}
     origins = (ports.prefect_url, f"http://localhost:{ports.prefect_port}")
-    return {
+    return unpacked | {
         "PREFECT_UI_API_URL": f"{ports.prefect_url}/api",
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(origins),  # not every page that a browser happens to show
         # In memory, the default, they die with the server: whoever holds a deployment's slot could not renew it, and
