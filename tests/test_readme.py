@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from benchmarks.readme_results import with_results
 
 from deployments.command.app import app
 from deployments.presets import preset_names
@@ -81,6 +82,13 @@ def test_the_first_page_is_short() -> None:
     lines = text_of(FIRST_PAGE).splitlines()
     assert len(lines) <= MAX_LINES
     assert [line for line in lines if len(line) > MAX_WIDTH] == []
+
+
+def test_the_table_of_results_is_that_of_the_committed_study() -> None:
+    """`python tests/benchmarks/readme_results.py` writes it."""
+    page = text_of(FIRST_PAGE)
+    assert with_results(page) == page
+    assert with_results(page.replace("| tiny-word | rft |", "| tiny-word | tfr |")) == page
 
 
 @every_page
