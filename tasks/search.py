@@ -32,6 +32,7 @@ from tasks.runtime.engines import check_trainable, engine_spec, open_policy
 from tasks.runtime.graders import grading_spec, open_grader
 from tasks.runtime.keys import key_of
 from tasks.runtime.progress import Progress
+from tasks.runtime.prompts import explored_spec, search_prompts
 from tasks.runtime.runner import run_each
 from tasks.runtime.stage import Done, open_store, stage
 
@@ -60,6 +61,7 @@ def _spec(
         "policy_id": policy.policy_id,
         **grading_spec(config, config.problems.dataset),
         **({"reward": "a verifier's number"} if config.grader != MATH else {}),  # its grade before
+        **explored_spec(config),
         "seed": config.seed,
         "iteration": iteration,
         **({"truncated": config.truncated} if config.truncated != "wrong" else {}),  # as version 0.1.0 did
@@ -153,6 +155,7 @@ def search_shard(
                 resume={p.problem_id: before[p.problem_id] for p in to_do if p.problem_id in before},
                 truncated=config.truncated,
                 max_failed_share=config.policy.max_failed_share,
+                prompts=search_prompts(config, config.problems.dataset),
             )
             observations = stats.model_dump()
             observations |= {"batch_invariant": float(engine.batch_invariant), "num_resumed": float(len(resumed))}

@@ -27,7 +27,15 @@ from pipeline_lib.problems.sources import load_problems, worked_solutions
 from pipeline_lib.problems.tiny import make_problem
 from tasks.runtime.engines import engine_spec, open_policy
 from tasks.runtime.policies import base_policy
-from tasks.runtime.prompts import instruction_for, measure_prompts, problems_to_ask, shots_for
+from tasks.runtime.prompts import (
+    explored_spec,
+    instruction_for,
+    measure_prompts,
+    problems_to_ask,
+    prompt_codec,
+    search_prompts,
+    shots_for,
+)
 
 TURNS = "{% for m in messages %}[{{ m.role }}]{{ m.content | trim }}{% endfor %}"
 ANSWER = "{% if add_generation_prompt %}[assistant]{% endif %}"
@@ -245,6 +253,22 @@ def test_examples_are_of_the_levels_that_are_asked_for_in_their_order() -> None:
         apply_overrides(config, ["policy.num_shots=2"])
     with pytest.raises(ConfigError, match=r"policy\.shot_levels: too few problems of level '9'.*levels: 1, 2, 3$"):
         shots_for(apply_overrides(config, ['policy.shot_levels=["3", "1", "9"]']))
+
+
+def test_rollouts_are_sampled_behind_other_examples_than_they_are_trained_behind() -> None:
+    asked = ["problems.dataset=tiny-arithmetic", "policy.num_shots=1", 'search.shot_levels=[["3"], ["3", "1"]]']
+    config = apply_overrides(PipelineConfig(), asked)
+    one, two = search_prompts(config, "tiny-arithmetic")("How many?")
+    own = prompt_codec(config, "tiny-arithmetic").encode_prompt("How many?")
+    assert len({one.tobytes(), two.tobytes(), own.tobytes()}) == 3
+    assert len(two) > len(one)
+    told = apply_overrides(config, ['search.shot_levels=[["1"], ["3", "1"]]'])
+    assert explored_spec(config) != explored_spec(told)
+    assert explored_spec(apply_overrides(config, ["search.shot_levels=[]"])) == {}
+    longest = max(len(one), len(two)) + config.search.max_new_tokens
+    small = apply_overrides(config, [f"policy.max_context_tokens={longest - 1}", "evaluation.max_new_tokens=8"])
+    with pytest.raises(ConfigError, match=r"and search\.max_new_tokens=.* do not fit"):
+        measure_prompts(small, problems_to_ask(small, training_pool(small), [])[:1])
 
 
 def test_beside_worked_examples_every_set_is_asked_as_they_are() -> None:

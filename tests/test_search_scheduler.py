@@ -21,6 +21,35 @@ def search_one(script, **config):
     return trees["letters/train/00000"], stats, policy
 
 
+# --- What is asked ---
+
+
+def test_other_prompts_take_turns_and_the_tree_keeps_the_policys_own():
+    """Exploring behind other worked examples, and learning behind the policy's own."""
+    seen = []
+
+    def script(prefix, seed):
+        question, _, answer = prefix.partition("?\n")
+        seen.append((question, answer))
+        return f"{seed % 2}\n2\n#### {seed % 3}"
+
+    policy, trees = UnorderedPolicy(script), []
+    search_trees(
+        make_problems(1),
+        policy,
+        LateGrader(),
+        SearchConfig(num_simulations=8, num_candidates=2, parallel_simulations=1),
+        seed=0,
+        on_tree=trees.append,
+        prompts=lambda question: [policy.codec.encode_prompt(f"{mark}{question}") for mark in "ab"],
+    )
+    [tree] = trees
+    [problem] = make_problems(1)
+    assert [question for question, _ in seen] == [f"{mark}{problem.question}" for mark in "abababab"]
+    assert {answer for _, answer in seen} > {""}  # what is in the tree is gone on with behind either
+    assert policy.codec.decode(tree.prompt_token_ids) == f"{problem.question}?\n"
+
+
 # --- What becomes of a rollout ---
 
 

@@ -93,6 +93,7 @@ OTHER_VALUES = {
     "search.step_delimiter": "sentence",
     "search.selection": "frontier",
     "search.stop_after_equal": 4,
+    "search.shot_levels": '[["none"]]',
     "search.spend_saved": "undecided",
     "problems.curriculum": "informative",
     "policy.vllm.kv_cache_gib": 2,
@@ -282,8 +283,9 @@ def test_every_search_dial_changes_the_search() -> None:
         "selection": "frontier",
         "stop_after_equal": 2,
     }
-    # markdown_steps in test_search_markdown.py: nothing here is left open; spend_saved in test_shards.py
-    elsewhere = {"num_shards", "markdown_steps", "spend_saved"}
+    # markdown_steps in test_search_markdown.py: nothing here is left open; spend_saved in test_shards.py;
+    # shot_levels in test_search_scheduler.py
+    elsewhere = {"num_shards", "markdown_steps", "spend_saved", "shot_levels"}
     assert set(changes) == set(SearchConfig.model_fields) - elsewhere
     plain = searched(config)
     assert searched(config) == plain

@@ -134,6 +134,13 @@ class SearchConfig(ConfigGroup):
         description="Tokens of the rollouts are drawn from those at least so probable, in units of the most probable "
         "one; 0 keeps all. Our choice.",
     )
+    shot_levels: tuple[tuple[str, ...], ...] = Field(
+        (),
+        json_schema_extra={"before": []},
+        description="Sets of worked examples, each by their levels, as policy.shot_levels: rollouts are sampled behind "
+        "each set in turn, and trained on behind the policy's own prompt, with which evaluations ask too. For models "
+        "that copy the form of their examples and so never try another. Our choice: none.",
+    )
     max_depth: int = Field(32, ge=1, description="Steps on a path; a rollout with more is cut off. Our choice.")
     max_new_tokens: int = Field(
         256, ge=1, description="Tokens of all steps of a rollout; one that reaches it is cut off. Our choice."

@@ -22,6 +22,7 @@ from pipeline_lib.types import Problem
 IntArray = NDArray[np.int64]
 ASKED_AGAIN_SHARE = 0.5  # of a draw, at most: repeats overfit
 TEST_SEED = 0  # of the order of test sets, and of worked examples: the same in every run, whatever its seed
+NO_LEVEL = "none"
 SHOTS_LOOKED_AT = 16  # problems for each worked example, among which levels are looked for
 
 
@@ -82,8 +83,8 @@ def draw_shots(
     Args:
         pool: the train split.
         num_problems: problems to draw.
-        levels: what their metadata have as `level`, in order, the last one for all that follow; empty: of as many
-            levels as there are.
+        levels: what their metadata have as `level`, `NO_LEVEL` where they have none, in order, the last one for all
+            that follow; empty: of as many levels as there are.
         num_validation: how many problems `hold_out` takes from the pool.
         validation_seed: the seed that `hold_out` was given.
 
@@ -106,10 +107,10 @@ def draw_shots(
 def _take_level(problems: list[Problem], level: str) -> Problem:
     """The first problem of a level, which is taken out of `problems`."""
     for problem in problems:
-        if problem.metadata.get("level") == level:
+        if problem.metadata.get("level", NO_LEVEL) == level:
             problems.remove(problem)
             return problem
-    known = sorted({problem.metadata.get("level", "none") for problem in problems})
+    known = sorted({problem.metadata.get("level", NO_LEVEL) for problem in problems})
     raise ProblemsError(
         f"policy.shot_levels: too few problems of level {level!r} were found; levels: {', '.join(known)}"
     )

@@ -16,9 +16,11 @@ import heapq
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
+
+import numpy as np
 
 from pipeline_lib.config import SearchConfig, Truncated
 from pipeline_lib.grading.grader import Grader
@@ -32,11 +34,15 @@ from pipeline_lib.search.stats import SearchStats
 from pipeline_lib.search.steps import split_steps
 from pipeline_lib.search.tree import TreeBuilder
 from pipeline_lib.seeding import derive_seed
-from pipeline_lib.types import Outcome, Problem, SearchTree
+from pipeline_lib.types import Int32Array, Outcome, Problem, SearchTree
 
 # One request waits for every three slots: the engine refills rows at once, and may hand over results in groups.
 QUEUE_SHARE = 3
 SLOTS_PER_LAST_TREE = 2  # so many trees end together; each may fill `parallel_simulations` slots
+
+
+def _no_others(_question: str) -> Sequence[Int32Array]:
+    return ()
 
 
 def search_trees(
@@ -50,6 +56,7 @@ def search_trees(
     resume: Mapping[str, SearchTree] = MappingProxyType({}),
     truncated: Truncated = "wrong",
     max_failed_share: float = MAX_FAILED_SHARE,
+    prompts: Callable[[str], Sequence[Int32Array]] = _no_others,
 ) -> SearchStats:
     """Searches every problem and hands over each tree as soon as it is complete.
 
@@ -67,6 +74,8 @@ def search_trees(
         resume: trees by problem id whose search is continued up to `num_simulations`.
         truncated: what a rollout that passes a limit counts as.
         max_failed_share: share of the rollouts that the engine may fail to give, in [0, 1]; see `policy.redraw`.
+        prompts: other prompts of a question, behind which its simulations are sampled in turn; the tree keeps the
+            policy's own, which is trained on. Where there are none, they are sampled behind that.
 
     Returns:
         Counters of this call alone: what a resumed tree held before is not counted.
@@ -87,7 +96,7 @@ def search_trees(
         texts=TokenTexts(),
     )
     read = partial(rollout_from_result, split=split, codec=policy.codec, config=config, truncated=truncated)
-    return _Scheduler(problems, policy, draws, read, grader, config, seed, on_tree, resume).run()
+    return _Scheduler(problems, policy, draws, read, grader, config, seed, on_tree, resume, prompts).run()
 
 
 def _check(problems: Sequence[Problem], policy: Policy, resume: Mapping[str, SearchTree]) -> None:
@@ -112,6 +121,15 @@ class _OpenTree:
     order: int
     problem: Problem
     simulations: SimulationWindow
+    prompts: Sequence[Int32Array]
+
+    def asked(self, simulation: Simulation) -> SampleRequest:
+        """The simulation's request, behind the prompt whose turn it is."""
+        if not self.prompts:
+            return simulation.request
+        prompt, request = self.prompts[simulation.index % len(self.prompts)], simulation.request
+        answer = request.token_ids[len(request.token_ids) - request.num_prefix_tokens :]
+        return replace(request, token_ids=np.concatenate([prompt, answer]))
 
 
 @dataclass(slots=True)
@@ -137,6 +155,7 @@ class _Scheduler:
         seed: int,
         on_tree: Callable[[SearchTree], None],
         resume: Mapping[str, SearchTree],
+        prompts: Callable[[str], Sequence[Int32Array]],
     ) -> None:
         self._unopened: Iterator[tuple[int, Problem]] = iter(enumerate(problems))
         self._first_of_last = max(0, len(problems) - policy.capacity // SLOTS_PER_LAST_TREE)
@@ -148,6 +167,7 @@ class _Scheduler:
         self._seed = seed
         self._on_tree = on_tree
         self._resume = resume
+        self._prompts = prompts
         self._ready: list[tuple[int, int, int, _RunningSimulation]] = []
         self._sampling: dict[str, _RunningSimulation] = {}
         self._grading: dict[str, _RunningSimulation] = {}
@@ -180,7 +200,7 @@ class _Scheduler:
             if self._ready:  # a problem that was just opened need not have any: a resumed tree may be complete
                 running = heapq.heappop(self._ready)[-1]
                 self._sampling[running.simulation.request.request_id] = running
-                requests.append(running.simulation.request)
+                requests.append(running.tree.asked(running.simulation))
         if requests:
             self._draws.submit(requests)
 
@@ -205,7 +225,7 @@ class _Scheduler:
             prompt = self._policy.codec.encode_prompt(problem.question)
             seed = derive_seed(self._seed, problem.problem_id)
             tree = TreeBuilder(problem.problem_id, self._policy.policy_id, prompt, seed=seed, config=self._config)
-        opened = _OpenTree(order, problem, SimulationWindow(tree, self._config))
+        opened = _OpenTree(order, problem, SimulationWindow(tree, self._config), self._prompts(problem.question))
         self._queue(opened, opened.simulations.start())
 
     def _queue(self, tree: _OpenTree, started: list[Simulation]) -> None:

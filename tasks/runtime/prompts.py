@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -22,7 +22,8 @@ from pipeline_lib.problems.pools import ProblemPool
 from pipeline_lib.problems.run_sets import tested_pool, training_pool
 from pipeline_lib.problems.sources import worked_solutions
 from pipeline_lib.problems.tiny import is_tiny
-from pipeline_lib.types import Problem
+from pipeline_lib.store.files import canonical_json
+from pipeline_lib.types import Int32Array, Problem
 from tasks.runtime.policies import base_policy
 
 if TYPE_CHECKING:
@@ -93,6 +94,28 @@ def _shots(settings: str) -> tuple[Shot, ...]:
     return tuple(Shot(problem.question, solution) for problem, solution in zip(drawn, solutions, strict=True))
 
 
+def search_prompts(config: PipelineConfig, dataset: str) -> Callable[[str], list[Int32Array]]:
+    """The prompts that a question's rollouts are sampled behind in turn; none where the policy's own is."""
+    codecs = [prompt_codec(explored, dataset) for explored in explored_as(config)]
+    return lambda question: [codec.encode_prompt(question) for codec in codecs]
+
+
+def explored_spec(config: PipelineConfig) -> dict[str, str]:
+    """What those prompts depend on, besides what the policy's own does; nothing where there are none."""
+    shots = [shots_for(explored) for explored in explored_as(config)]
+    return {"explored": hashlib.sha256(canonical_json(shots).encode()).hexdigest()} if shots else {}
+
+
+def explored_as(config: PipelineConfig) -> list[PipelineConfig]:
+    """The run with each set of `search.shot_levels` as its worked examples."""
+    return [
+        config.model_copy(
+            update={"policy": config.policy.model_copy(update={"num_shots": len(levels), "shot_levels": levels})}
+        )
+        for levels in config.search.shot_levels
+    ]
+
+
 def prompt_codec(config: PipelineConfig, dataset: str) -> TokenizerCodec:
     """The same of the base's own tokenizer, which is loaded."""
     from pipeline_lib.policy.tokenizers import load_tokenizer
@@ -128,6 +151,7 @@ def _digest(config: PipelineConfig, asked: Sequence[Asked]) -> str:
         policy.template_date.isoformat(),
     )
     told = (*told, MAX_PROMPTS, policy.system_prompt, policy.chat_template_kwargs, shots_for(config))
+    told = (*told, *map(shots_for, explored_as(config)))
     digest = hashlib.sha256(repr((limits, told)).encode())
     for group, problems in asked:
         digest.update(repr((group, instruction_for(config, problems[0].dataset), len(problems))).encode())
@@ -155,9 +179,10 @@ def measure_prompts(config: PipelineConfig, asked: Iterable[Asked]) -> PromptLen
     """
     lengths: list[int] = []
     for group, problems in asked:
-        codec = prompt_codec(config, problems[0].dataset)
+        configs = [config, *(explored_as(config) if group == "search" else ())]
+        codecs = [prompt_codec(each, problems[0].dataset) for each in configs]
         tried = heapq.nlargest(MAX_PROMPTS, problems, key=lambda problem: len(problem.question))
-        own = [len(codec.encode_prompt(problem.question)) for problem in tried]
+        own = [max(len(codec.encode_prompt(problem.question)) for codec in codecs) for problem in tried]
         longest = max(own)
         answer_tokens = config.search.max_new_tokens if group == "search" else config.evaluation.max_new_tokens
         if longest + answer_tokens > config.policy.max_context_tokens:
