@@ -67,9 +67,10 @@ def smollm2() -> PipelineConfig:
 
     1. ``search.temperature=0.6`` and ``top_p=0.9``: at temperature 1 it gets 10 of 1,920 rollouts right, too few to
        learn from.
-    2. ``policy.num_shots=3``: without worked examples half of its answers never end, and one takes 50 tokens; with them
+    2. ``policy.num_shots=4``: without worked examples half of its answers never end, and one takes 50 tokens; with them
        all end, after 15. ``stop_after_answer`` for what still runs on. Asked for "the calculation" it made one, of two
-       steps too.
+       steps too. ``search.shot_levels``: behind these examples it never takes a second step; behind three of two steps
+       it does, sometimes rightly, and so it learns to: 10 % of two-step problems after an iteration, for 1 % without.
     3. ``train.objective=rft`` at 5e-4: with a tenth of the rollouts right, what is missing is the habit of right ones.
        ``kl_beta=0``: a third of the training's time went into a KL that rft only reports.
     4. 1,536 tokens an update and a forward pass, about five problems with their worked examples: these are the same in
@@ -81,17 +82,25 @@ def smollm2() -> PipelineConfig:
     return PipelineConfig(
         preset="smollm2",
         num_iterations=4,
-        problems=ProblemsConfig(dataset="tiny-arithmetic", num_problems=150, num_validation=100),
+        problems=ProblemsConfig(dataset="tiny-arithmetic", num_problems=300, num_validation=100),
         policy=PolicyConfig(
             model="smollm2",
             max_batch=128,
             max_context_tokens=576,
             num_threads=2,
             stop_after_answer=True,
-            num_shots=3,
+            num_shots=4,
+            shot_levels=("2", "1", "3", "3"),
             instruction="Give one calculation per line, then '#### ' and the answer.",
         ),
-        search=SearchConfig(num_simulations=16, temperature=0.6, top_p=0.9, max_new_tokens=64, num_shards=1),
+        search=SearchConfig(
+            num_simulations=16,
+            temperature=0.6,
+            top_p=0.9,
+            shot_levels=(("2", "1", "3", "3"), ("3", "3", "3")),
+            max_new_tokens=64,
+            num_shards=1,
+        ),
         score=ScoreConfig(scaling="sqrt"),
         train=TrainConfig(
             objective="rft",

@@ -33,6 +33,7 @@ from pipeline_lib.types import Grade, Outcome, PolicyRef, Problem, SearchTree
 from tasks.runtime.engines import engines, open_policy
 from tasks.runtime.graders import extractor, open_grader
 from tasks.runtime.policies import base_policy
+from tasks.runtime.prompts import search_prompts
 
 MAX_SIMULATIONS = 8
 FIRST_TOKENS = 8  # of each answer, to find out how long more of them take
@@ -193,6 +194,7 @@ def _search(config: PipelineConfig, problem: Problem, engine: Policy, grader: Gr
         seed=derive_seed(config.seed, "rehearsal"),
         on_tree=trees.append,
         truncated=config.truncated,
+        prompts=search_prompts(config, problem.dataset),
         max_failed_share=config.policy.max_failed_share,
     )
     return trees[0]
