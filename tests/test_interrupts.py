@@ -117,8 +117,13 @@ def test_an_interrupted_run_ends_at_once_leaves_nothing_running_and_goes_on(
     new_server_home: Callable[[], Path],
 ) -> None:
     terminal = Terminal(new_server_home(), **PROXY)
-    by_stage = {"search-shard": (signal.SIGINT, 130), "train-policy": (signal.SIGTERM, 143)}
-    for stage, (number, code) in by_stage.items():
+    interrupts = (
+        ("evaluate-policy", signal.SIGINT, 130),
+        ("record-iteration", signal.SIGTERM, 143),
+        ("search-shard", signal.SIGINT, 130),
+        ("train-policy", signal.SIGTERM, 143),
+    )
+    for stage, number, code in interrupts:
         assert terminal.interrupt_in(stage, number) == code, terminal.printed()
         assert "the same command goes on from there" in terminal.printed()
         assert "Traceback" not in terminal.printed()
