@@ -161,7 +161,7 @@ def test_run_prints_the_table_and_writes_the_summary(
                     "engine_errors": None,
                     "redrawn": None,
                 },
-                "train": {"updates": 3, "kl": None, "tokens": 7},
+                "train": {"updates": 3, "kl": None, "tokens": 7, "negatives_pushed": None},
                 "seconds": {"search": 1.5},
             }
         ],

@@ -245,7 +245,8 @@ def rehearsed(family: str, folder: Path, tmp_path: Path, **dials: str) -> Pipeli
     small = ("search.num_simulations=4", "search.max_new_tokens=48", "evaluation.max_new_tokens=24")
     ends = ('policy.stop=["a", "e", "i", "o", "s", "1"]',)  # what is random seldom ends by itself
     config = apply_overrides(preset("tiny"), [*small, *ends, *(f"{name}={value}" for name, value in own.items())])
-    found = rehearse(config, make_problem("tiny-word", "train", 0), tmp_path)
+    problem = make_problem("tiny-word", "train", 0)
+    found = rehearse(config, problem, [problem], tmp_path)
     assert found.trained_tokens > 0
     assert found.policy_bytes > 0
     return config

@@ -5,14 +5,16 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from deployments.command.tools.grade_file import _text_of, grade_file
+from deployments.command.tools.grade_file import GradeCounts, _text_of, grade_file, print_counts
 from deployments.command.tools.grade_file import read_rows as rows_of_input
 from pipeline_lib.config import ConfigError
+from pipeline_lib.types import Grade
 
 ROWS = [
     {"id": 1, "gold": "1+x", "prediction": r"So \boxed{x+1}.", "note": ["kept"]},
@@ -40,6 +42,11 @@ def read_rows(path: Path) -> list[Any]:
 
 
 @pytest.mark.slow
+def test_the_speed_stands_on_one_line_however_fast_it_was(capsys: pytest.CaptureFixture[str]) -> None:
+    print_counts(GradeCounts(Counter({Grade.CORRECT: 4}), seconds=0.00385))
+    assert capsys.readouterr().out.splitlines()[0] == "4 answers in 0.0 s, 1039 per second"
+
+
 def test_rows_keep_their_order_and_fields_and_get_grade_and_answer(tmp_path: Path) -> None:
     source = write_rows(tmp_path / "in.jsonl", ROWS)
     done = coppice("grade", "--input", source, "--output", "out.jsonl", "--workers", 1, folder=tmp_path)

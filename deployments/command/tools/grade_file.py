@@ -193,13 +193,15 @@ def _report_progress(completed: int, total: int) -> None:
 
 
 def print_counts(counts: GradeCounts, *, console: Console | None = None) -> None:
-    """Prints one line per grade, and the speed below."""
+    """Prints the speed, and below it one line per grade."""
+    console = console or Console()
     total, seconds = counts.grades.total(), counts.seconds
-    table = Table(title=f"{total} answers in {seconds:.1f} s, {total / seconds:.0f} per second", title_justify="left")
+    console.print(f"{total} answers in {seconds:.1f} s, {total / seconds:.0f} per second", highlight=False)
+    table = Table()  # narrower than that line, which as its title would break at some speeds
     table.add_column("grade")
     for name in ("answers", "share (%)"):
         table.add_column(name, justify="right")
     for grade in Grade:
         count = counts.grades[grade]
         table.add_row(grade.value, str(count), f"{100 * count / max(total, 1):.1f}")
-    (console or Console()).print(table)
+    console.print(table)
