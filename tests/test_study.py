@@ -24,6 +24,7 @@ from pipeline_lib.study.grid import Method, StudyConfig
 from pipeline_lib.study.study_page import study_page
 from pipeline_lib.study.study_tables import markdown_table, study_json, study_markdown
 
+RESULTS = Path(__file__).resolve().parents[1] / "deployments" / "results"
 METHODS = (Method(name="a"), Method(name="b", tries=((), ("train.learning_rate=1e-4",))))
 
 
@@ -103,6 +104,32 @@ def test_cells_differ_in_what_was_asked_alone() -> None:
     assert len({cell.key for cell in [*trials, *cells]}) == 6
     assert cells[0].config.name == "s: a tiny-word seed 0"
     assert list(study.trials("grpo")) == []
+
+
+def test_a_cell_is_named_by_what_was_set() -> None:
+    cell = next(small_study().cells("run", {}))
+    told = cell.model_copy(update={"config": cell.config.model_copy(update={"seed": 9})})
+    assert told.key != cell.key
+    assert "shot_levels" not in cell.config.model_dump_json(exclude_defaults=True)
+
+
+def test_committed_results_are_found_again() -> None:
+    """A change that gives the study's runs other names would have them all run again."""
+    committed = {file.stem for file in RESULTS.glob("tiny/cells/*.json")}
+    study = study_of("tiny", quick=False)
+    asked = set()
+    for kind in ("run", "grpo"):
+        asked |= {cell.key for cell in study.trials(kind)}
+        asked |= {
+            cell.key
+            for method in study.methods
+            for family in study.families
+            for attempt in range(len(method.tries))
+            for cell in study.cells(kind, {(method.name, family): attempt})
+            if cell.method == method.name
+        }
+    unknown = {name for name in committed if not name.startswith("grpo") and name not in asked}
+    assert (len(committed) > 0, unknown) == (True, set())
 
 
 def test_two_methods_of_one_name_and_an_unknown_reference_are_refused() -> None:

@@ -67,8 +67,12 @@ class Cell(ConfigGroup):
 
     @property
     def key(self) -> str:
-        """Name of the cell's files: of its method, family, seed and all settings."""
-        text = f"{self.kind} {self.config.model_dump_json()} {self.options} {self.tokens}"
+        """Name of the cell's files: of its method, family, seed and all settings that are not their defaults.
+
+        So a setting that is new, and off, leaves results of before what they are.
+        """
+        settings = self.config.model_dump_json(exclude_defaults=True)
+        text = f"{self.kind} {settings} {self.options} {self.tokens}"
         return "-".join((*self.label.split(), hashlib.sha256(text.encode()).hexdigest()[:8]))
 
 
