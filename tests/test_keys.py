@@ -80,6 +80,7 @@ def training_key(**changes: object) -> str:
         ("reference", "base", {"relative-correctness", "rft", "step-dpo"}),
         ("lora_scaling", "sqrt_rank", {"relative-correctness", "rft", "step-dpo"}),
         ("lora_targets", "attention", {"relative-correctness", "rft", "step-dpo"}),
+        ("learning_rate_schedule", "linear", {"relative-correctness", "rft", "step-dpo"}),
         ("warmup_updates", 1, {"relative-correctness", "rft", "step-dpo"}),
         ("checkpoint_every", 1, set()),
         ("gradient_checkpointing", True, set()),

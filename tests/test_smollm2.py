@@ -23,10 +23,10 @@ pytestmark = [
 
 SMALL = (
     "num_iterations=1",
-    "problems.num_problems=12",
+    "problems.num_problems=8",
     "problems.num_validation=2",
     "policy.num_threads=1",
-    "search.num_simulations=8",
+    "search.num_simulations=6",
     "search.max_new_tokens=40",
     "evaluation.datasets=tiny-arithmetic",
     "evaluation.num_problems=2",

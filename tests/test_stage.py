@@ -107,6 +107,7 @@ OTHER_VALUES = {
     "search.max_tokens_per_problem": 9,
     "score.baseline": "group",
     "train.lora_scaling": "sqrt_rank",
+    "train.learning_rate_schedule": "linear",
     "train.lora_targets": "attention",
     "train.start": "base",
     "train.reference": "base",

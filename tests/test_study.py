@@ -271,7 +271,8 @@ def study_command(home: Path, *arguments: str) -> subprocess.Popen[bytes]:
     methods = home.parent / "methods.yaml"
     methods.write_text("- {name: coppice}\n- {name: rft, settings: ['train.objective=rft']}\n")
     words = ["--quick", "--methods", str(methods), "--seed", "0", "--parallel", "1", *arguments]
-    for setting in ("policy.backend=scripted", "problems.num_problems=16", "evaluation.num_problems=8"):
+    small = ("num_iterations=1", "policy.backend=scripted", "problems.num_problems=16", "evaluation.num_problems=8")
+    for setting in small:
         words += ["--set", setting]
     return subprocess.Popen(
         [sys.executable, "-m", "deployments.command.app", "study", *words],

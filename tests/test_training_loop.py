@@ -133,6 +133,14 @@ def test_a_warm_up_is_at_most_a_tenth_of_the_updates(model_dir, tmp_path):
     assert set(longest) == {1e-3}
 
 
+def test_a_rate_that_falls_is_spent_with_the_last_update(model_dir, tmp_path):
+    rates = learning_rates(model_dir, tmp_path, num_epochs=10, learning_rate_schedule="linear")
+    num = len(rates)
+    assert rates[0] == pytest.approx(5e-4)  # a warm-up of two, as above
+    assert rates[1:] == pytest.approx([1e-3] + [1e-3 * (num - number) / (num - 2) for number in range(2, num)])
+    assert 0 < rates[-1] < 1e-4
+
+
 def test_a_training_that_could_not_teach_says_so(model_dir, tmp_path):
     idle = run(model_dir, tmp_path / "idle", config=with_(learning_rate=1e-7, kl_beta=0))
     assert 0 < idle.policy_change < MIN_CHANGE

@@ -67,6 +67,12 @@ class TrainConfig(ConfigGroup):
         description="Updates over which the rate rises linearly, at most: never more than a tenth of those that the "
         "training takes. Our choice: few updates shall teach too.",
     )
+    learning_rate_schedule: Literal["constant", "linear"] = Field(
+        "constant",
+        json_schema_extra={"before": "constant"},
+        description="What the rate does after the warm-up: stays, or falls linearly to 0 over all updates. Our choice: "
+        "it stays, so that more epochs go on from fewer.",
+    )
     replay_iterations: int = Field(
         0,
         ge=0,

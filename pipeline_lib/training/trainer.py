@@ -3,9 +3,9 @@
 One idea: a run is its list of updates, drawn from (seed, epoch); a checkpoint says how many are done. That holds for
 one process and for each of several, see `team`.
 
-The learning rate rises linearly over ``warmup_updates``, or over a tenth of all updates where that is less, and stays
-there: a run with more epochs is then a continuation of one with fewer, but for a short one's warm-up, and iterations
-compare (our choice).
+The learning rate rises linearly over ``warmup_updates``, or over a tenth of all updates where that is less. It stays
+there: a run with more epochs is a continuation of one with fewer, but for a short one's warm-up, and iterations compare
+(our choice). Or it falls linearly, to nothing after the last update, as ``learning_rate_schedule`` says.
 
 Departures from arXiv 2501.01478, where it is silent:
 
@@ -30,6 +30,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
+from pipeline_lib.config import TrainConfig
 from pipeline_lib.policy.devices import resolve_device
 from pipeline_lib.seeding import derive_generator
 from pipeline_lib.training.batches.batching import PackedBatch, plan_updates, split_evenly
@@ -94,13 +95,13 @@ def _optimise(
     optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
     fingerprint = _fingerprint(job, trees)
     history = load_checkpoint(job.checkpoint_dir, fingerprint, parameters, optimizer)
-    num_warmup = _num_warmup_updates(job, trees)
+    num_updates = _num_updates(job, trees)
     for number, (epoch, batches) in enumerate(_planned(trained, job, trees, team)):
         if number < len(history):
             continue
         if kl_alarm_rings(history, config.kl_alarm):
             break
-        rate = config.learning_rate * min(1.0, (number + 1) / max(num_warmup, 1))
+        rate = learning_rate_at(number, num_updates, config)
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad()
@@ -140,11 +141,19 @@ def _orders(job: Job, trees: Sequence[PackedTree]) -> Iterator[NDArray[np.int64]
         yield derive_generator(job.seed, "epoch", epoch).permutation(len(trees))
 
 
-def _num_warmup_updates(job: Job, trees: Sequence[PackedTree]) -> int:
-    """``train.warmup_updates``, or a tenth of the updates that there are, at least 1, where that is less."""
+def _num_updates(job: Job, trees: Sequence[PackedTree]) -> int:
+    """How many updates a training takes that no alarm ends."""
     limit = job.config.tokens_per_update
-    num_updates = sum(len(split_evenly([trees[index] for index in order], limit)) for order in _orders(job, trees))
-    return min(job.config.warmup_updates, max(1, num_updates // UPDATES_PER_WARMUP))
+    return sum(len(split_evenly([trees[index] for index in order], limit)) for order in _orders(job, trees))
+
+
+def learning_rate_at(number: int, num_updates: int, config: TrainConfig) -> float:
+    """The learning rate of an update, counted from 0, of so many."""
+    num_warmup = min(config.warmup_updates, max(1, num_updates // UPDATES_PER_WARMUP))
+    share = min(1.0, (number + 1) / max(num_warmup, 1))
+    if config.learning_rate_schedule == "linear":
+        share = min(share, (num_updates - number) / max(num_updates - num_warmup, 1))
+    return config.learning_rate * share
 
 
 def _clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
