@@ -62,8 +62,8 @@ def tiny_literal() -> PipelineConfig:
 def smollm2() -> PipelineConfig:
     """A real language model on two CPU cores: SmolLM2-135M-Instruct learns one- and two-step word problems.
 
-    The model comes as a package, so no hub is asked. Numbers are those of a first run by hand, on one-step problems
-    and through vLLM; tests/benchmarks/LOG.md has what was tried.
+    The model comes as a package, so no hub is asked. Run so through vLLM, in bfloat16; tests/benchmarks/LOG.md has what
+    that came to and what else was tried.
 
     1. ``search.temperature=0.6``: at 1 the base gets 10 of 1,920 rollouts right, too few to learn from. ``min_p=0.1``
        gets as many right as ``top_p=0.9`` did, and vLLM searches 1.6 times as fast: it need not sort 49,152 tokens.
