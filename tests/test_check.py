@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import tee
 from pathlib import Path
 
 import pytest
 
+from deployments.command.output.check_lines import print_check_lines
 from deployments.preflight.check import CHECKS, run_checks
 from deployments.preflight.findings import CheckLine, Findings
 from deployments.preflight.problem_checks import check_problems
@@ -49,14 +51,21 @@ def rows(path: Path, *answers: str) -> str:
     return str(path)
 
 
-def test_the_tiny_preset_passes_and_its_cost_is_told(home: Path) -> None:
-    found = check_lines()
+def test_the_tiny_preset_passes_and_its_cost_is_told(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    lines, found_lines = tee(run_checks(apply_overrides(preset("tiny"), list(SMALL)), Settings()))
+    assert print_check_lines(lines) == 0
+    found = {line.check: line for line in found_lines}
+    printed, progress = capfd.readouterr()
+    assert printed.endswith("nothing stands in the way of a run\n")
+    assert re.search(r"^one problem: search: 1/1 in \d+ s$", progress, re.MULTILINE)  # and not among the findings
     assert {line.verdict for line in found.values()} == {"ok"}
     assert list(found) == [check.name for check in CHECKS]
     assert "155,648 weights of a rank-16 adapter" in found["model"].text
     assert "tokens/s sampled" in found["one problem"].text
     time, room = r"(\d+ h )?\d+ (min|s)", r"[\d.]+ [kMGT]B"
-    cost = rf"3 iterations of [\d.]+ M tokens and {time}, on this machine; {room} of disk, {room} free"
+    cost = (
+        rf"3 iterations, each of [\d.]+ M tokens and {time}; {time} in all on this machine; {room} of disk, {room} free"
+    )
     assert re.fullmatch(cost, found["cost"].text)
     assert not list(home.glob("store/*"))
 
@@ -79,8 +88,10 @@ def test_new_questions_are_in_the_cost_and_samples_ask_none(home: Path) -> None:
         graded_in_turns=False,
     )
     findings.rehearsal = nothing
-    questions = config.problems.num_problems + config.problems.num_validation + config.evaluation.num_problems
-    assert duration(questions) in check_cost(config, Settings(), findings)
+    asked_of_one = config.problems.num_validation + config.evaluation.num_problems
+    iteration = config.problems.num_problems + asked_of_one
+    whole = asked_of_one + config.num_iterations * iteration  # the base is asked too
+    assert f"{duration(iteration)}; {duration(whole)} in all" in check_cost(config, Settings(), findings)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ wrong, the rollouts are graded in turns, so that training is tried all the same.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ from tasks.runtime.graders import extractor, open_grader
 from tasks.runtime.policies import base_policy
 from tasks.runtime.prompts import search_prompts
 
+LOGGER = logging.getLogger("coppice.progress")
 MAX_SIMULATIONS = 8
 FIRST_TOKENS = 8  # of each answer, to find out how long more of them take
 SECONDS_OF_SAMPLING = 15.0
@@ -101,21 +103,27 @@ def rehearse(config: PipelineConfig, problem: Problem, others: Sequence[Problem]
     Raises:
         ConfigError: the model cannot be trained on packed trees, or no rollout has an answer that can be graded.
     """
-    _check_training(config)
+    with _phase("what training needs"):
+        _check_training(config)
     base = base_policy(config)
     with _closing_engines(), open_grader(config, problem.dataset) as grader:
-        engine = open_policy(config, base, [problem])
-        speed = _speed(engine, problem, others, config)
-        tree = _search(config, problem, engine, grader)
-        informative = tree if tree.is_informative else _search(config, problem, engine, AlternatingGrader())
+        with _phase("opening the engine"):
+            engine = open_policy(config, base, [problem])
+        with _phase("sampling speed"):
+            speed = _speed(engine, problem, others, config)
+        with _phase("search"):
+            tree = _search(config, problem, engine, grader)
+            informative = tree if tree.is_informative else _search(config, problem, engine, AlternatingGrader())
         if not informative.is_informative:
             raise ConfigError(
                 f"none of {tree.num_simulations} rollouts has an answer that can be graded ({_outcomes(tree)}): raise "
                 f"{dial_to_raise(count_cut_rollouts([tree]))}, or take a model that follows the instruction"
             )
-        trained_tokens, seconds = _train(config, informative, folder)
+        with _phase("training"):
+            trained_tokens, seconds = _train(config, informative, folder)
         trained = base.model_copy(update={"policy_id": "rehearsal", "adapter_uri": str(folder / "policy")})
-        _evaluate(config, problem, trained, grader)
+        with _phase("an answer of what was trained"):
+            _evaluate(config, problem, trained, grader)
     write_trees_parquet([tree], folder / "trees.parquet")
     return Rehearsal(
         sampled_per_s=speed.tokens_per_s,
@@ -138,6 +146,15 @@ def _check_training(config: PipelineConfig) -> None:
     device = {"device": "cpu"} if config.train.shard_weights else {}  # whole it may not fit a GPU
     model_dir = model_folder(config.policy.model, config.policy.revision)
     load_policy(model_dir, None, config.train, config.policy.model_copy(update=device), seed=config.seed)
+
+
+@contextmanager
+def _phase(name: str) -> Iterator[None]:
+    """Tells who looks on what the block is about, and how long it took."""
+    told = {"stage": f"one problem: {name}", "total": 1}
+    LOGGER.info("", extra=told | {"completed": 0})
+    yield
+    LOGGER.info("", extra=told | {"completed": 1})
 
 
 @contextmanager

@@ -44,19 +44,22 @@ def check_cost(config: PipelineConfig, settings: Settings, findings: Findings) -
     """Tokens, time and disk of the whole run; two significant digits at best."""
     assert findings.rehearsal is not None  # among the check's needs
     rehearsal, num_problems = findings.rehearsal, config.problems.num_problems
-    sampled = num_problems * config.search.num_simulations * rehearsal.tokens_per_rollout
     greedy, samples = _num_evaluation_answers(config, findings)
-    sampled += (greedy + samples) * rehearsal.tokens_per_answer
+    evaluated = (greedy + samples) * rehearsal.tokens_per_answer
+    evaluation_s = evaluated / rehearsal.sampled_per_s + greedy * rehearsal.seconds_per_prompt
+    searched = num_problems * config.search.num_simulations * rehearsal.tokens_per_rollout
+    search_s = searched / rehearsal.sampled_per_s + num_problems * rehearsal.seconds_per_prompt
     replayed = [min(earlier, config.train.replay_iterations) for earlier in range(config.num_iterations)]
     trees = num_problems * (1 + sum(replayed) / config.num_iterations)
     trained = trees * rehearsal.trained_tokens * config.train.num_epochs
-    seconds = sampled / rehearsal.sampled_per_s + (num_problems + greedy) * rehearsal.seconds_per_prompt
-    seconds += trained / rehearsal.trained_per_s
+    iteration_s = search_s + trained / rehearsal.trained_per_s + evaluation_s
+    whole_s = evaluation_s + config.num_iterations * iteration_s  # the base is evaluated too
     disk = num_copies(settings) * (num_problems * rehearsal.tree_bytes + rehearsal.policy_bytes) * config.num_iterations
     free = shutil.disk_usage(_nearest_existing(settings.home)).free
     text = (
-        f"{_counted(config.num_iterations)} of {sampled / 1e6:,.2g} M tokens and {duration(seconds)}, on this machine; "
-        f"{decimal(round(disk))} of disk, {decimal(free)} free"
+        f"{_counted(config.num_iterations)} of {(searched + evaluated) / 1e6:,.2g} M tokens and "
+        f"{duration(iteration_s)}; {duration(whole_s)} in all on this machine; {decimal(round(disk))} of disk, "
+        f"{decimal(free)} free"
     )
     if disk > free:
         raise ConfigError(f"{text}: make room below {settings.home.resolve()}, or set COPPICE_HOME")
@@ -64,7 +67,7 @@ def check_cost(config: PipelineConfig, settings: Settings, findings: Findings) -
 
 
 def _counted(num_iterations: int) -> str:
-    return "1 iteration" if num_iterations == 1 else f"{num_iterations} iterations"
+    return "1 iteration" if num_iterations == 1 else f"{num_iterations} iterations, each"
 
 
 def num_copies(settings: Settings) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from deployments.command.output.progress_bar import show_progress
 from deployments.preflight.findings import CheckLine
 
 VERDICT_STYLES = {"ok": "green", "problem": "bold red", "skipped": "dim"}
@@ -17,7 +18,7 @@ def print_check_lines(lines: Iterable[CheckLine], *, console: Console | None = N
     """Prints each line as it comes; returns how many problems there were."""
     console = console or Console()
     num_problems = 0
-    for line in lines:
+    for line in _with_progress(lines):
         num_problems += line.verdict == "problem"
         grid = Table.grid(padding=(0, 2))
         grid.add_column(width=8, style=VERDICT_STYLES[line.verdict])
@@ -28,3 +29,14 @@ def print_check_lines(lines: Iterable[CheckLine], *, console: Console | None = N
     ending = "nothing stands in the way of a run" if num_problems == 0 else f"problems: {num_problems}"
     console.print(ending, highlight=False)
     return num_problems
+
+
+def _with_progress(lines: Iterable[CheckLine]) -> Iterator[CheckLine]:
+    """Each line, what goes on shown until it comes; a real model's takes minutes."""
+    coming = iter(lines)
+    while True:
+        with show_progress():
+            line = next(coming, None)
+        if line is None:
+            return
+        yield line
