@@ -10,7 +10,7 @@ from test_training_packing import contexts
 from training_fixtures import EOS, group_scores, make_tree, random_tree
 
 from pipeline_lib.config import TrainConfig
-from pipeline_lib.training.batches.batching import plan_updates
+from pipeline_lib.training.batches.batching import PackedBatch, plan_updates
 from pipeline_lib.training.batches.examples import build_examples
 from pipeline_lib.training.batches.grafting import MIN_SHARED, share_beginnings
 from pipeline_lib.training.batches.packing import pack_example
@@ -68,11 +68,17 @@ def test_a_short_beginning_is_left_alone():
 def test_an_update_computes_what_its_trees_share_once():
     trees = packed_trees(3, [SHOTS] * 4)
     budget = sum(tree.num_tokens for tree in trees)
-    [[batch]] = plan_updates(
-        trees, np.arange(4), tokens_per_update=budget, tokens_per_microbatch=budget, break_even_tokens=700
-    )
-    assert batch.num_unique_tokens == budget - 3 * (MIN_SHARED + 1)  # and the token 2 behind it
+    computed = budget - 3 * (MIN_SHARED + 1)  # and the token 2 behind it
+
+    def plan(tokens_per_microbatch: int) -> list[PackedBatch]:
+        limits = {"tokens_per_update": budget, "tokens_per_microbatch": tokens_per_microbatch}
+        [batches] = plan_updates(trees, np.arange(4), **limits, break_even_tokens=700)
+        return batches
+
+    [batch] = plan(computed)
+    assert batch.num_unique_tokens == computed
     assert batch.weights.sum() == pytest.approx(sum(tree.weights.sum() for tree in trees))
+    assert len(plan(computed - 1)) == 2
 
 
 @pytest.mark.parametrize("objective", ["relative-correctness", "step-dpo"])

@@ -82,12 +82,16 @@ class TrainConfig(ConfigGroup):
     )
     num_epochs: int = Field(2, ge=1, description="Passes over the scored trees. Our choice.")
     tokens_per_update: int = Field(
-        4096, ge=64, description="Packed tokens behind one optimizer update, at most. Our choice."
+        4096,
+        ge=64,
+        description="Packed tokens behind one optimizer update, at most, each tree's whole beginning counted. Our "
+        "choice.",
     )
     tokens_per_microbatch: int = Field(
         4096,
         ge=64,
-        description="Packed tokens in one forward pass, at most; bounds memory and changes no result. Our choice.",
+        description="Packed tokens in one forward pass, at most, a beginning that its trees share counted once; bounds "
+        "memory and changes no result. Our choice.",
     )
     gradient_checkpointing: bool = Field(
         False, description="Keep each layer's input alone and compute the rest again: less memory, a third more time."

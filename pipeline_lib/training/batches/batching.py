@@ -12,7 +12,7 @@ of about six times the hidden size (24 H^2 against 4 T H operations per token an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,15 +86,25 @@ def plan_updates(
         trees: all packed trees, none larger than an update.
         order: indices into `trees`, the epoch's permutation.
         tokens_per_update: upper bound of an update's tokens, padding not counted, a shared beginning in each tree.
-        tokens_per_microbatch: upper bound of a forward pass's tokens, counted alike; larger trees are cut.
+        tokens_per_microbatch: upper bound of a forward pass's tokens, padding not counted, a shared beginning once;
+            larger trees are cut.
         break_even_tokens: row length at which attention costs as much as everything else.
         num_processes: forward passes of an update are a multiple of it, where there are trees enough.
     """
     for members in split_evenly([trees[index] for index in order], tokens_per_update):
         fitting = [part for tree in members for part in cut_tree(tree, tokens_per_microbatch)]
         by_length = sorted(fitting, key=lambda tree: -tree.num_tokens)  # like with like; gradients add up anyway
-        parts = split_evenly(by_length, tokens_per_microbatch, multiple=num_processes)
+        parts = split_evenly(by_length, tokens_per_microbatch, multiple=num_processes, measure=_num_computed)
         yield [pack_rows(share_beginnings(part), break_even_tokens=break_even_tokens) for part in parts]
+
+
+def _num_tokens(trees: Sequence[PackedTree]) -> int:
+    return sum(tree.num_tokens for tree in trees)
+
+
+def _num_computed(trees: Sequence[PackedTree]) -> int:
+    """Tokens of a forward pass over the trees."""
+    return _num_tokens(share_beginnings(trees))
 
 
 def deal(batches: Sequence[PackedBatch], num_processes: int) -> list[list[PackedBatch]]:
@@ -120,25 +130,30 @@ def idle_batch() -> PackedBatch:
     return PackedBatch(row, row, ends, one, one, weights=np.zeros(1), segments=one, num_pairs=1, num_unique_tokens=0)
 
 
-def split_evenly(trees: Sequence[PackedTree], max_tokens: int, *, multiple: int = 1) -> list[list[PackedTree]]:
+def split_evenly(
+    trees: Sequence[PackedTree],
+    max_tokens: int,
+    *,
+    multiple: int = 1,
+    measure: Callable[[Sequence[PackedTree]], int] = _num_tokens,
+) -> list[list[PackedTree]]:
     """`trees` in order, in the fewest groups of nearly equal size that hold at most `max_tokens` each.
 
-    A tree larger than `max_tokens` gets a group of its own. The number of groups tried is a multiple of `multiple`.
+    A tree larger than `max_tokens` gets a group of its own. The number of groups tried is a multiple of `multiple`;
+    `measure` says how many tokens a group holds, no more than its trees do alone.
 
     Example: sizes 4, 4, 4, 4, 4 with at most 12 give groups of 3 and 2, not of 3, 1 and 1.
     """
     lengths = np.array([tree.num_tokens for tree in trees], dtype=np.int64)
     if not len(lengths):
         return []
-    middles = np.cumsum(lengths) - lengths / 2
-    total = int(lengths.sum())
-    fewest = -(-total // (max_tokens * multiple)) * multiple
+    middles, total = np.cumsum(lengths) - lengths / 2, int(lengths.sum())
+    fewest = -(-measure(trees) // (max_tokens * multiple)) * multiple
     for num_groups in range(fewest, len(trees), multiple):
-        group_of = (middles * num_groups / total).astype(np.int64)
-        sizes = np.bincount(group_of, weights=lengths)
-        members = np.bincount(group_of)
-        if ((sizes <= max_tokens) | (members <= 1)).all():
-            return [[trees[i] for i in np.flatnonzero(group_of == group)] for group in np.flatnonzero(members)]
+        ends = np.searchsorted(middles * num_groups / total, np.arange(1, num_groups + 1))
+        groups = [list(trees[start:end]) for start, end in zip([0, *ends[:-1]], ends, strict=True) if end > start]
+        if all(len(group) == 1 or measure(group) <= max_tokens for group in groups):
+            return groups
     return [[tree] for tree in trees]
 
 
