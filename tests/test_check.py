@@ -11,10 +11,10 @@ from deployments.command.output.check_lines import print_check_lines
 from deployments.preflight.check import CHECKS, run_checks
 from deployments.preflight.findings import CheckLine, Findings
 from deployments.preflight.problem_checks import check_problems
-from deployments.preflight.rehearsal import Rehearsal
+from deployments.preflight.rehearsal import Rehearsal, tokens_added
 from deployments.preflight.run_checks import check_cost
 from deployments.presets import preset
-from pipeline_lib.config import Settings, apply_overrides
+from pipeline_lib.config import Settings, TrainConfig, apply_overrides
 from tasks.runtime.progress_lines import duration
 
 pytestmark = pytest.mark.slow  # most of it is the import of torch
@@ -92,6 +92,18 @@ def test_new_questions_are_in_the_cost_and_samples_ask_none(home: Path) -> None:
     iteration = config.problems.num_problems + asked_of_one
     whole = asked_of_one + config.num_iterations * iteration  # the base is asked too
     assert f"{duration(iteration)}; {duration(whole)} in all" in check_cost(config, Settings(), findings)
+
+
+def test_worked_examples_that_all_trees_share_are_trained_on_once_a_pass() -> None:
+    """Counted in each tree, they made a training behind four examples cost three times what it took."""
+
+    def added(**limits: int) -> float:
+        return tokens_added(380, 300, TrainConfig(**limits))
+
+    assert added(tokens_per_microbatch=1536, tokens_per_update=4096) == 80 + 300 / 10
+    assert added(tokens_per_microbatch=1536, tokens_per_update=768) == 80 + 300 / 2
+    assert added(tokens_per_microbatch=128, tokens_per_update=768) == 380  # a tree that is larger than a pass
+    assert tokens_added(380, 20, TrainConfig()) == 380  # too few for it to be done
 
 
 @pytest.mark.parametrize(

@@ -18,18 +18,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline_lib.config import ConfigError, EvaluationConfig, PipelineConfig
+from pipeline_lib.config import ConfigError, EvaluationConfig, PipelineConfig, TrainConfig
 from pipeline_lib.config.truncation import dial_to_raise
 from pipeline_lib.evaluation import evaluate
 from pipeline_lib.grading.grader import Grader
 from pipeline_lib.policy.model_folders import model_folder
-from pipeline_lib.policy.protocol import Policy, SampleRequest
+from pipeline_lib.policy.protocol import Codec, Policy, SampleRequest
 from pipeline_lib.policy.redraw import draw_all
 from pipeline_lib.score import score_tree
 from pipeline_lib.score.score_audit import audit_scores, count_cut_rollouts
 from pipeline_lib.search import sampling_params, search_trees, write_trees_parquet
 from pipeline_lib.seeding import derive_seed
 from pipeline_lib.training.batches.examples import build_examples
+from pipeline_lib.training.batches.grafting import MIN_SHARED
 from pipeline_lib.types import Grade, Outcome, PolicyRef, Problem, SearchTree
 from tasks.runtime.engines import engines, open_policy
 from tasks.runtime.graders import extractor, open_grader
@@ -52,7 +53,7 @@ class Rehearsal:
         tokens_per_answer: mean length of an independent answer, in tokens.
         tokens_per_rollout: tokens that the search drew for a rollout, on average.
         trained_per_s: packed tokens per second, forward and backward.
-        trained_tokens: packed tokens of the problem's tree.
+        trained_tokens: packed tokens that a tree like the problem's adds to a training.
         tree_bytes: size of the tree on disk.
         policy_bytes: size of the adapter or model that training writes.
         outcomes: rollouts by outcome, as ``3 correct, 13 wrong``.
@@ -119,8 +120,9 @@ def rehearse(config: PipelineConfig, problem: Problem, others: Sequence[Problem]
                 f"none of {tree.num_simulations} rollouts has an answer that can be graded ({_outcomes(tree)}): raise "
                 f"{dial_to_raise(count_cut_rollouts([tree]))}, or take a model that follows the instruction"
             )
+        num_shared = _num_shared(engine.codec, problem, others)
         with _phase("training"):
-            trained_tokens, seconds = _train(config, informative, folder)
+            packed_tokens, seconds = _train(config, informative, folder)
         trained = base.model_copy(update={"policy_id": "rehearsal", "adapter_uri": str(folder / "policy")})
         with _phase("an answer of what was trained"):
             _evaluate(config, problem, trained, grader)
@@ -130,8 +132,8 @@ def rehearse(config: PipelineConfig, problem: Problem, others: Sequence[Problem]
         seconds_per_prompt=speed.seconds_per_prompt,
         tokens_per_answer=speed.tokens_per_answer or _mean_path_tokens(tree),
         tokens_per_rollout=tree.tokens_generated / tree.num_simulations,
-        trained_per_s=trained_tokens / seconds,
-        trained_tokens=trained_tokens,
+        trained_per_s=packed_tokens / seconds,
+        trained_tokens=tokens_added(packed_tokens, num_shared, config.train),
         tree_bytes=(folder / "trees.parquet").stat().st_size,
         policy_bytes=sum(file.stat().st_size for file in (folder / "policy").rglob("*") if file.is_file()),
         outcomes=_outcomes(tree),
@@ -250,6 +252,35 @@ def _train(config: PipelineConfig, tree: SearchTree, folder: Path) -> tuple[floa
     half = len(result.history) // 2
     tokens = sum(update["num_tokens"] for update in result.history[half:])
     return tokens, times[-1] - times[half]
+
+
+def _num_shared(codec: Codec, problem: Problem, others: Sequence[Problem]) -> int:
+    """Tokens with which prompts of different questions begin alike."""
+    prompt = codec.encode_prompt(problem.question)
+    different = [other for other in others if other.question != problem.question]
+    if not different:
+        return 0
+    other = codec.encode_prompt(different[0].question)
+    most = min(len(prompt), len(other))
+    differs = np.flatnonzero(prompt[:most] != other[:most])
+    return int(differs[0]) if len(differs) else most
+
+
+def tokens_added(num_tokens: float, num_shared: int, config: TrainConfig) -> float:
+    """Packed tokens that one of many like trees adds to a training: what they share is computed once a forward pass.
+
+    Args:
+        num_tokens: of the packed tree.
+        num_shared: of these, with which all trees begin.
+        config: how much fits a forward pass and an update.
+
+    Example: 380 tokens of which 300 are shared, 1,500 a pass and 3,040 an update, so 8 trees: 80 + 300 / 8 = 117.5.
+    """
+    if num_shared < MIN_SHARED:
+        return num_tokens
+    own = num_tokens - num_shared
+    fitting = min((config.tokens_per_microbatch - num_shared) // own, config.tokens_per_update // num_tokens)
+    return own + num_shared / max(1.0, fitting)
 
 
 def _evaluate(config: PipelineConfig, problem: Problem, trained: PolicyRef, grader: Grader) -> None:
