@@ -76,8 +76,8 @@ def smollm2() -> PipelineConfig:
        learn from a problem, one right answer is enough. ``kl_beta=0``: a third of the training's time went into a KL
        that rft only reports.
     4. 6,144 tokens an update, 16 problems with their worked examples; these are the same in all prompts, so each of its
-       one or two forward passes computes them once. 4 problems an update, of which 300 of 560 tokens were examples, took
-       7 minutes of training for 4.
+       one or two forward passes computes them once. With 4 problems an update, of whose 560 tokens 300 are examples, a
+       training took 7 minutes for 4.
     5. Two threads: 96 greedy answers took 49 s, and 74 s on one. Processors that compute in bfloat16 (AVX512_BF16, AMX)
        train in ``policy.dtype=bfloat16`` 1.6 times as fast.
     6. No samples beside the greedy answers and one test set: more would make the evaluations longer than the searches.

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 from deployments.command.study import narrowed, with_methods
 from deployments.presets import preset
 from deployments.studies import QUESTIONS, study_of
+from flows.study import run_study
 from pipeline_lib.config import ConfigError
 from pipeline_lib.study.cell_result import CellResult, Measured, result_of
 from pipeline_lib.study.comparison import choose_tries, estimate, paired_differences
@@ -130,6 +132,22 @@ def test_committed_results_are_found_again() -> None:
         }
     unknown = {name for name in committed if not name.startswith("grpo") and name not in asked}
     assert (len(committed) > 0, unknown) == (True, set())
+
+
+def test_committed_tables_are_those_of_the_committed_results(prefect_api: str) -> None:
+    """`coppice study --preset tiny --so-far --output deployments/results/tiny` makes them."""
+    found = run_study(study_of("tiny", quick=False), RESULTS / "tiny", so_far=True)
+    assert json.loads(json.dumps(found)) == json.loads((RESULTS / "tiny" / "tiny.json").read_text(encoding="utf-8"))
+    assert study_markdown(found) == (RESULTS / "tiny" / "tiny.md").read_text(encoding="utf-8")
+
+
+def test_tables_of_what_is_there_leave_out_what_is_not(prefect_api: str, tmp_path: Path) -> None:
+    for file in (RESULTS / "tiny" / "cells").glob("*-tiny-word-seed-[01]-*.json"):
+        (tmp_path / "cells").mkdir(exist_ok=True)
+        shutil.copy(file, tmp_path / "cells")
+    found = run_study(study_of("tiny", quick=False), tmp_path, so_far=True)
+    assert {(row["family"], row["seeds"]) for row in found["iterations"]} == {("tiny-word", 2)}
+    assert run_study(study_of("tiny", quick=False), tmp_path / "none", so_far=True)["results"] == []
 
 
 def test_two_methods_of_one_name_and_an_unknown_reference_are_refused() -> None:

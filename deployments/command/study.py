@@ -41,6 +41,9 @@ def study(
     parallel: Annotated[
         int, typer.Option(min=1, metavar="N", help="Runs at once; each takes a core and its memory.")
     ] = 2,
+    so_far: Annotated[
+        bool, typer.Option("--so-far", help="Run nothing: the tables of the results that are there.")
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -51,7 +54,7 @@ def study(
 ) -> None:
     """Run a study: methods against each other at equal budgets, over families and seeds; the same command goes on."""
     from deployments.studies import study_of
-    from pipeline_lib.config import apply_overrides
+    from pipeline_lib.config import ConfigError, apply_overrides
     from pipeline_lib.problems.run_sets import check_datasets
 
     asked = study_of(preset, question, quick=quick)
@@ -76,7 +79,10 @@ def study(
         folder = study_folder(asked.name) if output is None else output.resolve()
         with the_only_one(settings, f"study-{asked.name}"):
             runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=parallel)
-            found = run_study.with_options(task_runner=runner)(asked, folder)  # type: ignore[arg-type]  # its futures are
+            flow = run_study.with_options(task_runner=runner)  # type: ignore[arg-type]  # its futures are
+            found = flow(asked, folder, so_far)
+    if not found["results"]:
+        raise ConfigError(f"{folder / 'cells'}: no result of this study is there; without --so-far they are made")
     write_json(folder / f"{asked.name}.json", found)
     text = study_markdown(found)
     (folder / f"{asked.name}.md").write_text(text, encoding="utf-8")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 from pipeline_lib.study.cell_result import SEARCHED, CellResult, Measured
@@ -148,25 +149,39 @@ def study_markdown(found: Mapping[str, Any]) -> str:
 
 
 def headline_markdown(found: Mapping[str, Any]) -> str:
-    """The outcome alone, a row for each family and method, the best first.
+    """The outcome alone: a row for the base and each method, the best first, with two columns for each family.
+
+    Transfer is the difference on families that were not trained on, over all pairs of one family and seed. Tokens and
+    seconds are means over the families, of methods that were run on all.
 
     Args:
         found: what `study_json` made.
     """
-    header = ["trained and tested on", "method", "base", "best", f"difference to {found['reference']}"]
-    header += ["tokens sampled", "trained on", "seconds"]
-    families = list(dict.fromkeys(row["family"] for row in found["iterations"]))
-    ordered = sorted(found["iterations"], key=lambda row: (families.index(row["family"]), -row["best"]["mean"]))
-    body = [
-        [
-            *(row[name] for name in ("family", "method")),
-            *(_cell(figures) for figures in (row["accuracy"][0], row["best"])),
-            _difference_cell(row["difference"]),
-            *(f"{row[name]:,.0f}" for name in ("generated_tokens", "trained_tokens", "seconds")),
+    rows, above = found["iterations"], f"above {found['reference']}"
+    families, methods = (list(dict.fromkeys(row[name] for row in rows)) for name in ("family", "method"))
+    header = ["method", *(title for family in families for title in (family, above)), f"transfer, {above}"]
+    base = {row["family"]: _cell(row["accuracy"][0]) for row in rows}
+    body = []
+    for method in sorted(methods, key=lambda method: -max(r["best"]["mean"] for r in rows if r["method"] == method)):
+        own = {row["family"]: row for row in rows if row["method"] == method}
+        cells = [
+            (_cell(own[family]["best"]), _difference_cell(own[family]["difference"])) if family in own else ("–", "–")
+            for family in families
         ]
-        for row in ordered
-    ]
-    return markdown_table(header, body)
+        transfer = _difference_cell(_transfer_over_families(found["transfer"], method))
+        costs = [
+            f"{_mean([row[name] for row in own.values()]):,.0f}" if len(own) == len(families) else "–"
+            for name in ("generated_tokens", "seconds")
+        ]
+        body.append([method, *chain(*cells), transfer, *costs])
+    first = ["base", *chain(*((base[family], "") for family in families)), "", "", ""]
+    return markdown_table([*header, "tokens sampled", "seconds"], [first, *body])
+
+
+def _transfer_over_families(rows: Sequence[Row], method: str) -> Row | None:
+    """A method's difference to the reference on what was not trained on, each family and seed a pair."""
+    differences = [row["difference"] for row in rows if row["method"] == method and row["difference"] is not None]
+    return _figures([value for difference in differences for value in difference["by_seed"]])
 
 
 def how_to_read(found: Mapping[str, Any]) -> str:
