@@ -168,7 +168,7 @@ def headline_markdown(found: Mapping[str, Any]) -> str:
             (_cell(own[family]["best"]), _difference_cell(own[family]["difference"])) if family in own else ("–", "–")
             for family in families
         ]
-        transfer = _difference_cell(_transfer_over_families(found["transfer"], method))
+        transfer = _difference_cell(_over_families(found["transfer"], method))
         costs = [
             f"{_mean([row[name] for row in own.values()]):,.0f}" if len(own) == len(families) else "–"
             for name in ("generated_tokens", "seconds")
@@ -178,8 +178,8 @@ def headline_markdown(found: Mapping[str, Any]) -> str:
     return markdown_table([*header, "tokens sampled", "seconds"], [first, *body])
 
 
-def _transfer_over_families(rows: Sequence[Row], method: str) -> Row | None:
-    """A method's difference to the reference on what was not trained on, each family and seed a pair."""
+def _over_families(rows: Sequence[Row], method: str) -> Row | None:
+    """A method's difference to the reference over all rows, each family and seed a pair."""
     differences = [row["difference"] for row in rows if row["method"] == method and row["difference"] is not None]
     return _figures([value for difference in differences for value in difference["by_seed"]])
 
@@ -203,12 +203,15 @@ def tables_of(found: Mapping[str, Any]) -> list[Table]:
         found: what `study_json` made.
     """
     reference = found["reference"]
+    families = list(dict.fromkeys(row["family"] for row in found["iterations"]))
     tables = [
         _accuracy_table(family, [row for row in found["iterations"] if row["family"] == family], reference)
-        for family in dict.fromkeys(row["family"] for row in found["iterations"])
+        for family in families
     ]
     if found["transfer"]:
         tables.append(_transfer_table(found["transfer"], reference))
+    if len(families) > 1:
+        tables.append(_families_table(found))
     if found["diagnostics"]:
         tables.append(_diagnostics_table(found["diagnostics"]))
     if found["tries"]:
@@ -245,6 +248,18 @@ def _transfer_table(rows: Sequence[Row], reference: str) -> Table:
         for row in rows
     ]
     return Table("Transfer", header, body)
+
+
+def _families_table(found: Mapping[str, Any]) -> Table:
+    reference = found["reference"]
+    methods = dict.fromkeys(row["method"] for row in found["iterations"] if row["method"] != reference)
+    body = []
+    for method in methods:
+        own, other = (_over_families(found[name], method) for name in ("iterations", "transfer"))
+        if own is not None:
+            body.append([method, str(own["seeds"]), _difference_cell(own), _difference_cell(other)])
+    title = f"Difference to {reference} over families, each family and seed a pair"
+    return Table(title, ["method", "pairs", "on what it was trained on", "on the others"], body)
 
 
 def _diagnostics_table(rows: Sequence[Row]) -> Table:
