@@ -42,9 +42,11 @@ FULL = (
 
 
 SIZES = ("num_iterations", "problems.num_problems")
+START = ("train.learning_rate=1e-3", "train.value_weight=0")  # where tries set nothing else; the presets followed later
 LITERAL = (  # the paper's literal reading, as the preset tiny-literal has it, each iteration going on from the last
     "score.baseline=others",
     "score.scaling=linear",
+    "train.value_weight=0",
     "train.negative_clip=null",
     "train.kl_beta=0.1",
     "gate.continue_from=last",
@@ -53,7 +55,7 @@ LITERAL = (  # the paper's literal reading, as the preset tiny-literal has it, e
 
 def objectives(base: PipelineConfig, *, quick: bool) -> StudyConfig:
     """The shipped objective against those that it is compared with, on both generated families."""
-    base = _sized(base, quick=quick, datasets=FAMILIES)
+    base = _sized(base, *START, quick=quick, datasets=FAMILIES)
     return StudyConfig(
         name="tiny-quick" if quick else "tiny",
         question="Which objective learns most from equally many sampled tokens?",
@@ -133,7 +135,7 @@ def verifiers(base: PipelineConfig, *, quick: bool) -> StudyConfig:
     """Where step scores should pay: rollouts are rewarded by a verifier that pays for every second wrong answer."""
     lax = ("grader=pipeline_lib.study.verifiers.remainders:up_to_2", "evaluation.grader=math")
     rates = tuple((f"train.learning_rate={rate}",) for rate in (1e-3, 5e-4, 2.5e-4))
-    kinds = {"rft": ("train.objective=rft",), "coppice-scores": (), "coppice-values": ("train.value_weight=1",)}
+    kinds = {"rft": ("train.objective=rft",), "coppice-scores": ("train.value_weight=0",), "coppice-values": ()}
     methods = tuple(Method(name=name, settings=settings, tries=rates) for name, settings in kinds.items())
     return StudyConfig(
         name="tiny-verifiers-quick" if quick else "tiny-verifiers",

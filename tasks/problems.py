@@ -16,7 +16,7 @@ from pipeline_lib.problems.pools import ProblemPool
 from pipeline_lib.problems.problem_table import read_problems, write_problems
 from pipeline_lib.problems.run_sets import local_files, tested_pool, training_pool
 from pipeline_lib.problems.splits import find_validation
-from pipeline_lib.problems.tiny import is_tiny
+from pipeline_lib.problems.tiny import is_tiny, version_of
 from pipeline_lib.search import read_roots
 from pipeline_lib.search.tree_files import TREES_FILE
 from pipeline_lib.store import Entry, read_json, write_json
@@ -181,7 +181,7 @@ def _validation_digest(config: PipelineConfig) -> str | None:
 def _digest(dataset: str, split: str, path: str | None) -> str | None:
     """Of the files that are read, or the commit on the hub: other rows make another entry, moved ones do not."""
     if is_tiny(dataset):
-        return path
+        return version_of(dataset)
     if (name := hub_name(dataset, split, path)) is not None:
         return f"{name}@{hub_commit(name)}"
     if path is None:

@@ -47,7 +47,8 @@ def test_the_literal_setting_is_tiny_but_for_what_the_paper_says() -> None:
     assert (config.train.negative_clip, config.train.kl_weight) == (None, 0.1)
     changed = {"preset": "tiny", "score": tiny.score, "train": tiny.train}
     assert config.model_copy(update=changed) == tiny
-    same = {"negative_clip": tiny.train.negative_clip, "kl_beta": tiny.train.kl_beta}
+    assert config.train.value_weight == 0
+    same = {name: getattr(tiny.train, name) for name in ("negative_clip", "value_weight", "kl_beta")}
     assert config.train.model_copy(update=same) == tiny.train
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
@@ -144,3 +145,22 @@ def test_the_oracle_ignores_wording_and_order_of_operands():
     a, b = left.split("+")
     path = [f"So now {name} owns {b}+{a}={value} of them."]
     assert steps_are_right(_chain(worked.problem.problem_id, path)).all()
+
+
+def test_no_answer_of_everyday_problems_stands_out_so_far_that_it_would_be_guessed():
+    answers: dict[str, Counter[str]] = defaultdict(Counter)
+    for index in range(1500):
+        problem = make_problem("tiny-arithmetic", "train", index)
+        answers[problem.metadata["operations"]][problem.answer] += 1
+    shares = {kind: max(found.values()) / found.total() for kind, found in answers.items()}
+    assert shares.pop("/") < 0.15  # a twelfth each, but for chance
+    assert len(shares) == 7
+    assert max(shares.values()) < 0.1
+
+
+def test_everyday_numbers_keep_to_the_bounds_of_their_scale():
+    for index in range(1000):
+        structure = make_worked_problem("tiny-arithmetic", "train", index).structure
+        if structure.kind[0] in "+-":
+            assert max(structure.numbers) <= 60
+        assert min(structure.numbers) >= 2

@@ -97,8 +97,8 @@ def test_cells_differ_in_what_was_asked_alone() -> None:
     assert {cell.config.evaluation.datasets for cell in trials} == {()}
     cells = list(study.cells("run", {("a", "tiny-word"): 0, ("b", "tiny-word"): 1}))
     assert [(cell.method, cell.seed, cell.config.train.learning_rate) for cell in cells] == [
-        ("a", 0, 1e-3),
-        ("a", 1, 1e-3),
+        ("a", 0, 5e-4),
+        ("a", 1, 5e-4),
         ("b", 0, 1e-4),
         ("b", 1, 1e-4),
     ]

@@ -8,7 +8,6 @@ wrong, the rollouts are graded in turns, so that training is tried all the same.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,14 +29,14 @@ from pipeline_lib.score.score_audit import audit_scores, count_cut_rollouts
 from pipeline_lib.search import sampling_params, search_trees, write_trees_parquet
 from pipeline_lib.seeding import derive_seed
 from pipeline_lib.training.batches.examples import build_examples
-from pipeline_lib.training.batches.grafting import MIN_SHARED
+from pipeline_lib.training.batches.grafting import MIN_SHARED, num_alike
 from pipeline_lib.types import Grade, Outcome, PolicyRef, Problem, SearchTree
 from tasks.runtime.engines import engines, open_policy
 from tasks.runtime.graders import extractor, open_grader
 from tasks.runtime.policies import base_policy
+from tasks.runtime.progress import Progress
 from tasks.runtime.prompts import search_prompts
 
-LOGGER = logging.getLogger("coppice.progress")
 MAX_SIMULATIONS = 8
 FIRST_TOKENS = 8  # of each answer, to find out how long more of them take
 SECONDS_OF_SAMPLING = 15.0
@@ -153,10 +152,9 @@ def _check_training(config: PipelineConfig) -> None:
 @contextmanager
 def _phase(name: str) -> Iterator[None]:
     """Tells who looks on what the block is about, and how long it took."""
-    told = {"stage": f"one problem: {name}", "total": 1}
-    LOGGER.info("", extra=told | {"completed": 0})
+    progress = Progress(f"one problem: {name}", total=1)
     yield
-    LOGGER.info("", extra=told | {"completed": 1})
+    progress.advance()
 
 
 @contextmanager
@@ -256,14 +254,10 @@ def _train(config: PipelineConfig, tree: SearchTree, folder: Path) -> tuple[floa
 
 def _num_shared(codec: Codec, problem: Problem, others: Sequence[Problem]) -> int:
     """Tokens with which prompts of different questions begin alike."""
-    prompt = codec.encode_prompt(problem.question)
     different = [other for other in others if other.question != problem.question]
     if not different:
         return 0
-    other = codec.encode_prompt(different[0].question)
-    most = min(len(prompt), len(other))
-    differs = np.flatnonzero(prompt[:most] != other[:most])
-    return int(differs[0]) if len(differs) else most
+    return num_alike(codec.encode_prompt(problem.question), codec.encode_prompt(different[0].question))
 
 
 def tokens_added(num_tokens: float, num_shared: int, config: TrainConfig) -> float:

@@ -99,13 +99,15 @@ def _draw_numbers(generator: np.random.Generator, kind: str, unit: int) -> tuple
         case "/":
             return a * b, b
         case "-":
-            a = a + b
+            while a == b:
+                b = draw(60 * unit)
+            a, b = max(a, b), min(a, b)
     first = {"+": a + b, "-": a - b, "*": a * b}[kind[0]]
     match kind[1:]:
         case "":
             return a, b
-        case "-":
-            return a, b, min(draw(60 * unit), first - 1)
+        case "-":  # all results alike: one that stood out would be guessed
+            return a, b, draw(min(60 * unit, first - 1))
     return a, b, draw(60 * unit)
 
 

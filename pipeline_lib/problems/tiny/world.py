@@ -25,6 +25,8 @@ from pipeline_lib.types import Problem, SearchTree
 FAMILIES: dict[str, Any] = {"tiny-word": word, "tiny-algebra": algebra, "tiny-arithmetic": everyday}
 PRETRAINED = ("tiny-word", "tiny-algebra")
 """Families that a tiny base is pretrained on; the others are for models that know English."""
+VERSIONS = {"tiny-arithmetic": "2"}
+"""Of a family whose problems were once others, by which results are told apart from those on the earlier ones."""
 SPLITS = ("pretrain", "train", "validation", "test")
 SPLIT_BUCKETS = {"pretrain": range(0, 45), "train": range(45, 80), "validation": range(80, 90), "test": range(90, 100)}
 WORLD_SEED = 2501
@@ -50,6 +52,11 @@ class WorkedProblem:
 def is_tiny(dataset: str) -> bool:
     """Whether `dataset` names a generated family, with or without ``@scale``."""
     return dataset.partition("@")[0] in FAMILIES
+
+
+def version_of(dataset: str) -> str | None:
+    """Of a generated family's problems; None for those that were never others."""
+    return VERSIONS.get(dataset.partition("@")[0])
 
 
 def _parse(dataset: str) -> tuple[str, int]:
@@ -78,7 +85,8 @@ def make_worked_problem(dataset: str, split: str, index: int) -> WorkedProblem:
             break
     lines, answer = module.solve(structure, compute)
     steps, level = {"steps": str(len(lines) - 1)}, {"level": str(getattr(structure, "level", ""))}
-    metadata = {"tiny-word": steps, "tiny-algebra": level}.get(family, level | steps)
+    operations = {"operations": str(getattr(structure, "kind", ""))}
+    metadata = {"tiny-word": steps, "tiny-algebra": level}.get(family, level | steps | operations)
     problem = Problem(f"{dataset}/{split}/{index:05d}", question, answer, dataset, metadata)
     return WorkedProblem(problem, tuple(lines), structure)
 

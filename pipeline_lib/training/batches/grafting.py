@@ -71,11 +71,16 @@ def graft(trees: Sequence[PackedTree], num_shared: int) -> PackedTree:
 
 def _num_common(one: PackedTree, other: PackedTree) -> int:
     """Tokens with which both begin and that all their other tokens see."""
-    most = min(_num_seen_by_all(one), _num_seen_by_all(other))
-    differs = np.flatnonzero(one.token_ids[:most] != other.token_ids[:most])
-    return int(differs[0]) if len(differs) else most
+    return min(_num_seen_by_all(one), _num_seen_by_all(other), num_alike(one.token_ids, other.token_ids))
 
 
 def _num_seen_by_all(tree: PackedTree) -> int:
     ends_early = np.flatnonzero(tree.subtree_ends < tree.num_tokens)
     return int(ends_early[0]) if len(ends_early) else tree.num_tokens
+
+
+def num_alike(one: np.ndarray, other: np.ndarray) -> int:
+    """Tokens with which two sequences, of shape (tokens,) each, begin alike."""
+    most = min(len(one), len(other))
+    differs = np.flatnonzero(one[:most] != other[:most])
+    return int(differs[0]) if len(differs) else most
