@@ -172,7 +172,7 @@ def test_a_window_is_counted_in_tokens_of_the_path() -> None:
         assert positions[path].tolist() == list(range(len(path)))
 
 
-def _plain_causal(batch: PackedBatch, layout: Any, device: torch.device, dtype: torch.dtype) -> Any:
+def _plain_causal(batch: PackedBatch, layout: Any, device: torch.device, dtype: torch.dtype, blocks: object) -> Any:
     """What a tree would see if the model took no notice of its branches."""
     width = batch.token_ids.shape[1]
     mask = torch.full((len(batch.token_ids), 1, width, width), torch.finfo(dtype).min, dtype=dtype).triu(1)

@@ -98,11 +98,11 @@ def batch_terms(trained: TrainedPolicy, batch: PackedBatch, *, with_reference: b
     """Log-probabilities, and KL where there is a reference, of the batch's scored tokens: one forward pass."""
 
     def forward() -> TokenTerms:
-        mask = trained.attention_mask(batch)
+        visible = trained.visible(batch)
         targets = torch.from_numpy(batch.targets).to(trained.device)
         # The reference goes first: PEFT freezes the trained adapter while another is active.
-        reference_hidden = trained.reference_hidden_states(batch, mask) if with_reference else None
-        hidden = trained.hidden_states(batch, mask)
+        reference_hidden = trained.reference_hidden_states(batch, visible) if with_reference else None
+        hidden = trained.hidden_states(batch, visible)
         with trained.autocast():
             return token_terms(
                 hidden,

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
@@ -24,6 +25,7 @@ from pipeline_lib.policy.devices import resolve_device
 from pipeline_lib.seeding import derive_seed
 from pipeline_lib.training.architectures.layers import attention_for
 from pipeline_lib.training.architectures.packing_check import check_packable
+from pipeline_lib.training.architectures.tree_attention import BLOCKED
 from pipeline_lib.training.trained_policy import REFERENCE, TRAINED, TrainedPolicy
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -68,11 +70,39 @@ def load_policy(
     else:
         base = _load(model_dir, policy, dtype, device)
         adapters = _attach_adapters(base, start, reference, config, seed)
+        _leave_inputs(adapters)
         trained = TrainedPolicy(base, adapters=adapters, has_previous=reference is not None, dtype=dtype)
     if config.gradient_checkpointing:
         _checkpoint_layers(trained.model)
-    check_packable(trained)
+    _check_packable(trained)
     return trained
+
+
+def _check_packable(trained: TrainedPolicy) -> None:
+    """Raises ConfigError where the policy cannot be trained on packed trees, by blocks of them or whole rows."""
+    attend_by_blocks(trained)
+    try:
+        check_packable(trained)
+    except ConfigError:
+        if not trained.attends_by_blocks:
+            raise
+        attend_by_blocks(trained, False)
+        check_packable(trained)
+
+
+def attend_by_blocks(trained: TrainedPolicy, whether: bool = True) -> None:
+    """On a CPU lets a model's attention compute what tokens see and little more, see `tree_attention`.
+
+    Without an effect on models that need an attention of their own. On a GPU it was not measured.
+
+    Args:
+        trained: the policy; its reference follows.
+        whether: False goes back to whole rows.
+    """
+    before, after = ("sdpa", BLOCKED) if whether else (BLOCKED, "sdpa")
+    for model in filter(None, (trained.model, trained.frozen)):
+        if model.config._attn_implementation == before and trained.device.type == "cpu":
+            model.set_attn_implementation(after)
 
 
 @contextlib.contextmanager
@@ -180,6 +210,13 @@ def new_adapters(base: Any, config: TrainConfig, *, seed: int) -> PeftModel:
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, "lora"))
         return get_peft_model(base, lora, adapter_name=TRAINED)
+
+
+def _leave_inputs(adapters: PeftModel) -> None:
+    """Adapters take their inputs as they are: PEFT makes float32 of them, of which autocast makes bfloat16 again."""
+    for module in adapters.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.cast_input_dtype_enabled = False
 
 
 def _adapted_layers(base: Any, which: Literal["all", "attention"]) -> list[str] | str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -22,13 +22,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from pipeline_lib.training.architectures.attention_masks import Masks, tree_masks
+from pipeline_lib.training.architectures.attention_masks import Visible, tree_masks
 from pipeline_lib.training.architectures.output_layer import output_layer
+from pipeline_lib.training.architectures.tree_attention import BLOCKED, cut_into_blocks
 from pipeline_lib.training.batches.batching import PackedBatch
 from pipeline_lib.training.processes.sharding import give_weights_back, shard, whole_tensors
 
 TRAINED = "default"
 REFERENCE = "reference"
+NO_ROW_IS_TOO_LONG = 1 << 30
 Outputs = TypeVar("Outputs")
 
 
@@ -110,14 +112,14 @@ class TrainedPolicy:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
-    def hidden_states(self, batch: PackedBatch, mask: Masks) -> Tensor:
+    def hidden_states(self, batch: PackedBatch, visible: Visible) -> Tensor:
         """`[M, H]` hidden states that predict the batch's scored tokens, with gradient."""
-        return self._run(self.model, batch, mask)
+        return self._run(self.model, batch, visible)
 
-    def reference_hidden_states(self, batch: PackedBatch, mask: Masks) -> Tensor:
+    def reference_hidden_states(self, batch: PackedBatch, visible: Visible) -> Tensor:
         """`[M, H]` the same under the reference, without gradient."""
         with torch.no_grad(), self.reference_active() as reference:
-            return self._run(reference, batch, mask)
+            return self._run(reference, batch, visible)
 
     @contextlib.contextmanager
     def reference_active(self) -> Iterator[Any]:
@@ -134,9 +136,20 @@ class TrainedPolicy:
             finally:
                 self.adapters.set_adapter(TRAINED)
 
-    def attention_mask(self, batch: PackedBatch) -> Masks:
-        """What each kind of layer may see of the batch's trees, see `tree_masks`."""
-        return tree_masks(batch, self.layout, self.device, self.dtype)
+    @property
+    def attends_by_blocks(self) -> bool:
+        """Whether attention computes what tokens see and little more; else all pairs of a row."""
+        return bool(self.model.config._attn_implementation == BLOCKED)
+
+    @property
+    def break_even_tokens(self) -> int:
+        """Row length at which attention costs as much as all else, see `batching`; by blocks no row is too long."""
+        return NO_ROW_IS_TOO_LONG if self.attends_by_blocks else 6 * int(self.layout.hidden_size)
+
+    def visible(self, batch: PackedBatch, block_sizes: Sequence[int] | None = None) -> Visible:
+        """What each kind of layer may see of the batch's trees, see `tree_masks` and `cut_into_blocks`."""
+        blocks = cut_into_blocks(batch.subtree_ends, self.device, block_sizes) if self.attends_by_blocks else None
+        return Visible(tree_masks(batch, self.layout, self.device, self.dtype, blocks), blocks)
 
     def save(self, output_dir: Path, *, base_model: str, write: bool = True) -> None:
         """Writes a PEFT adapter folder, or a model folder after full fine-tuning; equal weights give equal bytes.
@@ -168,13 +181,14 @@ class TrainedPolicy:
         named = (*self.model.named_parameters(remove_duplicate=False), *self.model.named_buffers())
         return whole_tensors({name: tensor for name, tensor in named if name in saved}, keep=keep)
 
-    def _run(self, model: Any, batch: PackedBatch, mask: Masks) -> Tensor:
+    def _run(self, model: Any, batch: PackedBatch, visible: Visible) -> Tensor:
         with self.autocast():
             output = model.get_decoder()(
                 input_ids=torch.from_numpy(batch.token_ids).to(self.device),
                 position_ids=torch.from_numpy(batch.positions).to(self.device),
-                attention_mask=mask,
+                attention_mask=visible.masks,
                 use_cache=False,
+                **({} if visible.blocks is None else {BLOCKED: visible.blocks}),
             )
         hidden: Tensor = output.last_hidden_state
         return hidden.flatten(0, 1).index_select(0, torch.from_numpy(batch.sources).to(self.device))

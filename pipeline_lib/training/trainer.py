@@ -129,7 +129,7 @@ def _planned(
             order,
             tokens_per_update=job.config.tokens_per_update,
             tokens_per_microbatch=job.config.tokens_per_microbatch,
-            break_even_tokens=6 * int(trained.layout.hidden_size),  # see `batching`
+            break_even_tokens=trained.break_even_tokens,
             num_processes=team.size,
         ):
             yield epoch, batches

@@ -24,7 +24,7 @@ from pipeline_lib.training.architectures.layers import attention_for
 from pipeline_lib.training.batches.batching import PackedBatch
 from pipeline_lib.training.gradients import batch_terms
 from pipeline_lib.training.log_probs import LOGITS_PER_CHUNK
-from pipeline_lib.training.open_policy import needs_masks, new_adapters, only_language_model
+from pipeline_lib.training.open_policy import attend_by_blocks, needs_masks, new_adapters, only_language_model
 from pipeline_lib.training.trained_policy import TrainedPolicy
 
 LAYERS_AT_ONCE = 2  # that FSDP holds whole: the one that computes and the next
@@ -150,6 +150,7 @@ def _without_data(model_dir: Path | str, config: TrainConfig, policy: PolicyConf
     for model in (trained.adapters or trained.model, trained.frozen):
         if model is not None:
             _place(model, device)
+    attend_by_blocks(trained)
     return trained
 
 

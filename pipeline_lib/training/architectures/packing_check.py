@@ -31,6 +31,7 @@ from pipeline_lib.types import SearchTree, TrainingExample
 NOISE_FACTOR = 3.0  # packed ones were 0.5 of the noise off in bfloat16 and 1 in float32, over 12 families, see LOG.md
 LEAST_NOISE = {torch.float32: 5e-6, torch.bfloat16: 2e-3}  # nats
 SHORT_WINDOW = 4  # a sliding window is narrowed to it, so that the short paths of the probe look past it
+BLOCK_SIZES = (8,)  # so that the probe is cut where attention goes by blocks
 PROMPT_TOKENS, STEP_TOKENS = 4, 3  # few: with a large model on a CPU a hundred tokens take a while
 PARENTS = (-1, 0, 1, 1, 0, 4, 4)  # of the probe's nodes: two steps after the prompt, and two after each of them
 PATHS = ((1, 2), (1, 3), (4, 5), (4, 6))
@@ -126,7 +127,7 @@ def _of_packed(trained: TrainedPolicy, tree: SearchTree, nodes: tuple[int, ...] 
     weights = np.zeros(tree.num_nodes)
     weights[list(nodes) if nodes else slice(1, None)] = 1
     batch = pack_rows([pack_example(TrainingExample(tree, weights), eos_token_id=0)], break_even_tokens=1)
-    hidden = trained.hidden_states(batch, trained.attention_mask(batch))
+    hidden = trained.hidden_states(batch, trained.visible(batch, BLOCK_SIZES))
     return token_terms(hidden, trained.head, torch.from_numpy(batch.targets).to(trained.device)).log_probs
 
 
