@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 Int32Array = NDArray[np.int32]
 Int64Array = NDArray[np.int64]
 Int8Array = NDArray[np.int8]
+Float32Array = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
 
 NO_PARENT = -1
@@ -160,8 +161,7 @@ class SearchTree:
     def sibling_groups(self) -> dict[int, Int32Array]:
         """Children of every inner node: parent index to `[A]` int32 child indices, ascending."""
         order = np.argsort(self.parents, kind="stable")
-        parents = self.parents[order]
-        heads, starts = np.unique(parents, return_index=True)
+        heads, starts = np.unique(self.parents[order], return_index=True)
         groups = np.split(order.astype(np.int32), starts[1:])
         return {int(head): group for head, group in zip(heads, groups, strict=True) if head != NO_PARENT}
 

@@ -129,7 +129,9 @@ class ScriptedEndpoint:
             self.in_flight -= 1
         ids = scripted_tokens(model, body)
         ended = len(ids) < body["max_tokens"]
-        choice = {"token_ids": [*ids, END] if ended else ids, "finish_reason": "stop" if ended else "length"}
+        choice: Body = {"token_ids": [*ids, END] if ended else ids, "finish_reason": "stop" if ended else "length"}
+        if body.get("logprobs") is not None:
+            choice["logprobs"] = {"token_logprobs": [-0.25 * index for index in range(len(choice["token_ids"]))]}
         return 200, {"choices": [choice], "usage": {"prompt_tokens_details": {"cached_tokens": 2}}}
 
 

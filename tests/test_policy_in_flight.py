@@ -12,6 +12,7 @@ from pipeline_lib.config.one_line import first_line, one_line
 from pipeline_lib.policy import FinishReason, SampleRequest, SamplingParams
 from pipeline_lib.policy.end_tokens import end_token_ids, read_answer, trained_end_id
 from pipeline_lib.policy.in_flight import InFlight, ModelLimits
+from pipeline_lib.policy.prompting.stop_rule import AnswerEnd
 
 LIMITS = ModelLimits(context=4, vocab_size=10)
 
@@ -66,6 +67,17 @@ def test_an_id_is_taken_until_its_result_is_handed_over() -> None:
     held.submit([request("a", [1])], LIMITS)
     held.clear()
     assert (len(held), len(held.waiting), held.hand_over()) == (0, 0, [])
+
+
+def test_log_probabilities_are_those_of_the_answers_own_tokens() -> None:
+    held, drawn = InFlight(), np.array([-1, -2, -3, -4], dtype=np.float32)
+    held.finish("a", [7, 8, 9], FinishReason.STOP, logprobs=drawn)
+    held.stop("b", [7, 8, 9], AnswerEnd(2, 5), logprobs=[-1.0, -2.0, -3.0])
+    held.finish("c", [7], FinishReason.STOP)
+    drawn[:] = 0  # the engine's own, which goes on
+    first, stopped, unasked = held.hand_over()
+    assert (first.logprobs.tolist(), stopped.logprobs.tolist()) == ([-1, -2, -3], [-1, -2])
+    assert unasked.logprobs is None
 
 
 def test_results_are_gathered_only_while_others_wait_for_a_row() -> None:

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from pipeline_lib.policy.codec import TokenizerCodec
 from pipeline_lib.policy.prompting.conversation import Conversation
 from pipeline_lib.policy.transformers_engine import sampling
-from pipeline_lib.policy.transformers_engine.sampling import draw_tokens, draw_uniforms
+from pipeline_lib.policy.transformers_engine.sampling import draw_tokens, draw_uniforms, token_logprobs
 
 LOGITS = torch.log(torch.tensor([0.2, 0.5, 0.3]))
 
@@ -80,6 +80,16 @@ def test_sorting_the_most_probable_tokens_alone_draws_as_sorting_all(
         monkeypatch.setattr(sampling, "MOST_PROBABLE", at_first)
         drawn.append(draw_tokens(logits, uniforms, *parameters).tolist())
     assert drawn[0] == drawn[1]
+
+
+def test_log_probabilities_by_hand_and_alike_whatever_stands_beside() -> None:
+    assert token_logprobs(LOGITS.expand(3, 3), torch.arange(3)).exp().tolist() == pytest.approx([0.2, 0.5, 0.3])
+    logits = torch.randn(37, 500, generator=torch.Generator().manual_seed(0)) * 3
+    tokens = torch.arange(37) * 13
+    together = token_logprobs(logits, tokens)
+    assert all(
+        torch.equal(token_logprobs(logits[i : i + 1], tokens[i : i + 1]), together[i : i + 1]) for i in range(37)
+    )
 
 
 def test_frequencies_follow_the_distribution() -> None:

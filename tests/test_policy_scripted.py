@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -72,3 +74,18 @@ def test_a_request_id_in_flight_is_refused() -> None:
     policy = ScriptedPolicy(count_up, CODEC)
     with pytest.raises(ValueError, match="'a' is in flight already"):
         policy.submit([request("a"), request("a")])
+
+
+def test_log_probabilities_are_invented_by_the_requests_seed_where_asked() -> None:
+    def asked(seed: int, max_new_tokens: int = 50) -> SampleRequest:
+        plain = request("a", seed=seed, max_new_tokens=max_new_tokens)
+        return replace(plain, params=replace(plain.params, logprobs=True))
+
+    policy = ScriptedPolicy(lambda *_: "x" * 10, CODEC)
+    first, again, other, short = (
+        sample_all(policy, [each])["a"].logprobs for each in (asked(1), asked(1), asked(2), asked(1, 4))
+    )
+    assert (len(first), first.dtype, bool((first < 0).all())) == (10, np.float32, True)
+    assert first.tolist() == again.tolist() != other.tolist()
+    assert short.tolist() == first[:4].tolist()
+    assert sample_all(policy, [request("a", seed=1)])["a"].logprobs is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -364,3 +365,26 @@ def test_a_server_is_told_how_tokens_are_drawn(make: Make) -> None:
         sample_all(policy, [SampleRequest("a", np.array([5, 6], dtype=np.int32), params, 0)])
     drawn = {name: endpoint.asked[0][name] for name in ("temperature", "top_p", "top_k", "min_p")}
     assert drawn == {"temperature": 0.7, "top_p": 0.9, "top_k": 20, "min_p": 0.05}
+
+
+def test_log_probabilities_are_asked_for_and_handed_over_without_the_ends(make: Make) -> None:
+    endpoint = make()
+    asked = [replace(each, params=replace(each.params, logprobs=True)) for each in requests(20)]
+    with server_policy(server_config(endpoint.url)) as policy:
+        results = sample_all(policy, asked)
+        assert sample_all(policy, requests(1))["r0"].logprobs is None
+    assert [body.get("logprobs") for body in endpoint.asked] == [0] * 20 + [None]
+    for name, ids in expected(asked).items():
+        assert results[name].logprobs.tolist() == [-0.25 * index for index in range(len(ids))]
+
+
+@pytest.mark.parametrize("given", [{}, {"logprobs": None}, {"logprobs": {"token_logprobs": [-1.0, None]}}])
+def test_a_server_without_log_probabilities_is_one_line(make: Make, given: dict[str, Any]) -> None:
+    choice = {"token_ids": [5, 6], "finish_reason": "length"} | given
+    only = make(intercept=lambda path, body: (200, {"choices": [choice]}) if "seed" in body else None)
+    asked = [replace(each, params=replace(each.params, logprobs=True)) for each in requests(3)]
+    with server_policy(server_config(only.url)) as policy:
+        assert len(sample_all(policy, requests(3))) == 3
+        with pytest.raises(ConfigError, match=f"{only.url} gives no log-probabilities") as refused:
+            sample_all(policy, asked)
+    assert "\n" not in str(refused.value)

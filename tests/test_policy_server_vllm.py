@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from vllm_fixtures import answers as answers_of
 
 from deployments.presets import preset
 from pipeline_lib.config import ConfigError, PipelineConfig, apply_overrides
+from pipeline_lib.policy import sample_all
 from pipeline_lib.policy.model_folders import TINY_BASE
 from pipeline_lib.policy.server_engine.server_policy import ServerPolicy
 from pipeline_lib.problems.tiny import make_problem
@@ -98,6 +100,13 @@ def test_greedy_tokens_equal_those_of_the_transformers_backend_also_under_adapte
         policy.load(TINY_BASE, adapter_dir=adapter, policy_id="next")
         assert answers_of(policy, requests) == expected[adapter]
     assert policy.stats.tokens_reused > 0
+
+
+def test_log_probabilities_equal_those_of_the_transformers_backend(policy: ServerPolicy) -> None:
+    asked = [replace(each, params=replace(each.params, logprobs=True)) for each in tiny_requests(policy, 12)]
+    found, expected = sample_all(policy, asked), sample_all(transformers_policy(), asked)
+    for name, result in found.items():
+        assert result.logprobs == pytest.approx(expected[name].logprobs, abs=1e-4)
 
 
 def test_sampled_answers_are_functions_of_their_seeds(policy: ServerPolicy) -> None:

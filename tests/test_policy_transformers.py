@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +121,57 @@ def test_rows_copied_all_at_once_equal_those_copied_one_after_the_other(monkeypa
     for row, origin, length in ((4, 0, 9), (0, 1, 6), (1, 0, 9), (2, 1, 3)):
         for rows in held.values():
             assert torch.equal(rows[row, :length], before[origin, :length])
+
+
+def asking(requests: list[SampleRequest], **dials: float) -> list[SampleRequest]:
+    """The same requests, which ask for log-probabilities."""
+    return [replace(request, params=replace(request.params, logprobs=True, **dials)) for request in requests]
+
+
+@pytest.mark.parametrize(
+    "dials", [{"temperature": 0.0}, {"temperature": 1.5, "top_p": 0.9, "top_k": 20, "min_p": 0.01}]
+)
+def test_log_probabilities_equal_those_of_a_plain_forward_pass_however_tokens_are_drawn(
+    model_dir: Path, dials: dict[str, float]
+) -> None:
+    requests = make_requests(24)
+    silent = [replace(request, request_id=f"silent {request.request_id}") for request in requests]
+    mixed = [each for pair in zip(silent, asking(requests, **dials), strict=True) for each in pair]
+    results = sample_all(open_policy(model_dir), mixed)
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    assert any(result.finish_reason is FinishReason.STOP for result in results.values())
+    for request in requests:
+        answer = results[request.request_id].token_ids
+        ids = torch.from_numpy(np.concatenate([request.token_ids, answer]).astype(np.int64))[None]
+        with torch.inference_mode():
+            logprobs = model(input_ids=ids).logits[0].log_softmax(-1)
+        expected = logprobs[len(request.token_ids) - 1 : -1].gather(1, ids[0, len(request.token_ids) :, None])[:, 0]
+        found = results[request.request_id].logprobs
+        assert found.dtype == np.float32
+        assert found == pytest.approx(expected.numpy(), abs=1e-5)
+        assert results[f"silent {request.request_id}"].logprobs is None
+
+
+def test_log_probabilities_have_the_same_bits_batched_in_three_ways(model_dir: Path) -> None:
+    requests = asking(make_requests(100))
+    found = []
+    for max_batch, order in ((48, slice(None)), (24, slice(None, None, -1)), (5, slice(None))):
+        results = sample_all(open_policy(model_dir, max_batch=max_batch), requests[order])
+        found.append({name: result.logprobs.tobytes() for name, result in results.items()})
+    assert found[0] == found[1] == found[2]
+
+
+def test_nobody_computes_log_probabilities_that_nobody_asks_for(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    counted = "pipeline_lib.policy.transformers_engine.transformers_policy.token_logprobs"
+    monkeypatch.setattr(counted, lambda logits, tokens: asked.append(len(tokens)) or torch.zeros(len(tokens)))
+    policy, requests = open_policy(model_dir), make_requests(12)
+    sample_all(policy, requests)
+    assert (asked, policy._table.logprobs.shape[1]) == ([], 1)
+    sample_all(policy, [*requests[1:], *asking(requests[:1])])
+    assert set(asked) == {1}  # row of each pass
 
 
 def test_reuse_copies_all_but_the_last_prompt_token_and_counts_both(model_dir: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +147,38 @@ def test_first_tokens_are_drawn_from_the_softmax(
         observed, shares = [*observed, rest], [*shares, 1 - sum(shares)]
     assert len(observed) >= 3
     assert chisquare(observed, np.array(shares) / sum(shares) * count).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("stop", [(), ("\n",)])
+def test_log_probabilities_equal_those_of_the_transformers_backend(policy: VllmPolicy, stop: tuple[str, ...]) -> None:
+    plain = SamplingParams(60, 0.0)
+    requests = [replace(each, params=replace(plain, logprobs=True)) for each in tiny_requests(policy, 40)]
+    engines = [policy, transformers_policy()]
+    codecs = [engine.codec for engine in engines]
+    for engine in engines:
+        engine.codec = load_codec(TINY_BASE, TINY.model_copy(update={"stop": stop}))
+    ours, theirs = (sample_all(engine, requests) for engine in engines)
+    policy.codec = codecs[0]
+    assert all((result.num_chars is not None) == bool(stop) for result in theirs.values())
+    for name, result in ours.items():
+        assert result.token_ids.tolist() == theirs[name].token_ids.tolist()
+        assert result.logprobs == pytest.approx(theirs[name].logprobs, abs=1e-4)
+    assert sample_all(policy, tiny_requests(policy, 1))["0/0"].logprobs is None
+
+
+def test_log_probabilities_are_the_models_own_whatever_cuts_its_tokens(policy: VllmPolicy) -> None:
+    params = SamplingParams(30, 1.5, 0.9, 20, 0.01, logprobs=True)
+    requests = [replace(each, params=params) for each in tiny_requests(policy, 12)]
+    model = AutoModelForCausalLM.from_pretrained(TINY_BASE, dtype=torch.float32)
+    results = sample_all(policy, requests)
+    for request in requests:
+        result = results[request.request_id]
+        ids = torch.from_numpy(np.concatenate([request.token_ids, result.token_ids]).astype(np.int64))[None]
+        with torch.inference_mode():
+            logprobs = model(input_ids=ids).logits[0].log_softmax(-1)
+        start = len(request.token_ids)
+        expected = logprobs[start - 1 : -1].gather(1, ids[0, start:, None])[:, 0]
+        assert result.logprobs == pytest.approx(expected.numpy(), abs=1e-4)
 
 
 def test_a_request_sent_again_gives_the_same_tokens(policy: VllmPolicy) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline_lib.policy.prompting.stop_rule import AnswerEnd
 from pipeline_lib.policy.protocol import FinishReason, SampleRequest, SampleResult
-from pipeline_lib.types import Int32Array
+from pipeline_lib.types import Float32Array, Int32Array
 
 GATHERED_SHARE = 4  # one finished request for every four rows is handed over at once, while others wait for a row
 
@@ -69,21 +69,38 @@ class InFlight:
         token_ids: Sequence[int] | Int32Array,
         reason: FinishReason,
         end_token_id: int | None = None,
+        *,
+        logprobs: Sequence[float] | Float32Array | None = None,
     ) -> None:
-        """Keeps a result until `hand_over`; see `SampleResult`."""
+        """Keeps a result until `hand_over`; see `SampleResult`. `logprobs` may go on past the answer's own tokens."""
         ids = np.array(token_ids, dtype=np.int32)
-        self._results.append(SampleResult(request_id, ids, reason, end_token_id))
+        kept = _first_logprobs(logprobs, len(ids))
+        self._results.append(SampleResult(request_id, ids, reason, end_token_id, logprobs=kept))
 
-    def stop(self, request_id: str, token_ids: Sequence[int] | Int32Array, end: AnswerEnd) -> None:
+    def stop(
+        self,
+        request_id: str,
+        token_ids: Sequence[int] | Int32Array,
+        end: AnswerEnd,
+        *,
+        logprobs: Sequence[float] | Float32Array | None = None,
+    ) -> None:
         """Keeps the result of an answer that ended by the stop rule.
 
         Args:
             request_id: the request's.
             token_ids: all that was sampled, past the end too.
             end: see `prompting.stop_rule`.
+            logprobs: of the sampled tokens, where the request asks.
         """
-        kept, num_beyond = np.array(token_ids[: end.num_tokens], dtype=np.int32), len(token_ids) - end.num_tokens
-        stopped = SampleResult(request_id, kept, FinishReason.STOP, num_chars=end.num_chars, num_beyond=num_beyond)
+        stopped = SampleResult(
+            request_id,
+            np.array(token_ids[: end.num_tokens], dtype=np.int32),
+            FinishReason.STOP,
+            num_chars=end.num_chars,
+            num_beyond=len(token_ids) - end.num_tokens,
+            logprobs=_first_logprobs(logprobs, end.num_tokens),
+        )
         self._results.append(stopped)
 
     def needs_pass(self, capacity: int) -> bool:
@@ -112,6 +129,11 @@ class InFlight:
         self.waiting.clear()
         self._ids.clear()
         self._results.clear()
+
+
+def _first_logprobs(logprobs: Sequence[float] | Float32Array | None, count: int) -> Float32Array | None:
+    """`[count]` those of an answer's own tokens, as a copy; None where none were asked for."""
+    return None if logprobs is None else np.array(logprobs[:count], dtype=np.float32)
 
 
 def refusal(request: SampleRequest, limits: ModelLimits) -> FinishReason | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from pipeline_lib.config.truncation import Cutoff
-from pipeline_lib.types import Int32Array
+from pipeline_lib.types import Float32Array, Int32Array
 
 
 class FinishReason(StrEnum):
@@ -35,6 +35,7 @@ class SamplingParams:
         top_p: nucleus mass in (0, 1].
         top_k: only so many of the most probable tokens take part; 0 keeps all.
         min_p: only tokens at least so probable, in units of the most probable one, take part; in [0, 1].
+        logprobs: whether the result tells how probable its tokens were.
     """
 
     max_new_tokens: int
@@ -42,6 +43,7 @@ class SamplingParams:
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
+    logprobs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,8 @@ class SampleResult:
         end_token_id: which token ended it, of the several that may; None where none did, or the engine does not tell.
         num_chars: where a stop string ended it, how many characters of what its tokens spell are the answer's.
         num_beyond: tokens that were sampled past such an end, those of the stop string included.
+        logprobs: `[T]` float32, log-probability of each of `token_ids` in nats, as the model has it: at temperature 1,
+            with no token left out. None where the request did not ask, or never began.
     """
 
     request_id: str
@@ -82,6 +86,7 @@ class SampleResult:
     end_token_id: int | None = None
     num_chars: int | None = None
     num_beyond: int = 0
+    logprobs: Float32Array | None = None
 
 
 def text_of(result: SampleResult, codec: Codec) -> str:

@@ -14,7 +14,7 @@ from pipeline_lib.policy.in_flight import InFlight
 from pipeline_lib.policy.prompting.stop_rule import NO_STOP, StopRule, end_of_answer, rule_of
 from pipeline_lib.policy.protocol import Codec, EngineStats, FinishReason, SampleRequest, SampleResult
 from pipeline_lib.seeding import derive_generator, derive_seed
-from pipeline_lib.types import Int32Array
+from pipeline_lib.types import Float32Array, Int32Array
 
 Script = Callable[[str, str, int], str | None]
 
@@ -129,15 +129,22 @@ class ScriptedPolicy:
         token_ids = self.codec.encode(text)
         self.stats.tokens_prefilled += len(request.token_ids)
         self.stats.tokens_generated += min(len(token_ids) + 1, room)
-        rule = rule_of(self.codec)
+        rule, logprobs = rule_of(self.codec), _invented_logprobs(request, len(token_ids))
         end = end_of_answer(token_ids[:room], request, self.codec, rule) if rule else None
         if end is not None:
-            self._in_flight.stop(request.request_id, token_ids[:room], end)
+            self._in_flight.stop(request.request_id, token_ids[:room], end, logprobs=logprobs)
         elif len(token_ids) < room:
             ended_by = self.end_token_ids[request.seed % len(self.end_token_ids)] if self.end_token_ids else None
-            self._in_flight.finish(request.request_id, token_ids, FinishReason.STOP, ended_by)
+            self._in_flight.finish(request.request_id, token_ids, FinishReason.STOP, ended_by, logprobs=logprobs)
         else:
-            self._in_flight.finish(request.request_id, token_ids[:room], FinishReason.LENGTH)
+            self._in_flight.finish(request.request_id, token_ids[:room], FinishReason.LENGTH, logprobs=logprobs)
+
+
+def _invented_logprobs(request: SampleRequest, count: int) -> Float32Array | None:
+    """`[count]`, since no script knows any: by the request's seed, -log p exponential of mean 1. None unasked."""
+    if not request.params.logprobs:
+        return None
+    return -derive_generator(request.seed, "log-probabilities").exponential(size=count).astype(np.float32)
 
 
 def _common_end(left: Int32Array, right: Int32Array) -> Int32Array:

@@ -55,12 +55,14 @@ class Completion:
         finish_reason: vLLM's own word.
         num_cached: prompt tokens that were not computed; 0 where the server does not tell.
         stop_reason: the id of the token that ended the answer, or whatever else the server says did.
+        logprobs: one for each of `token_ids`, where the request asks for them.
     """
 
     token_ids: list[int]
     finish_reason: str
     num_cached: int
     stop_reason: object = None
+    logprobs: list[float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +140,7 @@ class Endpoint:
         Raises:
             EndpointLost: ask another one.
             RequestRefused: there is no use in that.
-            ConfigError: the API key is refused.
+            ConfigError: the API key is refused, or log-probabilities are asked for and none come.
         """
         try:
             answer = await self._ask("POST", "/v1/completions", {**NEUTRAL, **body, "model": self._model})
@@ -150,7 +152,18 @@ class Endpoint:
             raise EndpointLost("ended what it was running")
         details = usage.get("prompt_tokens_details") or {}
         num_cached = int(details.get("cached_tokens") or 0)
-        return Completion(token_ids, finish_reason, num_cached, choice.get("stop_reason"))
+        logprobs = self._logprobs(choice, len(token_ids)) if "logprobs" in body else None
+        return Completion(token_ids, finish_reason, num_cached, choice.get("stop_reason"), logprobs)
+
+    def _logprobs(self, choice: dict[str, Any], count: int) -> list[float]:
+        """Those of `count` sampled tokens, in the form of OpenAI's completions; vLLM's own default is the raw ones."""
+        values = (choice.get("logprobs") or {}).get("token_logprobs") or []
+        if len(values) != count or None in values:
+            raise ConfigError(
+                f"policy.server: {self.url} gives no log-probabilities, which search.selection=entropy needs; "
+                "let `vllm serve` itself answer there, or choose another selection"
+            )
+        return [float(value) for value in values]
 
     def _base_name(self, cards: list[dict[str, Any]], target: Target) -> str:
         """The base's name on this server; adapters name a parent, and a base may have several names."""

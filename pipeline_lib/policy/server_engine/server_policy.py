@@ -148,6 +148,8 @@ class ServerPolicy:
             "stop_token_ids": self._end_ids,
             "return_token_ids": True,
         }
+        if params.logprobs:
+            body["logprobs"] = 0  # of the sampled token, and of none besides
         if strings := rule_of(self.codec).strings:
             body["stop"] = list(strings)
         self._running[request.request_id] = request
@@ -177,9 +179,9 @@ class ServerPolicy:
         answer = read_answer(outcome.token_ids, outcome.finish_reason, self._end_ids, outcome.stop_reason)
         end = self._end_by_rule(request, answer[0], outcome.stop_reason)
         if end is not None:
-            self._in_flight.stop(request_id, answer[0], end)
+            self._in_flight.stop(request_id, answer[0], end, logprobs=outcome.logprobs)
         else:
-            self._in_flight.finish(request_id, *answer)
+            self._in_flight.finish(request_id, *answer, logprobs=outcome.logprobs)
 
     def _end_by_rule(self, request: SampleRequest, token_ids: Sequence[int], stop_reason: object) -> AnswerEnd | None:
         """Where an answer ended by the stop rule, or where a server says that it did; None where it did not."""

@@ -80,6 +80,18 @@ def draw_tokens(
     return torch.where(torch.isfinite(largest), tokens, -1)
 
 
+def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
+    """`[B]` float32 log-probabilities of drawn tokens in nats, whatever temperature or cut they were drawn with.
+
+    ``z_token - log(sum_v exp(z_v))``
+
+    Shapes: logits `[B, V]`, tokens `[B]` int64 in [0, V).
+
+    Example: probabilities (0.2, 0.5, 0.3) and token 1 give ln 0.5 = -0.693.
+    """
+    return torch.log_softmax(logits.float(), dim=-1).gather(1, tokens[:, None]).squeeze(1)
+
+
 def _invert(probs: Tensor, uniforms: Tensor) -> Tensor:
     """The first index whose cumulative sum exceeds u times the whole; float64 keeps long vocabularies exact."""
     cumulative = torch.cumsum(probs, dim=-1, dtype=torch.float64)

@@ -8,6 +8,7 @@ last row takes the writes of padding. All that is known per row lies in arrays: 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,8 @@ from pipeline_lib.types import Int32Array
 IntArray = NDArray[np.int64]
 MIN_RETAINED = 2  # rows: one is copied from while another takes over what a slot held
 _ROW_ARRAYS = ("tokens", "lengths", "computed", "last_used")
-_SLOT_ARRAYS = ("prompt_lengths", "limits", "temperatures", "top_ps", "top_ks", "min_ps", "uniforms", "occupied")
+_SAMPLING_ARRAYS = ("temperatures", "top_ps", "top_ks", "min_ps", "uniforms", "wants_logprobs", "logprobs")
+_SLOT_ARRAYS = ("prompt_lengths", "limits", "occupied", *_SAMPLING_ARRAYS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,8 @@ class SlotTable:
         prompt_lengths, limits: `[S]` int64, length at the start, and the one at which a request ends.
         occupied: `[S]` bool.
         uniforms: `[S, *]` float64, u_t of the request in each slot.
+        wants_logprobs: `[S]` bool, whether it asks how probable its tokens are.
+        logprobs: `[S, *]` float32, of the tokens that such a request has drawn; as wide as the longest one needs.
     """
 
     def __init__(self, num_slots: int, num_retained: int, context: int) -> None:
@@ -74,6 +78,8 @@ class SlotTable:
         self.min_ps = np.zeros(num_slots, dtype=np.float32)
         self.occupied = np.zeros(num_slots, dtype=bool)
         self.uniforms = np.zeros((num_slots, 1))
+        self.wants_logprobs = np.zeros(num_slots, dtype=bool)
+        self.logprobs = np.zeros((num_slots, 1), dtype=np.float32)
         self.requests: list[SampleRequest | None] = [None] * num_slots
         self._clock = 0
 
@@ -99,11 +105,13 @@ class SlotTable:
         self.top_ks[slot], self.min_ps[slot] = params.top_k, params.min_p
         self.occupied[slot] = True
         self.requests[slot] = request
+        self.wants_logprobs[slot] = params.logprobs
         num_new = int(self.limits[slot]) - length
-        if num_new > self.uniforms.shape[1] and params.temperature > 0:
-            self.uniforms = np.pad(self.uniforms, ((0, 0), (0, num_new - self.uniforms.shape[1])))
         if params.temperature > 0:
+            self.uniforms = _widened(self.uniforms, num_new)
             self.uniforms[slot, :num_new] = draw_uniforms(request.seed, num_new)
+        if params.logprobs:
+            self.logprobs = _widened(self.logprobs, num_new)
 
     def advance(self, slots: IntArray, positions: IntArray) -> None:
         """Notes that these positions of `slots` are in the cache, and all before them; ascending in each slot."""
@@ -151,3 +159,8 @@ class SlotTable:
     def free_slots(self, limit: int) -> IntArray:
         """Free slots among the first `limit`, ascending."""
         return np.flatnonzero(~self.occupied[:limit])
+
+
+def _widened(array: NDArray[Any], width: int) -> NDArray[Any]:
+    """`[S, at least width]` the same numbers, zeros behind them; the array itself where it is wide enough."""
+    return np.pad(array, ((0, 0), (0, width - array.shape[1]))) if width > array.shape[1] else array

@@ -34,7 +34,7 @@ from pipeline_lib.policy.transformers_engine.kv_cache import ROW_MULTIPLE, RowCo
 from pipeline_lib.policy.transformers_engine.model_loading import load_model
 from pipeline_lib.policy.transformers_engine.model_runner import ModelRunner, is_batch_invariant
 from pipeline_lib.policy.transformers_engine.pass_plan import TokenRows, plan_pass
-from pipeline_lib.policy.transformers_engine.sampling import draw_tokens
+from pipeline_lib.policy.transformers_engine.sampling import draw_tokens, token_logprobs
 from pipeline_lib.policy.transformers_engine.slots import MIN_RETAINED, IntArray, SlotTable
 from pipeline_lib.types import Int32Array
 
@@ -112,6 +112,7 @@ class TransformersPolicy:
         self._table.advance(plan.prefill_slots, plan.prefill_positions)
         self._table.advance(plan.decode_slots, plan.decode_positions)
         tokens = self._draw(logits, plan.ready)
+        self._note_logprobs(logits, plan.ready, tokens)
         self.stats.slot_steps += len(plan.ready)
         self.stats.capacity_steps += self.capacity
         self.stats.tokens_generated += len(plan.ready)
@@ -163,6 +164,17 @@ class TransformersPolicy:
         drawn: IntArray = draw_tokens(logits, *inputs).cpu().numpy()
         return drawn[ready]
 
+    def _note_logprobs(self, logits: torch.Tensor, ready: IntArray, tokens: IntArray) -> None:
+        """Keeps how probable the drawn tokens were, of the requests that ask for it."""
+        table = self._table
+        wanted = table.wants_logprobs[ready] & (tokens >= 0)
+        if not wanted.any():
+            return
+        slots = ready[wanted]
+        rows, drawn = (torch.from_numpy(a).to(logits.device) for a in (slots, tokens[wanted]))
+        places = table.lengths[slots] - table.prompt_lengths[slots]
+        table.logprobs[slots, places] = token_logprobs(logits[rows], drawn).cpu().numpy()
+
     def _append(self, ready: IntArray, tokens: IntArray) -> None:
         """Adds the drawn tokens to their rows and turns finished requests into results."""
         table = self._table
@@ -177,10 +189,12 @@ class TransformersPolicy:
         for slot, token, is_broken, is_ended in zip(ready[over], tokens[over], broken[over], ended[over], strict=True):
             reason = FinishReason.ERROR if is_broken else FinishReason.STOP if is_ended else FinishReason.LENGTH
             request_id, new_ids = self._answer_in(slot)
+            logprobs = table.logprobs[slot] if table.wants_logprobs[slot] else None
             if slot in stopped:
-                self._in_flight.stop(request_id, new_ids, stopped[slot])
+                self._in_flight.stop(request_id, new_ids, stopped[slot], logprobs=logprobs)
             else:
-                self._in_flight.finish(request_id, new_ids, reason, int(token) if is_ended else None)
+                ended_by = int(token) if is_ended else None
+                self._in_flight.finish(request_id, new_ids, reason, ended_by, logprobs=logprobs)
             self._watches.pop(request_id, None)
         table.finish(ready[over])
         if broken.any():

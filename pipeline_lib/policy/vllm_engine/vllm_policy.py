@@ -119,6 +119,7 @@ class VllmPolicy:
             min_p=params.min_p,
             seed=request.seed,
             stop_token_ids=self._end_ids,
+            logprobs=0 if params.logprobs else None,  # of the sampled token, and of none besides
         )
         if is_taken:
             self._running[request.request_id] = watch
@@ -140,7 +141,9 @@ class VllmPolicy:
         self.stats.tokens_generated += len(sampled)
         self.stats.tokens_reused += num_cached
         self.stats.tokens_prefilled += len(output.prompt_token_ids) - num_cached
+        rows = completion.logprobs
+        logprobs = None if rows is None else [row[token].logprob for row, token in zip(rows, sampled, strict=True)]
         if end is not None:
-            self._in_flight.stop(output.request_id, sampled, end)
+            self._in_flight.stop(output.request_id, sampled, end, logprobs=logprobs)
         elif answer is not None:
-            self._in_flight.finish(output.request_id, *answer)
+            self._in_flight.finish(output.request_id, *answer, logprobs=logprobs)
