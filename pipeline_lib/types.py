@@ -83,8 +83,6 @@ class SearchTree:
     A node is the problem plus the steps on its path; an edge is one sampled step. The root has no step. ``visits`` is
     the number of rollouts through a node, ``value_sums`` how many of them were right, or the sum of what they earned.
 
-    Shapes: N nodes, P prompt tokens.
-
     Args:
         problem_id: id of the problem whose tree this is.
         policy_id: id of the policy that sampled it.
@@ -103,6 +101,7 @@ class SearchTree:
         end_token_ids: `[N]` int32, the token that ended each finished rollout, or `STOPPED`; -1 where it is not known.
         cutoffs: `[N]` int8, `config.Cutoff` of the rollouts that end in a node; the first one's where several merged.
         ignored: rollouts left out, no visit and no reward, since a limit cut them off: one number per `Cutoff`, or ().
+        surprisals: `[N]` float32, mean of -log p over a step's tokens, in nats; -1 where not known; `[0]`: not asked.
     """
 
     problem_id: str
@@ -122,6 +121,7 @@ class SearchTree:
     end_token_ids: Int32Array = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
     cutoffs: Int8Array = field(default_factory=lambda: np.zeros(0, dtype=np.int8))
     ignored: tuple[int, ...] = ()
+    surprisals: Float32Array = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
 
     def __post_init__(self) -> None:  # trees of version 0.1.0 have neither
         if len(self.end_token_ids) == 0:

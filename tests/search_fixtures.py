@@ -80,7 +80,8 @@ class UnorderedPolicy:
         reason = FinishReason.STOP
         if len(token_ids) >= request.params.max_new_tokens:
             token_ids, reason = token_ids[: request.params.max_new_tokens], FinishReason.LENGTH
-        return SampleResult(request.request_id, token_ids, reason)
+        drawn = -derive_generator(request.seed, "surprise").random(len(token_ids), dtype=np.float32)
+        return SampleResult(request.request_id, token_ids, reason, logprobs=drawn if request.params.logprobs else None)
 
 
 class LateGrader(Grader):

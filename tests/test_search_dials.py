@@ -1,15 +1,16 @@
-"""Dials that decide where a search spends its tokens: the frontier, stopping early, what becomes of the savings."""
+"""Dials that decide where a search spends its tokens: frontier and entropy, stopping early, what is then saved."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from search_fixtures import as_dicts, babble, make_problems, search
+from search_fixtures import UnorderedPolicy, as_dicts, babble, make_problems, search
 from tree_fixtures import flat_tree
 
-from pipeline_lib.config import SearchConfig
-from pipeline_lib.search import Step, TreeBuilder
-from pipeline_lib.search.selection import frontier_scores
+from pipeline_lib.config import ConfigError, SearchConfig
+from pipeline_lib.search import Step, TreeBuilder, TreeWriter, read_trees, write_trees_parquet
+from pipeline_lib.search.selection import entropy_scores, frontier_scores
 from pipeline_lib.search.simulation import extra_simulations
 from pipeline_lib.types import ROOT, Outcome
 
@@ -66,6 +67,101 @@ def test_the_frontier_gives_the_same_trees_everywhere():
     trees = same_everywhere(selection="frontier", num_candidates=2)
     assert as_dicts(trees) != as_dicts(search(babble, make_problems(12), num_candidates=2)[0])
     assert all(tree.num_rollouts == 16 for tree in trees.values())
+
+
+# --- Entropy ---
+
+
+def test_entropy_scores_equal_numbers_worked_by_hand():
+    assert entropy_scores([(0.2, 0.6), (0.5,), (0.1, 0.1, 1.3)]) == pytest.approx([0.4, 0.5, 0.5])
+
+
+def insert(tree, *steps):
+    """One wrong rollout, its steps by text and surprisal; returns the text that it continued."""
+    node = tree.select()
+    made = [Step(text, np.array([ord(letter) for letter in text], dtype=np.int32), bits) for text, bits in steps]
+    tree.insert(node, made, Outcome.WRONG, 0.0)
+    return tree.prefix_text(node)
+
+
+def test_a_rollout_starts_before_the_least_certain_steps_once_the_root_has_its_own():
+    tree = TreeBuilder("p", "any", np.array([1]), seed=0, config=SearchConfig(num_candidates=3, selection="entropy"))
+    assert insert(tree, ("a\n", 9.0), ("b\n", 0.5), ("#1", 0.25)) == ""
+    assert insert(tree, ("c\n", 0.0), ("d\n", 0.75), ("#1", 0.5)) == ""
+    assert insert(tree, ("c\n", 4.0), ("#2", 0.0)) == ""  # the first c's surprisal stays
+    assert tree.build().surprisals.tolist() == [-1, 9, 0.5, 0.25, 0, 0.75, 0.5, 0]
+    # a: 0.5; b: 0.25; c: (0.75 + 0) / 2; d: 0.5. The root, before the step of 9, has had its own.
+    assert insert(tree, ("e\n", 0.375), ("#1", 1.0)) == "a\n"  # as uncertain as d, and inserted before
+    assert insert(tree, ("#2", 0.0)) == "a\ne\n"  # 1 before, then (1 + 0) / 2
+    assert insert(tree, ("#2", 0.0)) == "c\nd\n"  # again as uncertain; a has its three rollouts
+    assert tree.build().visits[[1, 4]].tolist() == [3, 3]
+    assert insert(tree, ("#3", 0.0)) == "a\ne\n"  # c too, so e's 0.5, b's and d's 0.25 are left
+
+
+def test_a_step_is_as_surprising_as_its_tokens_are_on_average():
+    dials = {"selection": "entropy", "num_simulations": 1, "max_step_tokens": 5}
+    trees, _, policy = search(lambda prefix, seed: "ab\ncdefgh\n#1", make_problems(1), **dials)
+    [tree] = trees.values()
+    surprise = -policy._answer(policy.requests[0]).logprobs
+    assert tree.steps == ("", "ab\n", "cdefg")
+    assert tree.surprisals == pytest.approx([-1, surprise[:3].mean(), surprise[3:8].mean()])
+
+
+def test_where_no_token_is_sampled_or_nobody_asks_nothing_is_known():
+    empty, _, _ = search(lambda prefix, seed: "", make_problems(1), selection="entropy")
+    silent, _, policy = search(babble, make_problems(2))
+    assert not any(request.params.logprobs for request in policy.requests)
+    assert [len(tree.surprisals) for tree in (*empty.values(), *silent.values())] == [0, 0, 0]
+
+
+def test_least_certain_steps_give_the_same_trees_everywhere():
+    trees = same_everywhere(selection="entropy", num_candidates=2)
+    others = [search(babble, make_problems(12), selection=name, num_candidates=2)[0] for name in ("ucb", "frontier")]
+    paths = [[tree.steps for tree in each.values()] for each in (trees, *others)]
+    assert paths[0] != paths[1] != paths[2] != paths[0]
+    assert all(tree.num_rollouts == 16 for tree in trees.values())
+
+
+def test_a_search_that_went_on_from_half_its_trees_is_the_whole_one():
+    dials = {"selection": "entropy", "num_candidates": 2, "parallel_simulations": 1}
+    half, _, _ = search(babble, make_problems(6), num_simulations=8, **dials)
+    whole, _, _ = search(babble, make_problems(6), num_simulations=16, **dials)
+    more, _, _ = search(babble, make_problems(6), num_simulations=16, resume=half, **dials)
+    assert as_dicts(more) == as_dicts(whole)
+
+
+def test_a_killed_search_for_least_certain_steps_resumes_to_the_same_bytes(tmp_path):
+    problems, dials = make_problems(8), {"selection": "entropy", "num_candidates": 2}
+    whole, _, _ = search(babble, problems, **dials)
+    write_trees_parquet(whole.values(), tmp_path / "whole.parquet")
+    with TreeWriter(tmp_path / "trees.jsonl") as writer:
+        for problem in problems[:3]:
+            writer.append(whole[problem.problem_id])
+    path = tmp_path / "trees.jsonl"
+    path.write_bytes(path.read_bytes()[:-7])  # killed while it wrote the third
+    kept = {tree.problem_id: tree for tree in read_trees(path)}
+    rest = [problem for problem in problems if problem.problem_id not in kept]
+    again, _, _ = search(babble, rest, capacity=3, arrival=5, **dials)
+    write_trees_parquet([*again.values(), *kept.values()], tmp_path / "again.parquet")
+    assert (len(kept), len(again)) == (2, 6)
+    assert (tmp_path / "again.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+
+
+def test_trees_that_know_nothing_of_their_tokens_are_gone_on_with_at_the_root():
+    known, _, _ = search(babble, make_problems(1), num_simulations=8)
+    more, _, policy = search(babble, make_problems(1), num_simulations=9, selection="entropy", resume=known)
+    assert {len(request.token_ids) for request in policy.requests} == {len("q0?\n")}
+    [tree] = more.values()
+    assert set(tree.surprisals[: known[tree.problem_id].num_nodes].tolist()) == {-1}
+
+
+def test_an_engine_that_gives_no_log_probabilities_is_refused():
+    class SilentPolicy(UnorderedPolicy):
+        def _answer(self, request):
+            return replace(super()._answer(request), logprobs=None)
+
+    with pytest.raises(ConfigError, match=r"search\.selection=entropy: the engine gives no log-probabilities"):
+        search(babble, make_problems(1), policy=SilentPolicy(babble), selection="entropy")
 
 
 # --- Stopping a tree whose first rollouts agree ---

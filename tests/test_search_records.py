@@ -1,10 +1,13 @@
 import subprocess
 import sys
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from search_fixtures import as_dicts, babble, make_problems, search
 
 from pipeline_lib.search import TreeWriter, read_trees, read_trees_parquet, write_trees_parquet
+from pipeline_lib.search.tree_files import PARQUET_SCHEMA
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +72,21 @@ def test_parquet_bytes_depend_on_the_trees_alone(tmp_path, trees):
     write_trees_parquet(reversed(trees), tmp_path / "b.parquet")
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
     assert dicts(read_trees_parquet(tmp_path / "a.parquet")) == dicts(trees)
+
+
+def test_surprisals_are_on_file_where_a_tree_has_them_and_nothing_of_them_elsewhere(tmp_path, trees):
+    measured = list(search(babble, make_problems(3), selection="entropy")[0].values())
+    plain = [tree for tree in trees if tree.problem_id.endswith("3")]
+    for name, some in {"plain": plain, "measured": measured, "both": [*plain, *measured]}.items():
+        write_trees_parquet(some, tmp_path / f"{name}.parquet")
+        write(tmp_path / f"{name}.jsonl", some)
+        columns = [*PARQUET_SCHEMA.names, *(["surprisals"] if name != "plain" else [])]
+        assert pq.read_schema(tmp_path / f"{name}.parquet").names == columns
+        assert (b"surprisals" in (tmp_path / f"{name}.jsonl").read_bytes()) == (name != "plain")
+        for read in (read_trees_parquet(tmp_path / f"{name}.parquet"), read_trees(tmp_path / f"{name}.jsonl")):
+            assert dicts(read) == dicts(some)
+            assert {tree.surprisals.dtype for tree in read} == {np.dtype(np.float32)}
+    assert [len(tree.surprisals) for tree in read_trees_parquet(tmp_path / "both.parquet")][-1] == 0
 
 
 def test_no_trees_make_a_file_too(tmp_path):

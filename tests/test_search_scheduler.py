@@ -206,6 +206,7 @@ def test_simulations_draw_from_named_seeds():
         {"num_candidates": 2},
         {"c_uct": 0.1},
         {"selection": "frontier"},
+        {"selection": "entropy"},
         {"stop_after_equal": 2},
         {"parallel_simulations": 2},
         {"max_depth": 2},

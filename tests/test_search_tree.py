@@ -172,9 +172,10 @@ def test_one_tree_equals_the_golden_one():
     assert as_dicts(trees)[0] == golden | {"end_token_ids": [-1] * len(golden["parents"])}
 
 
-def test_a_continued_tree_keeps_all_it_had():
+@pytest.mark.parametrize("selection", ["ucb", "entropy"])
+def test_a_continued_tree_keeps_all_it_had(selection):
     (problem,) = make_problems(1)
-    half, _, _ = search(babble, [problem], num_simulations=10)
+    half, _, _ = search(babble, [problem], num_simulations=10, selection=selection)
     tree = half[problem.problem_id]
     again = TreeBuilder.from_tree(tree, SearchConfig()).build()
     assert as_dicts({"p": again}) == as_dicts({"p": tree})

@@ -91,13 +91,18 @@ class SearchConfig(ConfigGroup):
     num_candidates: int = Field(
         4, ge=1, description="Rollouts that start at a node before its children are descended into. Our choice."
     )
-    c_uct: float = Field(1.0, ge=0, description="Exploration constant of UCB1. Our choice; rewards lie in [0, 1].")
-    selection: Literal["ucb", "frontier"] = Field(
+    c_uct: float = Field(
+        1.0,
+        ge=0,
+        description="Exploration constant of UCB1, which selection=ucb alone reads. Our choice; rewards lie in [0, 1].",
+    )
+    selection: Literal["ucb", "frontier", "entropy"] = Field(
         "ucb",
         json_schema_extra={"before": "ucb"},
         description="Where the next rollout starts: ucb descends from the root by UCB1; frontier takes, of the whole "
         "tree, the open node with less than num_candidates rollouts whose parent is worth most and least certain, "
-        "after DeepSearch. Paper: UCB.",
+        "after DeepSearch; entropy the one after which the sampled steps were least probable, token by token, after "
+        "TreeRL. Paper: UCB.",
     )
     stop_after_equal: int | None = Field(
         None,

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pipeline_lib.config import Cutoff, SearchConfig, Truncated
+from pipeline_lib.config import ConfigError, Cutoff, SearchConfig, Truncated
 from pipeline_lib.policy.protocol import Codec, FinishReason, SampleResult, cutoff_of
 from pipeline_lib.search.steps import Step
-from pipeline_lib.types import STOPPED, Grade, Int32Array, Outcome
+from pipeline_lib.types import STOPPED, Float32Array, Grade, Int32Array, Outcome
 
 Splitter = Callable[[Int32Array], list[Step]]
 
@@ -87,11 +87,12 @@ def rollout_from_result(
         codec: decodes the part of a step that is within the limit.
         depth: steps already on the path.
         max_new_tokens: tokens that the request allowed; fewer in an answer that did not end: the context was full.
-        config: `max_depth` and `max_step_tokens` are used.
+        config: `max_depth`, `max_step_tokens` and `selection` are used.
         truncated: what a rollout that passes a limit counts as.
 
     Raises:
         ValueError: the engine failed; see `policy.redraw`.
+        ConfigError: the selection needs log-probabilities, and the engine gives none.
     """
     if result.finish_reason is FinishReason.ERROR:
         raise ValueError(f"{result.request_id}: an engine's failure is no rollout; draw it again")
@@ -109,6 +110,10 @@ def rollout_from_result(
         cutoff = Cutoff.DEPTH
     else:
         cutoff = cutoff_of(result, max_new_tokens)
+    if result.logprobs is not None:
+        kept = _with_surprisals(kept, result.logprobs)
+    elif config.selection == "entropy" and len(result.token_ids):
+        raise ConfigError("search.selection=entropy: the engine gives no log-probabilities; choose ucb or frontier")
     is_cut = cutoff is not Cutoff.NONE
     return Rollout(
         tuple(kept),
@@ -124,3 +129,18 @@ def _ended_at(steps: list[Step], num_chars: int) -> list[Step]:
     """The steps of an answer of `num_chars` characters; what its last token spells beyond them is no text of theirs."""
     beyond = sum(len(step.text) for step in steps) - num_chars
     return [*steps[:-1], steps[-1]._replace(text=steps[-1].text[:-beyond])] if beyond else steps
+
+
+def _with_surprisals(steps: list[Step], logprobs: Float32Array) -> list[Step]:
+    """The steps that an answer begins with, each with the mean of ``-log p`` over its tokens.
+
+    Args:
+        steps: in order, from the first token on.
+        logprobs: `[T]` float32, of all of the answer's tokens.
+    """
+    measured, begin = [], 0
+    for step in steps:
+        end = begin + step.num_tokens
+        measured.append(step._replace(surprisal=-float(logprobs[begin:end].mean())) if end > begin else step)
+        begin = end
+    return measured

@@ -1,16 +1,17 @@
 """Where a simulation goes: into which child by UCB1, or to which open node of the whole tree.
 
 UCB1 prefers a step that has done well, and gives one that was tried less often than its siblings a bonus that shrinks
-as it is tried. It compares siblings only; the frontier compares all nodes that could be continued.
+as it is tried. It compares siblings only; the frontier, and entropy, compare all nodes that could be continued.
 
 Departures from the paper (arXiv 2501.01478, of which we know that it selects by UCB):
     1. Ties go to the child, or node, that was inserted first, so that equal seeds give equal trees.
-    2. The frontier is not the paper's; see `frontier_scores`.
+    2. The frontier and entropy are not the paper's; see `frontier_scores` and `entropy_scores`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -90,3 +91,24 @@ def frontier_scores(parent_value_sums: Float64Array, parent_visits: Int32Array, 
     uncertainty = -q * np.log2(q) - (1 - q) * np.log2(1 - q)
     scores: Float64Array = np.tanh(q) + uncertainty + DEPTH_WEIGHT * np.sqrt(depths / depths.max())
     return scores
+
+
+def entropy_scores(surprisals: Sequence[Sequence[float]]) -> Float64Array:
+    """How uncertain the policy was of what follows each open node; the most uncertain one is continued.
+
+    The mean over a node's children of ``s = -1/T sum_t log p_t``, over the T tokens of the child's step. At temperature
+    1, ``-log p`` of a token is an unbiased estimate of the entropy that it was drawn with.
+
+    Source: the entropy-guided tree search of TreeRL (arXiv 2506.11902) goes on from the tokens of largest -log p in a
+    tree. Ours: from whole steps, so a mean over tokens, by which long steps gain nothing; the mean over children.
+    Shapes: A is the number of open nodes.
+
+    Args:
+        surprisals: of each node's children, one or more, in nats per token, at least 0.
+
+    Returns:
+        `[A]` float64, in nats per token.
+
+    Example: children (0.2, 0.6) of one node and (0.5) of another give (0.4, 0.5): the second is next.
+    """
+    return np.array([sum(of_children) / len(of_children) for of_children in surprisals])

@@ -140,10 +140,11 @@ def sampling_params(config: SearchConfig, max_new_tokens: int) -> SamplingParams
     """How the tokens of rollouts are drawn.
 
     Args:
-        config: `temperature`, `top_p`, `top_k` and `min_p` are used.
+        config: `temperature`, `top_p`, `top_k`, `min_p` and `selection` are used.
         max_new_tokens: of one rollout, at least 1.
     """
-    return SamplingParams(max_new_tokens, config.temperature, config.top_p, config.top_k, config.min_p)
+    asks = config.selection == "entropy"
+    return SamplingParams(max_new_tokens, config.temperature, config.top_p, config.top_k, config.min_p, logprobs=asks)
 
 
 def request_at(tree: TreeBuilder, node: int, index: int, config: SearchConfig) -> SampleRequest:

@@ -21,6 +21,7 @@ from pipeline_lib.search.markdown import step_ends
 from pipeline_lib.types import Int32Array
 
 STEP_RULES = 2  # rises when the rules below change where any text is cut
+NO_SURPRISAL = -1.0  # of a step without tokens, or where nobody asked how probable they were
 OWN_EXPRESSION_S = 1.0  # for one rollout; an expression that takes longer backtracks without end
 
 # What ends a step under each name of `search.step_delimiter`; a match of a group does not.
@@ -41,10 +42,12 @@ class Step(NamedTuple):
     Args:
         text: delimiter included.
         token_ids: `[T]` int32.
+        surprisal: mean of -log p over the tokens, in nats; `NO_SURPRISAL` where it is not known.
     """
 
     text: str
     token_ids: Int32Array
+    surprisal: float = NO_SURPRISAL
 
     @property
     def num_tokens(self) -> int:

@@ -7,7 +7,7 @@ candidates when their parent is expanded, and no token is generated twice.
 Departures from the paper (arXiv 2501.01478), as far as it is known to us:
     1. Expansion and simulation are one request to the engine.
     2. Siblings whose texts are equal but for white space at the ends are one node; the tokens of
-       the first are kept, the one that ended it included.
+       the first are kept, the one that ended it and how probable they were included.
     3. A step that ended a rollout and one that did not stay apart, whatever their texts, and so do two that ended it
        with different outcomes, or of which a limit cut one off and the policy ended the other.
     4. Rollouts start at a node until it has `num_candidates` visits; then its children are descended into.
@@ -21,8 +21,8 @@ import numpy as np
 
 from pipeline_lib.config import Cutoff, SearchConfig
 from pipeline_lib.search.rollout import Rollout
-from pipeline_lib.search.selection import frontier_scores, select
-from pipeline_lib.search.steps import Step
+from pipeline_lib.search.selection import entropy_scores, frontier_scores, select
+from pipeline_lib.search.steps import NO_SURPRISAL, Step
 from pipeline_lib.types import NO_PARENT, NO_TOKEN, ROOT, Int32Array, Outcome, SearchTree
 
 OPEN = int(Outcome.OPEN)
@@ -77,7 +77,8 @@ class TreeBuilder:
         """A builder that goes on where a finished tree stopped."""
         builder = cls(tree.problem_id, tree.policy_id, tree.prompt_token_ids, seed=tree.seed, config=config)
         for node in range(1, tree.num_nodes):
-            step = Step(tree.steps[node], tree.token_ids[node])
+            surprisal = float(tree.surprisals[node]) if len(tree.surprisals) else NO_SURPRISAL
+            step = Step(tree.steps[node], tree.token_ids[node], surprisal)
             ending = (int(tree.outcomes[node]), int(tree.cutoffs[node]), tree.end_token_id(node))
             builder._add(int(tree.parents[node]), step, *ending)
         builder._visits = tree.visits.tolist()
@@ -126,11 +127,13 @@ class TreeBuilder:
         """The node that the next simulation starts at; it counts as in flight until `insert`, or `ignore`.
 
         With ``selection="ucb"`` it descends from the root by UCB1 to the first node with fewer than `num_candidates`
-        counts; with ``frontier`` it is the best of all nodes with fewer, once the root has as many.
+        counts; else it is one of all nodes with fewer, once the root has as many: with ``frontier`` the best, with
+        ``entropy`` the one before the steps that the policy was least certain of.
         When everything below the root is exhausted it is the root: a fresh rollout may still find
         another way.
         """
-        node = self._descend() if self._config.selection == "ucb" else self._best_of_frontier()
+        find = {"ucb": self._descend, "frontier": self._best_of_frontier, "entropy": self._before_least_certain}
+        node = find[self._config.selection]()
         path = [ROOT, *self._path(node)]
         for n in path:
             self._counts[n] += 1
@@ -195,6 +198,7 @@ class TreeBuilder:
 
     def build(self) -> SearchTree:
         """The tree as it stands, without what is in flight."""
+        surprisals = np.array([step.surprisal for step in self._steps], dtype=np.float32)
         return SearchTree(
             problem_id=self.problem_id,
             policy_id=self.policy_id,
@@ -213,6 +217,7 @@ class TreeBuilder:
             end_token_ids=np.array(self._end_token_ids, dtype=np.int32),
             cutoffs=np.array(self._cutoffs, dtype=np.int8),
             ignored=tuple(self._ignored) if any(self._ignored) else (),
+            surprisals=surprisals if (surprisals >= 0).any() else surprisals[:0],
         )
 
     def _descend(self) -> int:
@@ -224,12 +229,14 @@ class TreeBuilder:
             node = children[self._select_child(node, children)] if len(children) > 1 else children[0]
         return node
 
-    def _best_of_frontier(self) -> int:
-        if self._counts[ROOT] < self._config.num_candidates:
-            return ROOT
-        nodes = range(1, len(self._parents))
+    def _frontier(self) -> list[int]:
+        """Where rollouts may start but for the root, in order of insertion; nowhere until the root has its own."""
         few = self._config.num_candidates
-        frontier = [node for node in nodes if self._counts[node] < few and not self._is_closed[node]]
+        nodes = range(1, len(self._parents)) if self._counts[ROOT] >= few else ()
+        return [node for node in nodes if self._counts[node] < few and not self._is_closed[node]]
+
+    def _best_of_frontier(self) -> int:
+        frontier = self._frontier()
         if not frontier:
             return ROOT
         parents = [self._parents[node] for node in frontier]
@@ -239,6 +246,16 @@ class TreeBuilder:
             np.array([self._depths[node] for node in frontier], dtype=np.int32),
         )
         return frontier[int(scores.argmax())]
+
+    def _before_least_certain(self) -> int:
+        surprisals = {node: self._surprisals_after(node) for node in self._frontier()}
+        known = [node for node, of_children in surprisals.items() if of_children]
+        return known[int(entropy_scores([surprisals[node] for node in known]).argmax())] if known else ROOT
+
+    def _surprisals_after(self, node: int) -> list[float]:
+        """Of the children of `node`, as far as they are known."""
+        steps = (self._steps[child] for child in self._children[node])
+        return [step.surprisal for step in steps if step.surprisal != NO_SURPRISAL]
 
     def _select_child(self, node: int, children: list[int]) -> int:
         value_sums = np.array([self._value_sums[child] for child in children])

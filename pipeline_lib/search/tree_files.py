@@ -33,6 +33,7 @@ ARRAY_TYPES = {
     "depths": np.int32,
     "end_token_ids": np.int32,
     "cutoffs": np.int8,
+    "surprisals": np.float32,
 }
 PARQUET_SCHEMA = pa.schema(
     [
@@ -55,7 +56,9 @@ PARQUET_SCHEMA = pa.schema(
         ("ignored", pa.list_(pa.int32())),
     ]
 )
+MEASURED_SCHEMA = PARQUET_SCHEMA.append(pa.field("surprisals", pa.list_(pa.float32())))  # of trees that have them
 LATER_COLUMNS: JsonDict = {"end_token_ids": [], "cutoffs": [], "ignored": []}  # for those that 0.1.0 did not write
+OPTIONAL_COLUMNS: JsonDict = LATER_COLUMNS | {"surprisals": []}
 
 
 class TreeWriter:
@@ -118,8 +121,9 @@ def read_trees(path: Path) -> list[SearchTree]:
 
 def write_trees_parquet(trees: Iterable[SearchTree], path: Path) -> None:
     """Writes trees as one Parquet file, sorted by problem id: equal trees give equal bytes."""
-    rows = [tree_to_dict(tree) for tree in sorted(trees, key=lambda tree: tree.problem_id)]
-    write_parquet(pa.Table.from_pylist(rows, schema=PARQUET_SCHEMA), path)
+    rows = [OPTIONAL_COLUMNS | tree_to_dict(tree) for tree in sorted(trees, key=lambda tree: tree.problem_id)]
+    schema = MEASURED_SCHEMA if any(row["surprisals"] for row in rows) else PARQUET_SCHEMA
+    write_parquet(pa.Table.from_pylist(rows, schema=schema), path)
 
 
 def read_trees_parquet(path: Path, problem_ids: Collection[str] | None = None) -> list[SearchTree]:
@@ -134,8 +138,8 @@ def read_trees_parquet(path: Path, problem_ids: Collection[str] | None = None) -
     """
     wanted = None if problem_ids is None else [("problem_id", "in", sorted(problem_ids))]
     table = pq.read_table(path, filters=wanted)
-    missing = LATER_COLUMNS.keys() - set(table.column_names)
-    if not table.schema.equals(pa.schema([column for column in PARQUET_SCHEMA if column.name not in missing])):
+    missing = OPTIONAL_COLUMNS.keys() - set(table.column_names)
+    if not table.schema.equals(pa.schema([column for column in MEASURED_SCHEMA if column.name not in missing])):
         raise ValueError(f"{path}: not a file of search trees; its columns are {', '.join(table.column_names)}")
     return [tree_from_dict(row) for row in table.to_pylist()]
 
@@ -157,12 +161,13 @@ def read_counts(path: Path) -> dict[str, int]:
 
 
 def tree_to_dict(tree: SearchTree) -> JsonDict:
-    """Plain lists and numbers under the names of `SearchTree`'s fields."""
+    """Plain lists and numbers under the names of `SearchTree`'s fields; surprisals where they were asked for."""
+    arrays = [name for name in ARRAY_TYPES if name != "surprisals" or len(tree.surprisals)]
     return {
         "problem_id": tree.problem_id,
         "policy_id": tree.policy_id,
         "seed": tree.seed,
-        **{name: getattr(tree, name).tolist() for name in ARRAY_TYPES},
+        **{name: getattr(tree, name).tolist() for name in arrays},
         "steps": list(tree.steps),
         "token_ids": [ids.tolist() for ids in tree.token_ids],
         "tokens_generated": tree.tokens_generated,
@@ -173,12 +178,12 @@ def tree_to_dict(tree: SearchTree) -> JsonDict:
 
 
 def tree_from_dict(row: JsonDict) -> SearchTree:
-    """The inverse of `tree_to_dict`; what it did not give in version 0.1.0 may be missing.
+    """The inverse of `tree_to_dict`; what it does not always give may be missing.
 
     Raises:
         TypeError, KeyError: a field is missing or unknown.
     """
-    fields: dict[str, Any] = LATER_COLUMNS | row
+    fields: dict[str, Any] = OPTIONAL_COLUMNS | row
     fields |= {name: np.array(fields[name], dtype=dtype) for name, dtype in ARRAY_TYPES.items()}
     fields["ignored"] = tuple(fields["ignored"])
     fields["steps"] = tuple(row["steps"])

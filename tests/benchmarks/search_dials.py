@@ -37,6 +37,7 @@ from tasks.runtime.policies import base_policy
 DIALS: dict[str, dict[str, object]] = {
     "as it is": {},
     "selection=frontier": {"selection": "frontier"},
+    "selection=entropy": {"selection": "entropy"},
     "stop_after_equal=4": {"stop_after_equal": 4},
     "… spend_saved=undecided": {"stop_after_equal": 4, "spend_saved": "undecided"},
     "stop_after_equal=8": {"stop_after_equal": 8},
