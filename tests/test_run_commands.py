@@ -158,7 +158,7 @@ def test_what_config_prints_is_what_config_reads(coppice: Coppice, tmp_path: Pat
     file = tmp_path / "mine.yaml"
     changes = ("--set", "search.c_uct=0.5", "--set", "policy.instruction=a: b # c")
     file.write_text(coppice("config", "--preset", "tiny-literal", "--describe", *changes)[1], encoding="utf-8")
-    assert "  # Exploration constant of UCB1." in file.read_text(encoding="utf-8")
+    assert "  # Exploration constant of UCB1," in file.read_text(encoding="utf-8")
     expected = apply_overrides(preset("tiny-literal"), ["search.c_uct=0.5", "policy.instruction=a: b # c"])
     assert build_config(None, [], file=file) == expected
     assert build_config(None, ["seed=2"], file=file) == expected.model_copy(update={"seed": 2})

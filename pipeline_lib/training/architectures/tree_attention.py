@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import embedding
+from torch.nn.functional import embedding, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -24,6 +24,7 @@ BLOCKED = "tree_blocks"  # what transformers calls it here
 BLOCK_SIZES = (32, 64, 128, 256)
 TOKENS_PER_KEY = 64  # to fetch a key and its value for a block takes as long as comparing it with so many queries
 KEY_MULTIPLE = 8
+MAX_PRODUCTS = 1 << 26  # of queries and keys, over all heads, that are held at once: 256 MiB in float32, a few times
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +48,10 @@ class TreeBlocks:
 
 def cut_into_blocks(
     subtree_ends: NDArray[np.int64], device: torch.device, sizes: Sequence[int] | None = None
-) -> TreeBlocks:
-    """Cuts rows into blocks of the size that takes the fewest operations.
+) -> TreeBlocks | None:
+    """Cuts rows into blocks of the size that takes the fewest operations; None where whole rows take no more.
+
+    With `sizes` into blocks of one of these, whatever it takes.
 
     ``cost = N * K * (Q + TOKENS_PER_KEY)``.
 
@@ -57,18 +60,22 @@ def cut_into_blocks(
     Args:
         subtree_ends: `[B, T]`, see `PackedBatch`.
         device: where the blocks are needed.
-        sizes: tried, in tokens; None tries `BLOCK_SIZES` and whole rows.
+        sizes: tried, in tokens; None tries `BLOCK_SIZES`.
 
     Example: 1,336 tokens, 300 of them the beginning of 16 trees, become 11 blocks of 128 queries and up to 448 keys: a
     third of the pairs.
     """
     num_rows, length = subtree_ends.shape
-    sizes = sorted({min(size, length) for size in sizes or (*BLOCK_SIZES, length)})
-    plans = [_blocks(subtree_ends, size) for size in sizes]
+    tried = [min(size, length) for size in sizes or BLOCK_SIZES]
+    plans = [_blocks(subtree_ends, size) for size in tried]
     widths = [max(len(keys) for _, keys in blocks) for blocks in plans]
-    costs = [len(b) * width * (size + TOKENS_PER_KEY) for b, width, size in zip(plans, widths, sizes, strict=True)]
+    costs = [
+        len(plan) * width * (size + TOKENS_PER_KEY) for plan, width, size in zip(plans, widths, tried, strict=True)
+    ]
     best = int(np.argmin(costs))
-    blocks, size, width = plans[best], sizes[best], -(-widths[best] // KEY_MULTIPLE) * KEY_MULTIPLE
+    if sizes is None and costs[best] >= num_rows * length * (length + TOKENS_PER_KEY):
+        return None
+    blocks, size, width = plans[best], tried[best], -(-widths[best] // KEY_MULTIPLE) * KEY_MULTIPLE
     queries = np.stack([np.pad(queries, (0, size - len(queries)), mode="edge") for queries, _ in blocks])
     keys = np.stack([np.pad(keys, (0, width - len(keys)), constant_values=keys[0]) for _, keys in blocks])
     tokens = np.arange(num_rows * length)
@@ -137,10 +144,15 @@ def _attended(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, blocks: T
     repeats = num_heads // key.shape[1]  # heads that share their keys compare with them in one product
     # In float32, so that what a key's blocks add to its gradient is not rounded at every sum.
     keys, values = (_fetched(each.float(), blocks.keys).to(query.dtype) for each in (key, value))
-    queries = _fetched(query, blocks.queries).unflatten(1, (-1, repeats)).flatten(2, 3)  # [N, G, repeats * Q, D]
-    products = (queries @ keys.transpose(2, 3)).unflatten(2, (repeats, -1))
-    shares = (products + mask[:, None]).softmax(-1).flatten(2, 3)  # a softmax sums in float32 itself
-    found = (shares @ values).unflatten(2, (repeats, -1)).flatten(1, 2)  # [N, A, Q, D']
+    queries = _fetched(query, blocks.queries)
+    if mask.numel() * num_heads > MAX_PRODUCTS:
+        keys, values = (each.repeat_interleave(repeats, dim=1) for each in (keys, values))
+        found = scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=1.0)
+    else:  # two to three times as fast
+        queries = queries.unflatten(1, (-1, repeats)).flatten(2, 3)  # [N, G, repeats * Q, D]
+        products = (queries @ keys.transpose(2, 3)).unflatten(2, (repeats, -1))
+        shares = (products + mask[:, None]).softmax(-1).flatten(2, 3)  # a softmax sums in float32 itself
+        found = (shares @ values).unflatten(2, (repeats, -1)).flatten(1, 2)  # [N, A, Q, D']
     tokens = embedding(blocks.places, found.transpose(1, 2).flatten(0, 1).flatten(1))
     return tokens.view(num_rows, length, num_heads, -1)
 

@@ -7,7 +7,8 @@ forward pass, and for any number of processes.
 
 The linear layers cost rows times length, attention rows times length squared: they break even at a row length
 of about six times the hidden size (24 H^2 against 4 T H operations per token and layer; measured
-700 tokens for hidden size 128 on one CPU thread). Below it padding matters more than length.
+700 tokens for hidden size 128 on one CPU thread). Below it padding matters more than length. Where attention goes by
+blocks, see `architectures.tree_attention`, it costs by the token too, and no row is too long.
 """
 
 from __future__ import annotations
