@@ -89,7 +89,7 @@ def smollm2() -> PipelineConfig:
     """
     return PipelineConfig(
         preset="smollm2",
-        num_iterations=5,
+        num_iterations=8,
         problems=ProblemsConfig(dataset="tiny-arithmetic", num_problems=800, num_validation=500),
         policy=PolicyConfig(
             model="smollm2",

@@ -247,6 +247,7 @@ def search_problems(
         iteration: part of every seed.
         earlier: what this function returned before the audit's remedy, to go on from.
     """
+    config = config.model_copy(update={"search": config.search.in_iteration(iteration)})
     same: dict[str, Any] = {"config": config, "problems": problems, "policy": policy, "iteration": iteration}
     trees = _search_pass({**same, "earlier": earlier})
     if earlier or not config.search.spends_saved or not extra_simulations(load_trees(trees), config.search):

@@ -8,11 +8,12 @@ import pytest
 from search_fixtures import UnorderedPolicy, as_dicts, babble, make_problems, search
 from tree_fixtures import flat_tree
 
-from pipeline_lib.config import ConfigError, SearchConfig
+from pipeline_lib.config import ConfigError, PipelineConfig, SearchConfig
 from pipeline_lib.search import Step, TreeBuilder, TreeWriter, read_trees, write_trees_parquet
 from pipeline_lib.search.selection import entropy_scores, frontier_scores
 from pipeline_lib.search.simulation import extra_simulations
 from pipeline_lib.types import ROOT, Outcome
+from tasks.search import search_problems
 
 
 def same_everywhere(**config):
@@ -206,3 +207,22 @@ def test_what_stopped_trees_save_is_shared_out_among_the_undecided():
     undecided = [flat_tree(*[right, wrong] * 8) for _ in range(3)]
     assert extra_simulations([*stopped, *undecided], config) == 8
     assert extra_simulations(stopped, config) == extra_simulations(undecided, config) == 0
+
+
+# --- A temperature that rises ---
+
+
+def test_the_temperature_rises_by_iteration_and_no_further_than_1():
+    config = SearchConfig(temperature=0.6, temperature_rise=0.15)
+    assert [config.in_iteration(index).temperature for index in (1, 2, 3, 4, 9)] == [0.6, 0.75, 0.9, 1.0, 1.0]
+    assert SearchConfig(temperature=1.2, temperature_rise=0.15).in_iteration(3).temperature == 1.2
+
+
+def test_each_iteration_is_searched_at_its_own_temperature(monkeypatch):
+    searched = []
+    monkeypatch.setattr("tasks.search._search_pass", lambda same: searched.append(same["config"].search) or ())
+    config = PipelineConfig(search=SearchConfig(temperature=0.5, temperature_rise=0.25))
+    for iteration in (1, 2):
+        search_problems(config=config, problems=None, policy=None, iteration=iteration)
+    # Nothing but the temperature is left of it: the keys are those of a search at that temperature throughout.
+    assert searched == [SearchConfig(temperature=0.5), SearchConfig(temperature=0.75)]

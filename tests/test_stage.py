@@ -285,8 +285,8 @@ def test_every_search_dial_changes_the_search() -> None:
         "stop_after_equal": 2,
     }
     # markdown_steps in test_search_markdown.py: nothing here is left open; spend_saved in test_shards.py;
-    # shot_levels in test_search_scheduler.py
-    elsewhere = {"num_shards", "markdown_steps", "spend_saved", "shot_levels"}
+    # shot_levels in test_search_scheduler.py, temperature_rise in test_search_dials.py
+    elsewhere = {"num_shards", "markdown_steps", "spend_saved", "shot_levels", "temperature_rise"}
     assert set(changes) == set(SearchConfig.model_fields) - elsewhere
     plain = searched(config)
     assert searched(config) == plain

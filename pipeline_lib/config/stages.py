@@ -122,6 +122,13 @@ class SearchConfig(ConfigGroup):
         4, ge=1, description="Simulations of one tree in flight under virtual loss. Our choice: fills the engine."
     )
     temperature: float = Field(1.0, gt=0, description="Sampling temperature of the rollouts. Our choice.")
+    temperature_rise: float = Field(
+        0.0,
+        ge=0,
+        json_schema_extra={"before": 0.0},
+        description="Added to the temperature with every iteration after the first, up to a temperature of 1: a policy "
+        "that has grown sure of itself goes on exploring. Our choice: none.",
+    )
     top_p: float = Field(
         1.0, gt=0, le=1, description="Nucleus mass of the rollouts. Our choice: 1 keeps the policy's own distribution."
     )
@@ -176,6 +183,12 @@ class SearchConfig(ConfigGroup):
     def spends_saved(self) -> bool:
         """Whether undecided trees get what stopped ones leave: a second pass over an iteration's trees."""
         return self.stop_after_equal is not None and self.spend_saved == "undecided"
+
+    def in_iteration(self, iteration: int) -> SearchConfig:
+        """What an iteration, counted from 1, is searched with: the temperature as far as it has risen by then."""
+        risen = min(1.0, self.temperature + self.temperature_rise * (iteration - 1))
+        temperature = max(self.temperature, round(risen, 6))
+        return self.model_copy(update={"temperature": temperature, "temperature_rise": 0.0})
 
     @field_validator("max_tokens_per_problem")
     @classmethod
