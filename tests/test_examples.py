@@ -162,7 +162,8 @@ def test_a_run_is_read_as_data_frames(own_run: tuple[Path, str], monkeypatch: py
     scored = steps[steps["score"] != 0]
     assert set(scored["problem_id"]) <= set(trees[trees["informative"]]["problem_id"])
     clipped = steps["score"].clip(lower=-0.1 * scored["score"].abs().mean())
-    np.testing.assert_allclose(steps["weight"], clipped / clipped[steps["score"] != 0].abs().mean())
+    of_scores = clipped / clipped[steps["score"] != 0].abs().mean()
+    np.testing.assert_allclose(steps["weight"], of_scores + steps["value"])  # train.value_weight is 1
     # The verifier's word: off by two is right here, and only here.
     ended = steps[steps["outcome"].isin(["CORRECT", "WRONG"])]
     golds = {tree: own_gold(int(tree[-5:])) for tree in trees["problem_id"]}

@@ -125,3 +125,19 @@ def test_layers_that_are_not_told_of_blocks_attend_to_whole_rows(tmp_path, monke
         lambda *args, tree_blocks=None, **others: original(*args, **others),
     )
     assert not load_policy(save_model(tmp_path), None, TrainConfig(), CPU, seed=0).attends_by_blocks
+
+
+def test_rows_with_padding_are_answered_as_by_plain_attention(tmp_path):
+    """Whoever calls the model itself, as TRL does, hands it no blocks but a mask of padding."""
+    trained = load_policy(save_model(tmp_path), None, TrainConfig(), CPU, seed=0)
+    ids, mask = torch.arange(2, 26).view(2, 12), torch.ones(2, 12, dtype=torch.long)
+    mask[0, :5] = 0
+    logits = []
+    for by_blocks in (True, False):
+        attend_by_blocks(trained, by_blocks)
+        with torch.no_grad():
+            logits.append(trained.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[mask.bool()])
+    assert torch.equal(*logits)
+    with torch.no_grad():
+        unmasked = trained.model(input_ids=ids, use_cache=False).logits[mask.bool()]
+    assert not torch.allclose(unmasked, logits[0], atol=1e-3)

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import embedding, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 BLOCKED = "tree_blocks"  # what transformers calls it here
 BLOCK_SIZES = (32, 64, 128, 256)
@@ -169,3 +170,4 @@ def _fetched(states: Tensor, tokens: Tensor) -> Tensor:
 
 
 AttentionInterface.register(BLOCKED, tree_attention)
+AttentionMaskInterface.register(BLOCKED, sdpa_mask)  # for who calls the model with a mask of padding, as TRL does
