@@ -55,7 +55,8 @@ def tiny_literal() -> PipelineConfig:
     """As `tiny`, in the paper's literal reading: what the other choices are measured against.
 
     Scores against the other siblings, times visits; signed weights without a clip; a KL of 0.1 to the policy before.
-    The strength of the KL is our choice, the paper's is not known to us. It first falls below its base.
+    The strength of the KL is our choice, the paper's is not known to us. It stays near its base, 48.4 %: 51.6, 52.4 and
+    49.4 % after its iterations with seed 0, where `tiny` comes to 77.6; at twice this rate it fell below it at once.
     """
     config = tiny()
     score = config.score.model_copy(update={"baseline": "others", "scaling": "linear"})
